@@ -1,0 +1,62 @@
+"""sned cuts a trained network down until it fits the device that will run it, and proves what was gained."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sned.version import __version__
+
+if TYPE_CHECKING:
+    from sned.devices.budget import Budget
+    from sned.errors import SnedError
+    from sned.export import export
+    from sned.graph import Graph, Group, Plan, trace
+    from sned.pipeline import Result, plan, prune
+    from sned.surgery import apply, load, save
+
+_HOMES = {
+    "Budget": "sned.devices.budget",
+    "Graph": "sned.graph",
+    "Group": "sned.graph",
+    "Plan": "sned.graph",
+    "Result": "sned.pipeline",
+    "SnedError": "sned.errors",
+    "apply": "sned.surgery",
+    "export": "sned.export",
+    "load": "sned.surgery",
+    "plan": "sned.pipeline",
+    "prune": "sned.pipeline",
+    "save": "sned.surgery",
+    "trace": "sned.graph",
+}
+"""Where each public name lives; imported when first used, so that `sned --help` does not wait for PyTorch."""
+
+__all__ = [
+    "Budget",
+    "Graph",
+    "Group",
+    "Plan",
+    "Result",
+    "SnedError",
+    "__version__",
+    "apply",
+    "export",
+    "load",
+    "plan",
+    "prune",
+    "save",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (whatever the name stands for)
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sned' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,51 @@
+"""Where things are shown: results on standard output, all else on standard error."""
+
+from typing import TYPE_CHECKING, Any
+
+from sned.progress import Progress, RichProgress
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+PLAIN_WIDTH = 140
+"""Columns of a table that goes to a file or a pipe, where there is no terminal to ask."""
+
+
+def show(renderable: "RenderableType") -> None:
+    """Print a table, or text with markup, on standard output."""
+    _console().print(renderable)
+
+
+def show_json(data: Any) -> None:  # noqa: ANN401 - anything that JSON can hold
+    """Print data as JSON on standard output, and nothing else."""
+    import json
+
+    import typer
+
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def complain(message: str) -> None:
+    """Print an error as a paragraph on standard error."""
+    from rich.text import Text
+
+    _console(stderr=True).print(Text.assemble(("Error: ", "bold red"), message), soft_wrap=False)
+
+
+def say(message: str) -> None:
+    """Print a remark on standard error, where it does not get into what is piped on."""
+    from rich.text import Text
+
+    _console(stderr=True).print(Text(message), soft_wrap=True)
+
+
+def progress() -> Progress:
+    """Bars on standard error."""
+    return RichProgress(_console(stderr=True))
+
+
+def _console(*, stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH)

@@ -1,0 +1,51 @@
+"""Ctrl-C: stop at once, and say what was kept."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from typer.core import TyperGroup
+
+_NOTHING = "Stopped. Nothing was written, and the model is as it was."
+
+
+class Stopped(Exception):  # noqa: N818 - it is not an error
+    """The user stopped a command; the text says what was kept."""
+
+
+class Commands(TyperGroup):
+    """A group of commands that tells what was kept when one is stopped."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own signature
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Stopped(_NOTHING) from error
+
+
+@contextmanager
+def keeping(folder: Path | None) -> Iterator[None]:
+    """Turn Ctrl-C within the block into `Stopped`, naming the files of `folder` that were finished by then.
+
+    Files are written beside their place and renamed, so that what is there is whole.
+    """
+    started = time.time()
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Stopped(_kept(folder, started)) from error
+
+
+def _kept(folder: Path | None, started: float) -> str:
+    if folder is None or not folder.is_dir():
+        return _NOTHING
+    # File systems round times down, some to two seconds.
+    finished = [file for file in folder.iterdir() if file.is_file() and file.stat().st_mtime >= started - 2]
+    names = sorted(file.name for file in finished if not file.name.startswith("."))
+    if not names:
+        return _NOTHING
+    return f"Stopped. Kept in '{folder}', each of them whole: {', '.join(names)}. The model is as it was."

@@ -1,0 +1,297 @@
+"""Time single ops on this machine, in ONNX Runtime, and make tables of them.
+
+What a session costs besides its op is measured with ops that do nothing and taken off, so that the times of the ops of
+a network add up to the time of the network; it is added once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import ModelProto, helper
+
+from sned.devices.kernels import FloatArray
+from sned.devices.layout import Family
+from sned.devices.recipes import BLOCKED, RECIPES, Point, constant, model_of
+from sned.devices.store import Environment, Store
+from sned.devices.table import Table
+from sned.progress import SILENT, Progress
+from sned.runtime import session_options
+from sned.timing import Latency, interleaved
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+CHUNK = 48
+"""Sessions held open at a time and timed against each other."""
+
+CHUNK_BYTES = 384 << 20
+SAMPLE_MS = 0.3
+RUNS = 15
+FOOTPRINTS_MB = (0.3, 0.6, 1.2, 1.8, 2.4, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A family of ops and the widths that can occur."""
+
+    family: Family
+    low: Point
+    high: Point
+
+
+@dataclass(frozen=True, eq=False)
+class OpTables:
+    """What was measured on this machine, ready to be asked.
+
+    Attributes:
+        block: channels in a block of the runtime's layout; 1 where it has none.
+        call_us: what one call of a network costs before and after its ops.
+        node_us: what it costs to come to one more op.
+        tables: microseconds of each family over the coordinates of its recipe.
+        cold: microseconds a byte by which a weight is slower when a network's weights fill `[footprint in bytes]`.
+    """
+
+    block: int
+    call_us: float
+    node_us: float
+    tables: Mapping[Family, Table]
+    cold: tuple[FloatArray, FloatArray]
+
+    def microseconds(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
+        """Time one op of a family at `P` widths, given as one `[P]` array an axis."""
+        return self.tables[family](RECIPES[family.recipe].coordinates(widths, self.block))
+
+    def cold_us_per_byte(self, footprint: FloatArray) -> FloatArray:
+        """How much slower a byte of weights is than one that is still in the cache, for a footprint in bytes."""
+        return np.interp(np.log2(np.maximum(footprint, 1.0)), np.log2(self.cold[0]), self.cold[1])
+
+
+@dataclass(frozen=True)
+class _Point:
+    key: str
+    model: partial[ModelProto]
+
+
+def measure(
+    wanted: Sequence[Wanted],
+    block: int,
+    store: Store,
+    *,
+    seconds: float = 20.0,
+    largest_footprint: float = 0.0,
+    progress: Progress = SILENT,
+) -> OpTables:
+    """Time what is wanted and not yet known, in about `seconds`, and make tables of it.
+
+    Args:
+        wanted: families and their widths; equal families are joined.
+        block: of the runtime's layout, from `block_size`.
+        store: what is known; new times are added and saved.
+        seconds: how long to measure at most; below about 20 ms an op the tables get coarser.
+        largest_footprint: bytes of the largest set of weights that will be asked about.
+        progress: told of each op.
+    """
+    ranges = _joined(wanted)
+    density = 3
+    grids: dict[Family, tuple[FloatArray, ...]] = {}
+    for density in (3, 2):
+        grids = {f: RECIPES[f.recipe].grid(low, high, block, density) for f, (low, high) in ranges.items()}
+        points = [p for family, axes in grids.items() for p in _points(family, axes, block)]
+        missing = [point for point in points if point.key not in store.microseconds]
+        if len(missing) * 0.02 <= seconds:
+            break
+    footprints = [mb for mb in FOOTPRINTS_MB if mb * 1e6 < 2 * largest_footprint] or [FOOTPRINTS_MB[0]]
+    general = [point for point in _general(footprints, block) if point.key not in store.microseconds]
+    _time([*general, *missing], store, seconds, progress)
+    return _tables(grids, footprints, block, store)
+
+
+def _joined(wanted: Sequence[Wanted]) -> dict[Family, tuple[Point, Point]]:
+    ranges: dict[Family, tuple[Point, Point]] = {}
+    for want in wanted:
+        low, high = ranges.get(want.family, (want.low, want.high))
+        ranges[want.family] = (tuple(map(min, low, want.low)), tuple(map(max, high, want.high)))
+    return ranges
+
+
+def _points(family: Family, axes: Sequence[FloatArray], block: int) -> list[_Point]:
+    recipe = RECIPES[family.recipe]
+    return [_Point(_key(family, point), partial(recipe.model, family, point, block)) for point in product(*axes)]
+
+
+def _key(family: Family, point: Sequence[float]) -> str:
+    return json.dumps([family.recipe, dict(family.statics), [float(width) for width in point]])
+
+
+def _tables(
+    grids: Mapping[Family, tuple[FloatArray, ...]], footprints: Sequence[float], block: int, store: Store
+) -> OpTables:
+    known = store.microseconds
+    node = (known["nodes 9"] - known["nodes 1"]) / 8
+    empty = known["nodes 1"] - node
+    tables = {
+        family: Table(
+            axes,
+            np.array([known[_key(family, point)] for point in product(*axes)]).reshape([len(axis) for axis in axes])
+            - empty,
+        )
+        for family, axes in grids.items()
+    }
+    return OpTables(block, known["call"] - node, node, tables, _cold(footprints, known, empty))
+
+
+def _cold(
+    footprints: Sequence[float], known: Mapping[str, float], empty: float
+) -> tuple[FloatArray, FloatArray]:
+    """Microseconds a byte lost to weights that have left the cache, as the footprint of a chain of ops grows."""
+    per_op = np.array([(known[f"chain {mb}"] - empty) / _chain_length(mb) for mb in footprints])
+    return np.array(footprints) * 1e6, np.maximum.accumulate(np.maximum(per_op - per_op.min(), 0)) / _CHAIN_BYTES
+
+
+# --- timing ------------------------------------------------------------------------------------------------------
+
+
+def _time(points: Sequence[_Point], store: Store, seconds: float, progress: Progress) -> None:
+    if not points:
+        return
+    deadline = time.perf_counter() + seconds
+    done = 0
+    with progress.task("measuring ops", total=len(points)) as advance:
+        for runners in _chunks(points, store.environment.threads):
+            left = max(0.0, deadline - time.perf_counter())
+            share = left * len(runners) / (len(points) - done)
+            times = interleaved(
+                runners, runs=RUNS, warmup=1, threads=store.environment.threads, min_sample_ms=SAMPLE_MS,
+                max_seconds=share * 0.7,
+            )  # fmt: skip
+            store.microseconds.update({key: latency.median_ms * 1e3 for key, latency in times.items()})
+            _save_quiet_ones(store, times)
+            done += len(runners)
+            advance(len(runners))
+
+
+def _save_quiet_ones(store: Store, times: Mapping[str, Latency]) -> None:
+    """Keep for later runs what was measured without disturbance; the rest serves this run only."""
+    noisy = {key: store.microseconds.pop(key) for key, latency in times.items() if latency.noisy}
+    store.save()
+    store.microseconds.update(noisy)
+
+
+def _chunks(points: Sequence[_Point], threads: int) -> Iterator[dict[str, partial[None]]]:
+    runners: dict[str, partial[None]] = {}
+    held = 0
+    for point in points:
+        model = point.model()
+        size = model.ByteSize()
+        if runners and (len(runners) >= CHUNK or held + size > CHUNK_BYTES):
+            yield runners
+            runners, held = {}, 0
+        runners[point.key] = _runner(model, threads, called=point.key == "call")
+        held += size
+    if runners:
+        yield runners
+
+
+def open_op(model: ModelProto, threads: int) -> InferenceSession:
+    """Open a model of one op as it is, without the transformer that would put it into another layout."""
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), session_options(threads), providers=["CPUExecutionProvider"],
+        disabled_optimizers=["NchwcTransformer"],
+    )  # fmt: skip
+
+
+def _runner(model: ModelProto, threads: int, *, called: bool) -> partial[None]:
+    import onnxruntime
+
+    session = open_op(model, threads)
+    rng = np.random.default_rng(0)
+    feeds = {value.name: rng.standard_normal(value.shape).astype(np.float32) for value in session.get_inputs()}
+    if called:
+        return partial(session.run, None, feeds)
+    binding = session.io_binding()
+    for name, array in feeds.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+    for value in session.get_outputs():
+        binding.bind_output(value.name, "cpu")
+    session.run_with_iobinding(binding)
+    return partial(session.run_with_iobinding, binding)
+
+
+# --- what is measured once a machine -----------------------------------------------------------------------------
+
+_CHAIN_CHANNELS = 64
+_CHAIN_BYTES = _CHAIN_CHANNELS**2 * 9 * 4
+
+
+def _chain_length(megabytes: float) -> int:
+    return max(1, round(megabytes * 1e6 / _CHAIN_BYTES))
+
+
+def _general(footprints: Sequence[float], block: int) -> list[_Point]:
+    return [
+        _Point("nodes 1", partial(_nodes, 1)),
+        _Point("nodes 9", partial(_nodes, 9)),
+        _Point("call", partial(_nodes, 1)),
+        *(_Point(f"chain {mb}", partial(_chain, _chain_length(mb), block)) for mb in footprints),
+    ]
+
+
+def _nodes(count: int) -> ModelProto:
+    """As many ops, each on one number."""
+    names = ["x", *(f"t{i}" for i in range(count - 1)), "y"]
+    return model_of([helper.make_node("Sin", [a], [b]) for a, b in zip(names, names[1:])], {"x": (1,)}, "y")
+
+
+def _chain(count: int, block: int) -> ModelProto:
+    """As many small convolutions in a row, each with weights of its own: how fast weights come from further away."""
+    names = ["x", *(f"t{i}" for i in range(count - 1)), "y"]
+    channels = _CHAIN_CHANNELS
+    attributes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1], "dilations": [1, 1], "group": 1}
+    nodes = [
+        helper.make_node("Conv", [a, f"w{i}"], [b], domain=BLOCKED if block > 1 else "", **attributes)
+        for i, (a, b) in enumerate(zip(names, names[1:]))
+    ]
+    weights = [constant(f"w{i}", (channels, channels, 3, 3)) for i in range(count)]
+    return model_of(nodes, {"x": (1, channels, 4, 4)}, "y", weights)
+
+
+def block_size() -> int:
+    """Ask the runtime for the channels in a block of its layout; 1 where it keeps images as they are."""
+    import onnxruntime
+
+    node = helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[1, 1])
+    probe = model_of([node], {"x": (1, 64, 2, 2)}, "y", [constant("w", (1, 64, 1, 1))])
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "optimised.onnx"
+        options = session_options(1)
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        made = onnx.load(path).graph
+    with suppress(StopIteration):
+        conv = next(node for node in made.node if node.domain == BLOCKED and node.op_type == "Conv")
+        weight = next(value for value in made.initializer if value.name == conv.input[1])
+        return int(weight.dims[0])
+    return 1
+
+
+def environment(threads: int) -> Environment:
+    """What measured times depend on, here and now."""
+    import onnxruntime
+
+    from sned.devices.machine import processor_name
+
+    return Environment(f"onnxruntime {onnxruntime.__version__}", processor_name() or "unknown", threads)

@@ -1,0 +1,214 @@
+"""Devices: what is known of each, read from the catalogue and checked."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sned.devices import machine
+from sned.errors import DeviceError, close_names
+
+CATALOG = files("sned.devices") / "catalog"
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Cores(_Strict):
+    """Cores of one kind.
+
+    Attributes:
+        count: how many.
+        name: such as "Cortex-A76".
+        clock_ghz: highest sustained clock.
+        simd_bits: width of a vector register.
+    """
+
+    count: Count
+    name: str | None = None
+    clock_ghz: Positive | None = None
+    simd_bits: Count | None = None
+
+
+class Cache(_Strict):
+    """A data cache: its level (1 is nearest), its bytes, and how many cores share it."""
+
+    level: Count
+    size_bytes: Count
+    shared_by: Count | None = None
+
+
+class Device(_Strict):
+    """What is known of a device. A figure that is None is not known, and never made up.
+
+    Attributes:
+        name: as it is asked for.
+        title: as it is shown.
+        kind: "host" is the machine that runs sned; its figures are read from it.
+        runtimes: that can run networks on it.
+        processor: name of the processor.
+        clusters: its cores, the fastest kind first.
+        simd: vector instructions.
+        caches: nearest first.
+        memory_bytes: of main memory.
+        memory_bandwidth_gb_s: of main memory, gigabytes (1e9) a second.
+        sources: where each figure comes from, by its name.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    title: str
+    kind: Literal["host", "phone", "board", "laptop", "server", "microcontroller"]
+    runtimes: Annotated[tuple[str, ...], Field(min_length=1)]
+    processor: str | None = None
+    clusters: tuple[Cores, ...] | None = None
+    simd: tuple[str, ...] | None = None
+    caches: tuple[Cache, ...] | None = None
+    memory_bytes: Count | None = None
+    memory_bandwidth_gb_s: Positive | None = None
+    sources: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for near, far in pairwise(self.caches or ()):
+            if far.level <= near.level or far.size_bytes < near.size_bytes:
+                raise DeviceError(
+                    f"Caches must be listed nearest first, each at least as large as the one before, but "
+                    f"'{self.name}' has {near.size_bytes} bytes at level {near.level} before {far.size_bytes} bytes "
+                    f"at level {far.level}. Correct its profile."
+                )
+        if self.caches and self.memory_bytes and self.caches[-1].size_bytes >= self.memory_bytes:
+            raise DeviceError(
+                f"Main memory must be larger than every cache, but '{self.name}' has {self.memory_bytes} bytes of it "
+                f"and a cache of {self.caches[-1].size_bytes}. Correct its profile."
+            )
+        for figure in self.sources:
+            if figure not in _FIGURES:
+                raise DeviceError(
+                    f"`sources` of '{self.name}' names a figure '{figure}' that there is not. "
+                    f"{close_names(figure, _FIGURES)}"
+                )
+        return self
+
+    @property
+    def cores(self) -> int | None:
+        """Cores of all kinds together; None where not known."""
+        return None if self.clusters is None else sum(cluster.count for cluster in self.clusters)
+
+    @property
+    def measurable(self) -> bool:
+        """Whether sned can time ops on it from here."""
+        return self.kind == "host"
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The figures that are not known."""
+        return tuple(figure for figure in _FIGURES if getattr(self, figure) is None)
+
+
+_FIGURES = ("processor", "clusters", "simd", "caches", "memory_bytes", "memory_bandwidth_gb_s")
+
+
+def list_devices() -> list[Device]:
+    """Every device of the catalogue, by name."""
+    return [find_device(name) for name in _names()]
+
+
+def find_device(name: str) -> Device:
+    """The device called `name`; upper and lower case are the same.
+
+    Raises:
+        DeviceError: there is none; close names are listed.
+    """
+    known = _names()
+    if name.lower() not in known:
+        raise DeviceError(f"There is no device '{name}' in the catalogue. {close_names(name, known)}")
+    text = (CATALOG / f"{name.lower()}.toml").read_text(encoding="utf-8")
+    device = parse_device(text, origin=f"{name.lower()}.toml")
+    return _with_own_figures(device) if device.measurable else device
+
+
+def read_device(path: str | Path) -> Device:
+    """Read a profile of one's own from a TOML file.
+
+    Raises:
+        DeviceError: the file cannot be read, or its profile is not valid.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeviceError(f"The device profile '{path}' cannot be read: {error}. Give the path of a TOML file.") from error
+    return parse_device(text, origin=str(path))
+
+
+def parse_device(text: str, *, origin: str = "profile") -> Device:
+    """Check the text of a profile.
+
+    Args:
+        text: TOML.
+        origin: how to call it in errors.
+
+    Raises:
+        DeviceError: not TOML, an unknown key, or a figure that cannot be.
+    """
+    try:
+        return _validated(tomllib.loads(text), origin)
+    except tomllib.TOMLDecodeError as error:
+        raise DeviceError(f"The device profile '{origin}' must be TOML, but {_lower(str(error))}.") from error
+
+
+def _validated(held: Mapping[str, Any], origin: str) -> Device:
+    try:
+        # TOML knows lists only, and the fields are tuples: strictness is for the figures.
+        return Device.model_validate({key: _tuples(value) for key, value in held.items()})
+    except ValidationError as error:
+        raise DeviceError(_worded(error, origin)) from error
+
+
+def _worded(error: ValidationError, origin: str) -> str:
+    """The first thing that is wrong, in a sentence."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = close_names(str(first["loc"][-1]), Device.model_fields)
+        return f"The device profile '{origin}' has a key `{place}` that is not one of a profile. {known}"
+    if first["type"] == "missing":
+        return f"The device profile '{origin}' must have a key `{place}`. Add it."
+    return (
+        f"The device profile '{origin}' has an impossible `{place}`: {_lower(first['msg'])}, got {first['input']!r}. "
+        "Correct it, or leave the key out if the figure is not known."
+    )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:].rstrip(".")
+
+
+def _names() -> list[str]:
+    return sorted(entry.name.removesuffix(".toml") for entry in CATALOG.iterdir() if entry.name.endswith(".toml"))
+
+
+def _with_own_figures(device: Device) -> Device:
+    caches = machine.data_caches()
+    figures = {
+        "processor": machine.processor_name(),
+        "clusters": (Cores(count=machine.cores()),),
+        "simd": machine.simd(),
+        "caches": caches and tuple(Cache(**vars(cache)) for cache in caches),
+        "memory_bytes": machine.memory_bytes(),
+    }
+    told = {name: "read from this machine" for name, value in figures.items() if value is not None}
+    return device.model_copy(update={**figures, "sources": told})

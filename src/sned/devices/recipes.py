@@ -1,0 +1,397 @@
+"""The ops that are timed one by one: for each the widths to measure, and an ONNX model that runs nothing else.
+
+Blocked kernels are written down as such, in the runtime's own operators, so that no reorder is timed with them; the
+transformer that would make plain ones blocked is off while plain ones are timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from sned.devices.kernels import FloatArray
+from sned.devices.layout import Family
+
+BLOCKED = "com.microsoft.nchwc"
+CONTRIB = "com.microsoft"
+SET = 4
+"""Blocks of output channels that a blocked convolution computes at once; the last set may be smaller and is slower."""
+
+Shape = tuple[int, ...]
+Point = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one kind of op is measured.
+
+    Attributes:
+        grid: `(family, low, high, block, density) -> ` coordinates to measure on each axis, where low and high are the
+            widths that occur.
+        coordinates: `(widths, block) -> ` the coordinates on the axes of the grid, which are fewer where widths are
+            rounded up to blocks.
+        model: `(family, point, block) -> ` an ONNX model of the op at one point of the grid.
+    """
+
+    grid: Callable[[Point, Point, int, int], tuple[FloatArray, ...]]
+    coordinates: Callable[[Sequence[FloatArray], int], tuple[FloatArray, ...]]
+    model: Callable[[Family, Point, int], ModelProto]
+
+
+# --- grids -------------------------------------------------------------------------------------------------------
+
+
+def _even(low: float, high: float, density: int) -> FloatArray:
+    """From low to high in equal steps: what grows linearly needs no more than its ends, and one between to be sure."""
+    count = 1 if low == high else min(density, int(high - low) + 1)
+    return np.unique(np.rint(np.linspace(low, high, count)))
+
+
+def _geometric(low: float, high: float, density: int) -> FloatArray:
+    """From low to high in equal ratios, for what crosses the caches on the way."""
+    low = max(low, 1.0)
+    count = 1 if high <= low else min(2 * density, int(high - low) + 1)
+    return np.unique(np.rint(np.geomspace(low, max(low, high), count)))
+
+
+def _each(kinds: str) -> Callable[[Point, Point, int, int], tuple[FloatArray, ...]]:
+    """One axis a width, "e"ven or "g"eometric."""
+    spacing = {"e": _even, "g": _geometric}
+
+    def grid(low: Point, high: Point, block: int, density: int) -> tuple[FloatArray, ...]:
+        del block
+        # Three points an axis on more than two axes are many: what is bilinear is well met by its corners.
+        free = sum(a < b for a, b in zip(low, high, strict=True))
+        density = min(density, 2) if free > 2 else density
+        return tuple(spacing[kind](a, b, density) for kind, a, b in zip(kinds, low, high, strict=True))
+
+    return grid
+
+
+def _as_they_are(widths: Sequence[FloatArray], block: int) -> tuple[FloatArray, ...]:
+    del block
+    return tuple(widths)
+
+
+def _blocks(channels: FloatArray | float, block: int) -> FloatArray:
+    return np.ceil(np.asarray(channels, dtype=np.float64) / block)
+
+
+def _set_grid(low: float, high: float, block: int, density: int) -> tuple[FloatArray, FloatArray]:
+    """Whole sets before the last one, and blocks in the last one."""
+    first, last = (int(_blocks(width, block)) for width in (low, high))
+    before = _even((first - 1) // SET, (last - 1) // SET, density)
+    return before, np.arange(1.0, min(last, SET) + 1) if first < last else np.array([(first - 1) % SET + 1.0])
+
+
+def _set_coordinates(channels: FloatArray, block: int) -> tuple[FloatArray, FloatArray]:
+    before = _blocks(channels, block) - 1
+    return before // SET, before % SET + 1
+
+
+def _conv_grid(round_inputs: bool) -> Callable[[Point, Point, int, int], tuple[FloatArray, ...]]:
+    def grid(low: Point, high: Point, block: int, density: int) -> tuple[FloatArray, ...]:
+        if round_inputs:
+            inputs = _even(float(_blocks(max(low[1], block), block)), float(_blocks(high[1], block)), density)
+        else:
+            inputs = _even(low[1], min(high[1], block - 1), density)
+        return np.array([low[0]]), inputs, *_set_grid(low[2], high[2], block, density)
+
+    return grid
+
+
+def _conv_coordinates(round_inputs: bool) -> Callable[[Sequence[FloatArray], int], tuple[FloatArray, ...]]:
+    def coordinates(widths: Sequence[FloatArray], block: int) -> tuple[FloatArray, ...]:
+        n, ci, co = widths
+        return n, _blocks(ci, block) if round_inputs else ci, *_set_coordinates(co, block)
+
+    return coordinates
+
+
+def _plain_conv_grid(low: Point, high: Point, block: int, density: int) -> tuple[FloatArray, ...]:
+    """Narrower inputs are read directly by a blocked kernel, where there is one."""
+    inputs = _even(min(max(low[1], block), high[1]), high[1], density)
+    return np.array([low[0]]), inputs, _even(low[2], high[2], density)
+
+
+def _grouped_grid(low: Point, high: Point, block: int, density: int) -> tuple[FloatArray, ...]:
+    inputs = _even(float(_blocks(low[2], block)), float(_blocks(high[2], block)), density)
+    return np.array([low[0]]), _even(low[1], high[1], density), inputs, *_set_grid(low[3], high[3], block, density)
+
+
+def _grouped_coordinates(widths: Sequence[FloatArray], block: int) -> tuple[FloatArray, ...]:
+    n, groups, inputs, outputs = widths
+    return n, groups, _blocks(inputs, block), *_set_coordinates(outputs, block)
+
+
+def _blocked_channels(low: Point, high: Point, block: int, density: int) -> tuple[FloatArray, ...]:
+    return np.array([low[0]]), _even(float(_blocks(low[1], block)), float(_blocks(high[1], block)), density)
+
+
+def _blocked_coordinates(widths: Sequence[FloatArray], block: int) -> tuple[FloatArray, ...]:
+    return widths[0], _blocks(widths[1], block)
+
+
+# --- models ------------------------------------------------------------------------------------------------------
+
+
+def constant(name: str, shape: Shape) -> TensorProto:
+    """A weight of small equal numbers: kernels take the same time for any, as long as none is denormal."""
+    return helper.make_tensor(name, TensorProto.FLOAT, shape, np.full(prod(shape), 0.01, np.float32).tobytes(), raw=True)
+
+
+def model_of(
+    nodes: Sequence[NodeProto], inputs: Mapping[str, Shape], output: str, weights: Sequence[TensorProto] = ()
+) -> ModelProto:
+    """A model of `nodes` with float32 inputs of the given shapes."""
+    graph: GraphProto = helper.make_graph(
+        nodes,
+        "op",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+        list(weights),
+    )
+    sets = [helper.make_opsetid("", 20), helper.make_opsetid(CONTRIB, 1), helper.make_opsetid(BLOCKED, 1)]
+    return helper.make_model(graph, opset_imports=sets, ir_version=10)
+
+
+def _window(family: Family) -> dict[str, object]:
+    """Attributes of a convolution or pooling."""
+    statics = dict(family.statics)
+    padding = statics["padding"]
+    assert isinstance(padding, tuple)
+    named = {"kernel_shape": statics["kernel"], "strides": statics["stride"], "pads": padding + _end_padding(family)}
+    return {**named, "dilations": statics["dilation"]} if "dilation" in statics else named
+
+
+def _shape(family: Family, name: str) -> Shape:
+    value = family[name]
+    assert isinstance(value, tuple)
+    return value
+
+
+def _end_padding(family: Family) -> Shape:
+    """What must be added after the image for the recorded output size: more than before it where sizes round up."""
+    dilations = dict(family.statics).get("dilation", (1,) * len(_shape(family, "kernel")))
+    assert isinstance(dilations, tuple)
+    return tuple(
+        max(0, (out - 1) * stride + dilation * (kernel - 1) + 1 - given - before)
+        for out, stride, kernel, dilation, given, before in zip(
+            _shape(family, "output"), _shape(family, "stride"), _shape(family, "kernel"), dilations,
+            _shape(family, "spatial"), _shape(family, "padding"), strict=True,
+        )
+    )  # fmt: skip
+
+
+def _activation(family: Family) -> dict[str, object]:
+    parameters = {"Clip": [0.0, 6.0], "LeakyRelu": [0.01], "HardSigmoid": [1 / 6, 0.5], "HardSwish": [1 / 6, 0.5]}
+    name = str(family["activation"])
+    given = {"activation_params": parameters[name]} if name in parameters else {}
+    return {"activation": name, **given} if name else {}
+
+
+@dataclass(frozen=True)
+class _Conv:
+    """The channels of one convolution model."""
+
+    n: int
+    inputs: int
+    outputs: int
+    groups: int = 1
+
+
+def _conv_model(family: Family, conv: _Conv, domain: str, *, sums: bool = False) -> ModelProto:
+    given = (conv.n, conv.inputs, *_shape(family, "spatial"))
+    made = (conv.n, conv.outputs, *_shape(family, "output"))
+    names = ["x", "w", "b", *(["z"] if sums else [])]
+    weight = constant("w", (conv.outputs, conv.inputs // conv.groups, *_shape(family, "kernel")))
+    attributes = {**_window(family), **_activation(family), "group": conv.groups}
+    node = helper.make_node("Conv" if domain != CONTRIB else "FusedConv", names, ["y"], domain=domain, **attributes)
+    inputs = {"x": given, "z": made} if sums else {"x": given}
+    return model_of([node], inputs, "y", [weight, constant("b", (conv.outputs,))])
+
+
+def _sets_to_channels(before: float, last: float, block: int) -> int:
+    return int((before * SET + last) * block)
+
+
+def _blocked_conv(family: Family, point: Point, block: int) -> ModelProto:
+    n, inputs, before, last = point
+    conv = _Conv(int(n), int(inputs) * block, _sets_to_channels(before, last, block))
+    return _conv_model(family, conv, BLOCKED, sums=bool(family["sum"]))
+
+
+def _direct_conv(family: Family, point: Point, block: int) -> ModelProto:
+    n, inputs, before, last = point
+    conv = _Conv(int(n), int(inputs), _sets_to_channels(before, last, block))
+    return _conv_model(family, conv, BLOCKED, sums=bool(family["sum"]))
+
+
+def _plain_domain(family: Family) -> str:
+    return CONTRIB if family["activation"] else ""
+
+
+def _plain_conv(family: Family, point: Point, block: int) -> ModelProto:
+    del block
+    n, inputs, outputs = (int(width) for width in point)
+    return _conv_model(family, _Conv(n, inputs, outputs), _plain_domain(family))
+
+
+def _blocked_depthwise(family: Family, point: Point, block: int) -> ModelProto:
+    channels = int(point[1]) * block
+    return _conv_model(family, _Conv(int(point[0]), channels, channels, channels), BLOCKED)
+
+
+def _plain_depthwise(family: Family, point: Point, block: int) -> ModelProto:
+    del block
+    multiplier = family["multiplier"]
+    assert isinstance(multiplier, int)
+    inputs = max(1, int(point[1]) // multiplier)
+    return _conv_model(family, _Conv(int(point[0]), inputs, inputs * multiplier, inputs), _plain_domain(family))
+
+
+def _blocked_grouped(family: Family, point: Point, block: int) -> ModelProto:
+    n, groups, inputs = (int(width) for width in point[:3])
+    outputs = _sets_to_channels(point[3], point[4], block)
+    conv = _Conv(n, groups * inputs * block, groups * outputs, groups)
+    return _conv_model(family, conv, BLOCKED)
+
+
+def _plain_grouped(family: Family, point: Point, block: int) -> ModelProto:
+    del block
+    n, groups, inputs, outputs = (int(width) for width in point)
+    return _conv_model(family, _Conv(n, groups * inputs, groups * outputs, groups), _plain_domain(family))
+
+
+def _deconv(family: Family, point: Point, block: int) -> ModelProto:
+    del block
+    n, inputs, outputs = (int(width) for width in point)
+    statics = dict(family.statics)
+    node = helper.make_node(
+        "ConvTranspose", ["x", "w"], ["y"], kernel_shape=statics["kernel"], strides=statics["stride"],
+        dilations=statics["dilation"], output_shape=statics["output"],
+    )  # fmt: skip
+    weight = constant("w", (inputs, outputs, *_shape(family, "kernel")))
+    return model_of([node], {"x": (n, inputs, *_shape(family, "spatial"))}, "y", [weight])
+
+
+def _pool(family: Family, point: Point, block: int, domain: str) -> ModelProto:
+    channels = int(point[1]) * (block if domain else 1)
+    node = helper.make_node(str(family["op"]), ["x"], ["y"], domain=domain, **_window(family))
+    return model_of([node], {"x": (int(point[0]), channels, *_shape(family, "spatial"))}, "y")
+
+
+def _reorder(family: Family, point: Point, block: int) -> ModelProto:
+    n, channels, inner = int(point[0]), int(point[1]), int(str(family["inner"]))
+    if family.recipe == "reorder_input":
+        given, attributes = max(ALIGNED, channels // ALIGNED * ALIGNED), {}
+        name = "ReorderInput"
+    else:
+        given, attributes = int(_blocks(channels, block)) * block, {"channels": channels}
+        name = "ReorderOutput"
+    node = helper.make_node(name, ["x"], ["y"], domain=BLOCKED, **attributes)
+    return model_of([node], {"x": (n, given, 1, inner)}, "y")
+
+
+ALIGNED = 4
+
+_OPERANDS = frozenset({"Add", "Sub", "Mul", "Div", "Pow"})
+_IN_CONTRIB = frozenset({"QuickGelu"})
+
+
+def _elementwise(family: Family, point: Point, block: int) -> ModelProto:
+    del block
+    op, shape = str(family["op"]), (1, int(point[0]))
+    domain = CONTRIB if op in _IN_CONTRIB else ""
+    if op in _OPERANDS and family["inputs"] == 2:
+        return model_of([helper.make_node(op, ["x", "z"], ["y"])], {"x": shape, "z": shape}, "y")
+    limits = [constant("low", ()), constant("high", ())] if op == "Clip" else []
+    if op in _OPERANDS:
+        limits = [constant("z", ())]
+    node = helper.make_node(op, ["x", *(limit.name for limit in limits)], ["y"], domain=domain)
+    return model_of([node], {"x": shape}, "y", limits)
+
+
+def _norm(family: Family, point: Point, block: int) -> ModelProto:
+    del block
+    n, channels, inner = int(point[0]), int(point[1]), int(str(family["inner"]))
+    names = ["scale", "shift", "mean", "variance"]
+    node = helper.make_node("BatchNormalization", ["x", *names], ["y"])
+    return model_of([node], {"x": (n, channels, 1, inner)}, "y", [constant(name, (channels,)) for name in names])
+
+
+def _concat(family: Family, point: Point, block: int) -> ModelProto:
+    del block
+    parts = max(1, int(str(family["inputs"])))
+    inputs = {f"x{i}": (1, max(1, int(point[0]) // parts)) for i in range(parts)}
+    return model_of([helper.make_node("Concat", list(inputs), ["y"], axis=1)], inputs, "y")
+
+
+def _gemm(family: Family, point: Point, block: int) -> ModelProto:
+    del family, block
+    m, k, n = (int(width) for width in point)
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1)
+    return model_of([node], {"x": (m, k)}, "y", [constant("w", (n, k)), constant("b", (n,))])
+
+
+def _matmul(family: Family, point: Point, block: int) -> ModelProto:
+    del family, block
+    b, m, k, n = (int(width) for width in point)
+    return model_of([helper.make_node("MatMul", ["x", "z"], ["y"])], {"x": (b, m, k), "z": (b, k, n)}, "y")
+
+
+def _reduce(family: Family, point: Point, block: int) -> ModelProto:
+    del family, block
+    node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)
+    axes = helper.make_tensor("axes", TensorProto.INT64, (1,), [1])
+    return model_of([node], {"x": (int(point[0]), int(point[1]))}, "y", [axes])
+
+
+def _rows(family: Family, point: Point, block: int) -> ModelProto:
+    del block
+    shape = (int(point[0]), int(point[1]))
+    weights = [constant("s", shape[1:]), constant("b", shape[1:])] if family["op"] == "LayerNormalization" else []
+    node = helper.make_node(str(family["op"]), ["x", *(weight.name for weight in weights)], ["y"], axis=-1)
+    return model_of([node], {"x": shape}, "y", weights)
+
+
+def _copy(family: Family, point: Point, block: int) -> ModelProto:
+    del family, block
+    rows = max(1, round(float(point[0]) ** 0.5))
+    node = helper.make_node("Transpose", ["x"], ["y"], perm=[0, 2, 1])
+    return model_of([node], {"x": (1, rows, max(1, int(point[0]) // rows))}, "y")
+
+
+def _reshape(family: Family, point: Point, block: int) -> ModelProto:
+    del family, point, block
+    shape = helper.make_tensor("shape", TensorProto.INT64, (1,), [-1])
+    return model_of([helper.make_node("Reshape", ["x", "shape"], ["y"])], {"x": (1, 64)}, "y", [shape])
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "direct_conv": Recipe(_conv_grid(False), _conv_coordinates(False), _direct_conv),
+    "blocked_conv": Recipe(_conv_grid(True), _conv_coordinates(True), _blocked_conv),
+    "plain_conv": Recipe(_plain_conv_grid, _as_they_are, _plain_conv),
+    "blocked_depthwise": Recipe(_blocked_channels, _blocked_coordinates, _blocked_depthwise),
+    "plain_depthwise": Recipe(_each("ee"), _as_they_are, _plain_depthwise),
+    "blocked_grouped": Recipe(_grouped_grid, _grouped_coordinates, _blocked_grouped),
+    "plain_grouped": Recipe(_each("eeee"), _as_they_are, _plain_grouped),
+    "deconv": Recipe(_each("eee"), _as_they_are, _deconv),
+    "blocked_pool": Recipe(_blocked_channels, _blocked_coordinates, lambda f, p, b: _pool(f, p, b, BLOCKED)),
+    "plain_pool": Recipe(_each("ee"), _as_they_are, lambda f, p, b: _pool(f, p, b, "")),
+    "reorder_input": Recipe(_each("ee"), _as_they_are, _reorder),
+    "reorder_output": Recipe(_each("ee"), _as_they_are, _reorder),
+    "elementwise": Recipe(_each("g"), _as_they_are, _elementwise),
+    "norm": Recipe(_each("ee"), _as_they_are, _norm),
+    "concat": Recipe(_each("g"), _as_they_are, _concat),
+    "gemm": Recipe(_each("egg"), _as_they_are, _gemm),
+    "matmul": Recipe(_each("eeee"), _as_they_are, _matmul),
+    "reduce": Recipe(_each("ee"), _as_they_are, _reduce),
+    "rows": Recipe(_each("ee"), _as_they_are, _rows),
+    "copy": Recipe(_each("g"), _as_they_are, _copy),
+    "reshape": Recipe(_each(""), _as_they_are, _reshape),
+}

@@ -1,0 +1,180 @@
+"""A network as `torch.export` sees it: recorded on a copy, in evaluation mode, its outputs a flat tuple."""
+
+import copy
+import functools
+import inspect
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from sned.errors import ExampleError, ExportError, ModelError
+from sned.export.structure import at_batch, batch_size, has_batch_axis, named_tensors, tensors
+from sned.graph.example import Inputs, arguments
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What `torch.export` recorded, and the names of what comes out."""
+
+    program: torch.export.ExportedProgram
+    outputs: tuple[str, ...]
+
+
+class Subject:
+    """A copy of a model on the CPU, in evaluation mode, that returns a flat tuple of tensors.
+
+    The user's model is not touched: neither its modes, nor what its forward pass may write on itself. The
+    forward keeps its signature, so that the exported inputs keep their names.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.module = copy.deepcopy(model).cpu().eval()
+        self.outputs: tuple[str, ...] = ()
+        self._entered: list[str] = []
+        original = self.module.forward
+
+        @functools.wraps(original)
+        def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
+            found = list(named_tensors(original(*args, **kwargs)))
+            self.outputs = _distinct([name for name, _ in found])
+            return tuple(tensor for _, tensor in found)
+
+        self.module.forward = forward
+        for name, module in self.module.named_modules():
+            module.register_forward_pre_hook(functools.partial(self._enter, name))
+            module.register_forward_hook(self._leave)
+
+    def _enter(self, name: str, module: nn.Module, args: object) -> None:
+        if not name:  # a pass that failed half-way leaves its names behind
+            self._entered.clear()
+        self._entered.append(name)
+
+    def _leave(self, module: nn.Module, args: object, output: object) -> None:
+        self._entered.pop()
+
+    @property
+    def where(self) -> str:
+        """The module that a failed pass was in, as words; empty for the model itself."""
+        return f" in module '{self._entered[-1]}'" if self._entered and self._entered[-1] else ""
+
+    def run(self, example: Inputs) -> tuple[Tensor, ...]:
+        """Run the forward pass without gradients.
+
+        Raises:
+            ModelError: it failed; the text says in which module, and why.
+        """
+        args, kwargs = arguments(pytree.tree_map(_to_cpu, example))
+        try:
+            with torch.no_grad():
+                outputs: tuple[Tensor, ...] = self.module(*args, **kwargs)
+        except Exception as error:
+            raise ModelError(
+                f"The model does not run on inputs of shape {shapes(example)}: "
+                f"{type(error).__name__}{self.where}: {first_sentence(error)} "
+                "Give example inputs that the model takes."
+            ) from error
+        if not outputs:
+            raise ModelError("The model returns no tensor, so there is nothing to export. Return a tensor.")
+        return outputs
+
+    def capture(self, example: Inputs, *, dynamic_batch: bool) -> Captured:
+        """Record the forward pass as an `ExportedProgram`.
+
+        Args:
+            example: what the model is called with.
+            dynamic_batch: leave the size of the batch open; tensors whose first axis is as long as the first
+                tensor's share it.
+
+        Raises:
+            ExportError: `torch.export` cannot follow the forward pass; the text names the module.
+        """
+        # A batch of 1 is taken as a constant by torch.export, whatever it is told.
+        traced = at_batch(example, max(2, batch_size(example))) if dynamic_batch else example
+        args, kwargs = arguments(pytree.tree_map(_to_cpu, traced))
+        dynamic = self._dynamic_shapes(args, kwargs) if dynamic_batch else None
+        try:
+            with quiet(), torch.no_grad():
+                program = torch.export.export(self.module, args, kwargs, dynamic_shapes=dynamic)
+        except Exception as error:
+            raise ExportError(
+                f"torch.export cannot follow the model{self.where}: {_reason(error)}"
+            ) from error
+        return Captured(program, self.outputs)
+
+    def _dynamic_shapes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        size = batch_size((args, kwargs))
+        batch = torch.export.Dim("batch")
+
+        def axes(leaf: Any) -> dict[int, Any] | None:  # noqa: ANN401
+            if not isinstance(leaf, Tensor):
+                return None
+            return {0: batch} if has_batch_axis(leaf, size) else {}
+
+        try:
+            bound = inspect.signature(self.module.forward).bind(*args, **kwargs)
+        except TypeError as error:
+            reason = first_sentence(error)
+            raise ExampleError(f"The example inputs are not the model's arguments: {reason}") from error
+        specified: dict[str, Any] = pytree.tree_map(axes, dict(bound.arguments))
+        return specified
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's warnings, logs and prints back; what matters comes as an exception."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first line of what an exception says, as a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def shapes(example: Inputs) -> str:
+    """The shapes of example inputs, for a message: "[1, 3, 32, 32]"."""
+    return ", ".join(str(list(tensor.shape)) for tensor in tensors(example))
+
+
+def _reason(error: BaseException) -> str:
+    """What torch.export could not do, with the line of the user's forward that it quotes, if it does."""
+    if "Constraints violated" in str(error):
+        return "its forward pass fixes the size of the batch."
+    quoted = re.search(r"line (\d+), in (\w+)\n\s+(.+)", str(error))
+    if quoted is None:
+        return first_sentence(error)
+    return (
+        f"{first_sentence(error)} It happened in line {quoted[1]}, in {quoted[2]}: `{quoted[3].strip()}`. "
+        "Rewrite that line without decisions on the values of tensors."
+    )
+
+
+def _distinct(names: list[str]) -> tuple[str, ...]:
+    """Names that an ONNX file takes, each once."""
+    seen: dict[str, int] = {}
+    distinct = []
+    for name in (re.sub(r"\W", "_", name) for name in names):
+        seen[name] = seen.get(name, 0) + 1
+        distinct.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return tuple(distinct)
+
+
+def _to_cpu(leaf: Any) -> Any:  # noqa: ANN401
+    return leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf

@@ -1,0 +1,100 @@
+"""Example inputs and outputs of any structure: which tensors are in them, and what each may be called."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import singledispatch
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from sned.graph.example import Inputs
+
+
+def tensors(example: Any) -> list[Tensor]:  # noqa: ANN401 - any structure
+    """The tensors of example inputs, in the order in which the model is given them."""
+    return [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+
+
+def batch_size(example: Inputs) -> int:
+    """The size of the first axis of the first tensor that has one; 1 where all are scalars."""
+    return next((tensor.shape[0] for tensor in tensors(example) if tensor.dim()), 1)
+
+
+def with_batch(example: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """Put each tensor that has the batch axis through `change`, and leave the others."""
+    size = batch_size(example)
+
+    def each(leaf: Any) -> Any:  # noqa: ANN401
+        return change(leaf) if isinstance(leaf, Tensor) and has_batch_axis(leaf, size) else leaf
+
+    changed: Inputs = pytree.tree_map(each, example)
+    return changed
+
+
+def has_batch_axis(tensor: Tensor, size: int) -> bool:
+    """Whether the first axis of `tensor` is as long as the batch, and so is taken to be the batch."""
+    return tensor.dim() > 0 and tensor.shape[0] == size
+
+
+def at_batch(example: Inputs, size: int) -> Inputs:
+    """The same inputs at another batch size: rows are repeated, or left out."""
+    return with_batch(example, lambda tensor: tensor[torch.arange(size) % tensor.shape[0]])
+
+
+def fresh(example: Inputs, size: int, *, seed: int) -> Inputs:
+    """Other inputs of the same kind at a batch of `size`.
+
+    Real numbers are drawn from a normal distribution with the mean and spread of the example's, integers from
+    the example's own values (an index stays in range), and rows of booleans are drawn whole.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tensor: Tensor) -> Tensor:
+        shape = (size, *tensor.shape[1:])
+        if tensor.is_floating_point():
+            spread = float(tensor.std(correction=0)) or 1.0
+            noise = torch.randn(shape, generator=generator) * spread + float(tensor.mean())
+            return noise.to(tensor.dtype)
+        if tensor.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+            picks = torch.randint(tensor.numel(), shape, generator=generator)
+            return tensor.flatten()[picks]
+        return tensor[torch.randint(tensor.shape[0], (size,), generator=generator)]
+
+    return with_batch(example, draw)
+
+
+@singledispatch
+def named_tensors(value: object, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Walk what a model returned: each tensor in it, with a name made of the keys that lead to it.
+
+    Tensors, tuples, lists, mappings and dataclasses are entered; whatever else there is (None, numbers,
+    caches) carries nothing that a file could return.
+    """
+    if is_dataclass(value):
+        for field in fields(value):
+            yield from named_tensors(getattr(value, field.name), _join(name, field.name))
+
+
+@named_tensors.register
+def _(value: Tensor, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    yield name or "output", value
+
+
+@named_tensors.register(list)
+@named_tensors.register(tuple)
+def _(value: Sequence[object], name: str = "") -> Iterator[tuple[str, Tensor]]:
+    keys = getattr(value, "_fields", None) or [str(place) for place in range(len(value))]
+    for key, part in zip(keys, value, strict=True):
+        yield from named_tensors(part, _join(name, key, otherwise=f"output_{key}"))
+
+
+@named_tensors.register
+def _(value: Mapping, name: str = "") -> Iterator[tuple[str, Tensor]]:  # type: ignore[type-arg]
+    for key, part in value.items():
+        yield from named_tensors(part, _join(name, str(key)))
+
+
+def _join(name: str, key: str, *, otherwise: str = "") -> str:
+    return f"{name}_{key}" if name else (otherwise if key.isdigit() and otherwise else key)

@@ -1,0 +1,111 @@
+"""Files that are either whole or not there: written beside their place, then renamed."""
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sned.errors import WriteError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_UNWRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG})
+_NOT_A_FOLDER = frozenset({errno.ENOTDIR, errno.EEXIST})
+_NEARLY_NOTHING = 64 * 1024
+"""Bytes free below which a failed write is put down to a full disk: libraries often hide the errno."""
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it becomes `path` on success and is removed on any failure.
+
+    Missing parent folders are made. Whatever stood at `path` stays untouched until the new file is whole,
+    Ctrl-C included. The yielded name keeps the suffix, for writers that go by it.
+
+    Args:
+        path: where the file should end up.
+
+    Raises:
+        WriteError: the disk is full, or the place cannot be written to.
+
+    Example:
+        with atomic_path("out/model.onnx") as beside:
+            beside.write_bytes(data)
+    """
+    final = Path(path)
+    beside = final.with_name(f".{final.stem}.{secrets.token_hex(4)}.part{final.suffix}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(final))
+        mode = _probe(beside)
+        yield beside
+        beside.chmod(mode)  # safetensors makes files that only their owner may read
+        _flush_to_disk(beside)
+        beside.replace(final)
+    except BaseException as error:
+        # The reason first: once the unfinished file is gone, a full disk no longer looks full.
+        reason = _write_failure(error, final, beside)
+        _remove(beside)
+        if reason is None:
+            raise
+        raise WriteError(f"Could not write '{final}': {reason} No half-written file was left.") from error
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole or not at all. Raises `WriteError` as `atomic_path` does."""
+    with atomic_path(path) as beside:
+        beside.write_text(text, encoding="utf-8", newline="\n")
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all. Raises `WriteError` as `atomic_path` does."""
+    with atomic_path(path) as beside:
+        beside.write_bytes(data)
+
+
+def _write_failure(error: BaseException, final: Path, beside: Path) -> str | None:
+    """Why writing failed, or None where `error` is not about writing (Ctrl-C, a failed read)."""
+    if not isinstance(error, Exception):
+        return None
+    code = getattr(error, "errno", None)
+    if code in _FULL or "No space left on device" in str(error) or _free_bytes(final) < _NEARLY_NOTHING:
+        return "the disk is full. Free some space, or choose another folder, and run it again."
+    if str(getattr(error, "filename", None)) not in {str(final), str(beside), *map(str, final.parents)}:
+        return None
+    if code == errno.EISDIR:
+        return "a folder stands at that place. Choose another name."
+    if code in _NOT_A_FOLDER:
+        return "a file stands where one of its folders should be. Choose another folder."
+    if code in _UNWRITABLE:
+        return f"{os.strerror(code).lower()}. Choose a folder that you may write to."
+    return None
+
+
+def _probe(path: Path) -> int:
+    """Fail now, and with the errno that errors from native code lack; or give the mode that new files have."""
+    with path.open("xb") as made:
+        mode = os.fstat(made.fileno()).st_mode
+    path.unlink()
+    return stat.S_IMODE(mode)
+
+
+def _remove(path: Path) -> None:
+    # Where a parent is not a folder, or not ours, there is nothing to remove.
+    with suppress(OSError):
+        path.unlink()
+
+
+def _free_bytes(path: Path) -> int:
+    """Bytes free where `path` is going to be; a folder that is not there yet is made on its parent's disk."""
+    existing = next((folder for folder in path.absolute().parents if folder.is_dir()), Path.cwd())
+    return shutil.disk_usage(existing).free
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Without it a power cut after the rename can leave an empty file under the final name."""
+    with path.open("rb+") as written:
+        os.fsync(written.fileno())

@@ -1,0 +1,345 @@
+"""Solve what the flow noted: which labels are one channel, which leave together, and the groups that they form.
+
+Three levels, each a connected-components problem over the one below:
+
+- an *atom* is a set of labels that are the same channel;
+- a *unit* is a set of atoms that leave together; a unit that holds the label of a slab also takes all that lies on it;
+- a *group* is a set of units with one signature: as many positions on the same axes of the same parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+
+from sned.graph.flow import Relations, Why
+from sned.graph.ir import BoolArray, Frozen, Group, IntArray, Slices, Term
+from sned.graph.labels import Box, Boxes
+
+UNEQUAL = Why("cells", "", "its parts must lose equally many, but they are not alike")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The atoms along one axis of a tensor: `atoms` `[rows, size]`, one row except on the free axis of a rectangle.
+
+    There rows keep equally many positions unless one leaves whole, with a slab whose atom is among `slabs`; that
+    shortens another axis.
+    """
+
+    atoms: IntArray
+    slabs: IntArray
+
+
+@dataclass(frozen=True)
+class Position:
+    """The labels of one axis of one parameter."""
+
+    parameter: str
+    axis: int
+    labels: IntArray
+
+
+class Coupling:
+    """Atoms, units and groups of a graph, and what any choice of units does to every axis."""
+
+    def __init__(
+        self, relations: Relations, positions: Sequence[Position], boxes: Mapping[int, Boxes], order: Mapping[str, int]
+    ) -> None:
+        self._relations = relations
+        self._positions = positions
+        self._order = order
+        self._atom = _components(relations.count, relations.same)
+        self._atoms = int(self._atom.max()) + 1 if relations.count else 0
+        self._frozen_atoms, self._reason = self._freeze()
+        self._edges = self._slab_edges()
+        self._cells = self._cell_rows()
+        self._solve()
+        self._axes = {
+            (tensor, axis): Axis(self._atom[rows], self._atom[slabs])
+            for tensor, held in boxes.items()
+            for box in held
+            for axis in box.axes
+            for rows, slabs in [_axis_labels(box, axis)]
+        }
+
+    # --- solving -------------------------------------------------------------------------------------------------
+
+    def _freeze(self) -> tuple[BoolArray, IntArray]:
+        """Which atoms stay, and the first event that fixed each (its number, or the count of events)."""
+        events = self._relations.frozen
+        reason = np.full(self._atoms, len(events))
+        for number in range(len(events) - 1, -1, -1):
+            reason[self._atom[events[number][0]]] = number
+        return reason < len(events), reason
+
+    def _slab_edges(self) -> sparse.csr_matrix:
+        """`[atoms, atoms]`: the atom of a slab to each atom that lies on it."""
+        pairs = [(self._atom[a], self._atom[b]) for a, b in self._relations.slabs]
+        return _matrix(pairs, (self._atoms, self._atoms))
+
+    def _cell_rows(self) -> list[IntArray]:
+        """The rows that must lose equally many, as atoms, without repetition."""
+        rows = {}
+        for cells in self._relations.cells:
+            atoms = self._atom[cells]
+            if len(atoms) > 1 and bool((atoms != atoms[0]).any()):
+                rows.setdefault((atoms.shape, atoms.tobytes()), atoms)
+        return list(rows.values())
+
+    def _solve(self) -> None:
+        """Ties are added until every row of a cell constraint is made alike; each round only adds ties."""
+        ties = [(self._atom[a], self._atom[b]) for a, b in self._relations.together]
+        while True:
+            self._unit = _components(self._atoms, ties)
+            self._units = int(self._unit.max()) + 1 if self._atoms else 0
+            self._covers = self._closure()
+            self._signature = self._signatures()
+            more = self._uneven()
+            if not more:
+                break
+            ties += more
+        self.groups = self._make_groups()
+
+    def _closure(self) -> sparse.csr_matrix:
+        """`[units, atoms]`: every atom that leaves with a unit, slabs taking along what lies on them."""
+        own = np.arange(self._atoms)
+        covers = _matrix([(self._unit, own)], (self._units, self._atoms))
+        front = covers
+        while front.nnz:
+            front = (front @ self._edges).astype(bool).astype(np.int8)
+            front = (front - front.multiply(covers)).tocsr()
+            front.eliminate_zeros()
+            covers = (covers + front).tocsr()
+        return covers
+
+    def _signatures(self) -> IntArray:
+        """A number for each unit: units of one number form a group; -1 for those that stay or own no parameter."""
+        stays = np.asarray(self._covers @ self._frozen_atoms.astype(np.int64)).ravel() > 0
+        owned = _matrix(
+            [(self._atom[p.labels], np.full(p.labels.size, i)) for i, p in enumerate(self._positions)],
+            (self._atoms, max(len(self._positions), 1)),
+            count=True,
+        )
+        counts = (self._covers.astype(np.int64) @ owned).tocsr()
+        direct = (_matrix([(self._unit, np.arange(self._atoms))], self._covers.shape).astype(np.int64) @ owned).tocsr()
+        rng = np.random.default_rng(0)
+        weights = rng.integers(1, 2**62, (2, len(self._positions) or 1), dtype=np.int64)
+        with np.errstate(over="ignore"):
+            hashed = np.asarray(counts @ weights[0]).ravel() + np.asarray(direct @ weights[1]).ravel()
+        empty = np.diff(counts.indptr) == 0
+        _, signature = np.unique(hashed, return_inverse=True)
+        return np.where(stays | empty, -1, signature)
+
+    def _uneven(self) -> list[tuple[IntArray, IntArray]]:
+        """Ties for the cell constraints whose rows are not made of the same groups."""
+        ties = []
+        for cells in self._cells:
+            units = self._unit[cells]
+            made = np.sort(self._signature[units], axis=1)
+            if bool((made != made[0]).any()) and bool((units != units[0]).any()):
+                ties.append((np.repeat(cells[:1], len(cells) - 1, 0).ravel(), cells[1:].ravel()))
+        return ties
+
+    def _cell_hashes(self) -> NDArray[np.int64]:
+        """For each unit a number that tells in which rows of which constraints it lies."""
+        hashes = np.zeros(self._units, np.int64)
+        rng = np.random.default_rng(1)
+        for cells in self._cells:
+            units = self._unit[cells]
+            if not bool((units != units[0]).any()):
+                continue
+            rows = np.repeat(np.arange(len(cells)), cells.shape[1])
+            pairs = np.unique(np.stack([units.ravel(), rows]), axis=1)
+            weights = rng.integers(1, 2**62, len(cells), dtype=np.int64)
+            np.add.at(hashes, pairs[0], weights[pairs[1]])
+        return hashes
+
+    def _make_groups(self) -> tuple[Group, ...]:
+        hashes = self._cell_hashes()
+        owned = self._owned()
+        order = np.argsort(self._signature, kind="stable")
+        start = int(np.searchsorted(self._signature[order], 0))
+        members = np.split(order[start:], np.flatnonzero(np.diff(self._signature[order[start:]])) + 1)
+        drafts = []
+        for units in (m for m in members if m.size):
+            _, cells, sizes = np.unique(hashes[units], return_inverse=True, return_counts=True)
+            if len(set(sizes.tolist())) > 1:
+                self._stay(units)
+            elif sizes[0] > 1:
+                drafts.append((units, cells, self._slices(owned, units)))
+            else:
+                self._stay(units)
+        drafts.sort(key=lambda d: min((self._order[s.parameter], s.axis, int(s.positions.min())) for s in d[2]))
+        self._group_of_unit = np.full(self._units, -1)
+        self._members = [units for units, _, _ in drafts]
+        names = _unique_names([_name(slices) for _, _, slices in drafts])
+        spanned = np.zeros(self._atoms, np.int64)
+        for ids in self._relations.inexact:
+            spanned[self._atom[ids]] = 1
+        inexact = self._covers.astype(np.int64) @ spanned > 0
+        groups = []
+        for index, ((units, cells, slices), name) in enumerate(zip(drafts, names, strict=True)):
+            self._group_of_unit[units] = index
+            groups.append(Group(index, name, len(units), slices, cells, not bool(inexact[units].any())))
+        return tuple(groups)
+
+    def _stay(self, units: IntArray) -> None:
+        self._signature[units] = -1
+
+    @cached_property
+    def _bounds(self) -> IntArray:
+        """Where each axis of a parameter begins when all their positions stand in one line."""
+        return np.cumsum([0, *(p.labels.size for p in self._positions)])
+
+    def _owned(self) -> sparse.csr_matrix:
+        """`[units, positions in line]`: what leaves with each unit."""
+        atoms = np.concatenate([self._atom[p.labels] for p in self._positions] or [np.zeros(0, np.int64)])
+        held = _matrix([(atoms, np.arange(atoms.size))], (self._atoms, atoms.size))
+        owned = (self._covers @ held).tocsr()
+        owned.sort_indices()
+        return owned
+
+    def _slices(self, owned: sparse.csr_matrix, units: IntArray) -> tuple[Slices, ...]:
+        """Units of one signature own as many positions on the same axes, so their rows have one layout."""
+        lines = owned[units].indices.reshape(len(units), -1).astype(np.int64)
+        edges = np.searchsorted(lines[0], self._bounds)
+        return tuple(
+            Slices(p.parameter, p.axis, lines[:, start:stop] - self._bounds[i])
+            for i, p in enumerate(self._positions)
+            for start, stop in [(edges[i], edges[i + 1])]
+            if stop > start
+        )
+
+    # --- answering -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def frozen(self) -> tuple[Frozen, ...]:
+        """Outputs of weights that stay, with the first reason met."""
+        covers = self._covers
+        events = self._relations.frozen
+        result: dict[tuple[str, str], Frozen] = {}
+        for p in self._positions:
+            units = self._unit[self._atom[p.labels]]
+            stay = np.unique(units[self._signature[units] < 0])
+            if p.axis or not stay.size:
+                continue
+            atoms = covers[stay].indices
+            first = int(self._reason[atoms].min()) if atoms.size else len(events)
+            why = events[first][1] if first < len(events) else UNEQUAL
+            name = p.parameter.rpartition(".")[0] or p.parameter
+            result.setdefault((name, why.reason), Frozen(name, stay.size, why.op, why.module, why.reason))
+        return tuple(result.values())
+
+    def axis(self, tensor: int, axis: int) -> Axis | None:
+        """The atoms along an axis, or None where nothing can go."""
+        return self._axes.get((tensor, axis))
+
+    def keep(self, removed: Mapping[int, Sequence[int]]) -> Keep:
+        """What remains when the given units of the given groups (by index) leave."""
+        gone = np.zeros(self._units, bool)
+        for group, units in removed.items():
+            gone[self._members[group][np.asarray(units, np.int64)]] = True
+        stays = np.ones(self._atoms, bool)
+        stays[self._covers[np.flatnonzero(gone)].indices] = False
+        return Keep(self, stays)
+
+    def kept_positions(self, keep: Keep) -> dict[str, dict[int, IntArray]]:
+        """For every axis of a parameter that loses something, the indices that stay."""
+        kept: dict[str, dict[int, IntArray]] = {}
+        for p in self._positions:
+            stays = keep.stays[self._atom[p.labels]]
+            if not stays.all():
+                kept.setdefault(p.parameter, {})[p.axis] = np.flatnonzero(stays)
+        return kept
+
+    def terms(self, tensor: int, axis: int, size: int) -> tuple[Term, ...]:
+        """See `Graph.terms`."""
+        labels = self._axes.get((tensor, axis))
+        if labels is None:
+            return (Term(size, ()),)
+        own = set(self._group_of_unit[self._unit[labels.slabs]].tolist())
+        found: dict[tuple[int, ...], int] = {}
+        for atom, count in zip(*np.unique(labels.atoms[0], return_counts=True), strict=True):
+            groups = tuple(g for g in self._groups_of_atom[atom] if g not in own)
+            found[groups] = found.get(groups, 0) + int(count)
+        return tuple(Term(count, groups) for groups, count in sorted(found.items()))
+
+    @cached_property
+    def _groups_of_atom(self) -> list[tuple[int, ...]]:
+        by_atom = self._covers.tocsc()
+        groups = self._group_of_unit[by_atom.indices]
+        bounds = by_atom.indptr.tolist()
+        listed = groups.tolist()
+        return [
+            tuple(sorted({g for g in listed[a:b] if g >= 0})) for a, b in zip(bounds, bounds[1:], strict=False)
+        ]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A choice of units as it reads on every axis: which atoms stay."""
+
+    coupling: Coupling
+    stays: BoolArray
+
+    def mask(self, tensor: int, axis: int) -> BoolArray | None:
+        """Which positions of an axis stay (of a rectangle: in the first row that is there); None where all do."""
+        labels = self.coupling.axis(tensor, axis)
+        if labels is None:
+            return None
+        rows = self.stays[labels.atoms]
+        return np.asarray(rows[int(rows.any(axis=1).argmax())])
+
+
+def _axis_labels(box: Box, axis: int) -> tuple[IntArray, IntArray]:
+    """Labels of an axis as rows, and those of the slabs that take whole rows away."""
+    none = np.zeros(0, np.int64)
+    if axis in box.slabs:
+        return box.slabs[axis][None], none
+    return box.rows(), np.concatenate([none, *box.slabs.values()])
+
+
+def _components(count: int, pairs: Iterable[tuple[IntArray, IntArray]]) -> IntArray:
+    held = list(pairs)
+    if not held:
+        return np.arange(count)
+    a, b = (np.concatenate(side) for side in zip(*held, strict=True))
+    graph = sparse.coo_matrix((np.ones(len(a), np.int8), (a, b)), (count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+
+
+def _matrix(
+    pairs: Sequence[tuple[IntArray, IntArray]], shape: tuple[int, int], *, count: bool = False
+) -> sparse.csr_matrix:
+    """A sparse matrix with ones at (row, column); repeated pairs are counted, or stay one."""
+    if not pairs:
+        return sparse.csr_matrix(shape, dtype=np.int64 if count else np.int8)
+    rows, columns = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    matrix = sparse.coo_matrix((np.ones(len(rows), np.int64), (rows, columns)), shape).tocsr()
+    if count:
+        return matrix
+    matrix.data[:] = 1
+    return matrix.astype(np.int8)
+
+
+def _name(slices: Sequence[Slices]) -> str:
+    """The module whose outputs the units are: the first weight cut along axis 0, else the first parameter cut."""
+    outputs = [s for s in slices if s.axis == 0]
+    chosen = (outputs or list(slices))[0].parameter
+    return chosen.rpartition(".")[0] or chosen
+
+
+def _unique_names(names: Sequence[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return result

@@ -1,0 +1,125 @@
+"""What example inputs look like: enough to trace again without them, on any batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from sned.errors import ModelError
+
+Inputs = Any
+"""A tensor, a tuple or list of positional arguments, or a dict of keyword arguments; nested as the model takes it."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor among the example inputs: its shape, its dtype, and the range of its values."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    low: float
+    high: float
+
+    def tensor(self, batch: int | None, old: int, generator: torch.Generator) -> torch.Tensor:
+        """A random tensor like the one that this leaf describes, with another leading size."""
+        shape = self.resized(batch, old)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if dtype.is_floating_point or dtype.is_complex:
+            return torch.randn(shape, generator=generator).to(dtype)
+        low, high = int(self.low), int(self.high)
+        return torch.randint(low, high + 1, shape, generator=generator).to(dtype)
+
+    def resized(self, batch: int | None, old: int) -> tuple[int, ...]:
+        """The shape with the batch axis (the first one, where it has the example's batch size) set to `batch`."""
+        if batch is None or not self.shape or self.shape[0] != old:
+            return self.shape
+        return (batch, *self.shape[1:])
+
+
+@dataclass(frozen=True)
+class Example:
+    """Example inputs as plain data: a nest in which every tensor is a `Leaf`."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    batch: int
+
+    def leaves(self) -> list[Leaf]:
+        """The tensors, in the order in which the graph numbers them."""
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Leaf)]
+
+    def build(self, make: Callable[[Leaf], torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments with every leaf made into a tensor."""
+
+        def filled(value: Any) -> Any:
+            return make(value) if isinstance(value, Leaf) else value
+
+        args, kwargs = pytree.tree_map(filled, (self.args, self.kwargs))
+        return args, kwargs
+
+    def random(self, batch: int | None = None, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Random arguments of the given batch size (default: the example's own)."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.build(lambda leaf: leaf.tensor(batch, self.batch, generator))
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Read example inputs as positional and keyword arguments: a dict gives keywords, a tuple or list positions."""
+    if isinstance(inputs, dict):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def describe(inputs: Inputs) -> Example:
+    """The `Example` of given inputs.
+
+    Raises:
+        ModelError: there is no tensor among them.
+    """
+    args, kwargs = arguments(inputs)
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    if not tensors:
+        raise ModelError(
+            f"`example_inputs` must hold at least one tensor, got {type(inputs).__name__}. "
+            "Pass a tensor, a tuple of positional arguments, or a dict of keyword arguments."
+        )
+    batch = next((t.shape[0] for t in tensors if t.ndim), 1)
+
+    def leaf(value: Any) -> Any:
+        return _leaf(value) if isinstance(value, torch.Tensor) else value
+
+    described_args, described_kwargs = pytree.tree_map(leaf, (args, kwargs))
+    return Example(described_args, described_kwargs, batch)
+
+
+def _leaf(tensor: torch.Tensor) -> Leaf:
+    counted = not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() and not tensor.is_meta
+    low, high = (float(tensor.min()), float(tensor.max())) if counted else (0.0, 0.0)
+    return Leaf(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), low, high)
+
+
+def tensors_in(value: Any) -> Sequence[torch.Tensor]:
+    """Every tensor in nested containers, outputs of any registered structure included."""
+    found: list[torch.Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[torch.Tensor]) -> None:
+    if isinstance(value, torch.Tensor):
+        found.append(value)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _collect(item, found)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            _collect(item, found)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            _collect(getattr(value, name, None), found)

@@ -1,0 +1,103 @@
+"""Labels of a tensor: which position on which axis is which unit.
+
+A tensor carries boxes. A `Box` is an array of integers of the tensor's rank, of size 1 on the axes along which it does
+not vary; no two boxes of a tensor vary along the same axis. The output of a convolution carries one of shape
+`(1, C, 1, 1)`; after `view(B, N, heads, dim)` it is `(1, 1, heads, dim)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sned.graph.ir import IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """Labels that vary along one axis (`free`), or along several.
+
+    Along several, positions form a rectangle that pruning must keep one: an index of a slab axis goes with all that
+    lies on it (its label stands in `slabs`), and on the free axis every row loses equally many positions of its own.
+    A `filler` labels values that are the same at every position (zeros, a broadcast): it takes any size.
+    """
+
+    ids: IntArray
+    free: int
+    slabs: Mapping[int, IntArray] = field(default_factory=dict)
+    filler: bool = False
+
+    @property
+    def axes(self) -> frozenset[int]:
+        """The axes along which the labels vary."""
+        return frozenset((self.free, *self.slabs))
+
+    def moved(self, where: Mapping[int, int], rank: int) -> Box:
+        """The same labels with every axis renamed; `where` names the new place of (at least) the varying axes."""
+        order = sorted(self.axes, key=lambda axis: where[axis])
+        sizes = {where[axis]: self.ids.shape[axis] for axis in order}
+        compact = np.moveaxis(self.ids, order, range(len(order))).reshape([self.ids.shape[a] for a in order])
+        ids = compact.reshape([sizes.get(axis, 1) for axis in range(rank)])
+        return Box(ids, where[self.free], {where[a]: s for a, s in self.slabs.items()}, self.filler)
+
+    def rows(self) -> IntArray:
+        """The labels along the free axis, one row for each different place on the slab axes: `[rows, size]`."""
+        rows = np.moveaxis(self.ids, self.free, -1).reshape(-1, self.ids.shape[self.free])
+        _, first = np.unique(rows[:, 0], return_index=True)
+        return rows[np.sort(first)]
+
+
+Boxes = tuple[Box, ...]
+
+
+def line(ids: IntArray, axis: int, rank: int, *, filler: bool = False) -> Box:
+    """A box that varies along one axis only."""
+    return Box(ids.reshape([-1 if a == axis else 1 for a in range(rank)]), axis, filler=filler)
+
+
+def covering(boxes: Boxes, axis: int) -> Box | None:
+    """The box that varies along `axis`, if there is one."""
+    return next((box for box in boxes if axis in box.axes), None)
+
+
+def matching_runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Split a reshape into the smallest runs of axes with equal products.
+
+    >>> matching_runs([2, 6, 5], [2, 2, 3, 5])
+    [((0,), (0,)), ((1,), (1, 2)), ((2,), (3,))]
+    """
+    runs: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        left, right = ([i], [j]) if i < len(old) and j < len(new) else ([], [])
+        if not left:
+            runs.append((tuple(range(i, len(old))), tuple(range(j, len(new)))))
+            break
+        a, b = old[i], new[j]
+        i, j = i + 1, j + 1
+        while a != b:
+            if a < b:
+                a *= old[i]
+                left.append(i)
+                i += 1
+            else:
+                b *= new[j]
+                right.append(j)
+                j += 1
+        runs.append((tuple(left), tuple(right)))
+    return runs
+
+
+def varying_axes(array: IntArray) -> tuple[int, ...]:
+    """The axes along which an array is not constant."""
+    return tuple(
+        axis for axis, size in enumerate(array.shape) if size > 1 and bool((array != array.take([0], axis)).any())
+    )
+
+
+def squeezed(array: IntArray, keep: Sequence[int]) -> IntArray:
+    """The first entry along every axis that is not in `keep`, with size 1 left in its place."""
+    index = tuple(slice(None) if axis in keep else slice(0, 1) for axis in range(array.ndim))
+    return array[index]

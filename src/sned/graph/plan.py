@@ -1,0 +1,177 @@
+"""A plan: which units go, and so which indices of which parameter stay. Plain data that survives JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sned.errors import PlanError
+from sned.graph.example import Example, Leaf
+from sned.graph.ir import Graph, Group, IntArray
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to remove from one network, and from every copy of it.
+
+    Attributes:
+        fingerprint: the structure that it was made for (`Graph.fingerprint`).
+        shapes: name and shape of every parameter and buffer of that network that a pass reads.
+        example: what the example inputs looked like; enough to trace again.
+        removed: `{group name: numbers of the units that go}`, sorted, groups that lose nothing left out.
+        kept: `{parameter: {axis: indices that stay}}` for every parameter and buffer that changes.
+    """
+
+    fingerprint: str
+    shapes: Mapping[str, tuple[int, ...]]
+    example: Example
+    removed: Mapping[str, tuple[int, ...]]
+    kept: Mapping[str, Mapping[int, IntArray]]
+
+    def counts(self, graph: Graph) -> IntArray:
+        """`[groups]`: how many units each group of `graph` keeps."""
+        return np.array([group.size - len(self.removed.get(group.name, ())) for group in graph.groups], np.int64)
+
+    def to_json(self) -> str:
+        """The plan as JSON; `Plan.from_json` reads it back."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "fingerprint": self.fingerprint,
+                "example": _example_to_data(self.example),
+                "removed": {name: list(units) for name, units in self.removed.items()},
+                "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+                "kept": {
+                    name: {str(axis): indices.tolist() for axis, indices in axes.items()}
+                    for name, axes in self.kept.items()
+                },
+            }
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Read a plan.
+
+        Raises:
+            PlanError: the text is not a plan that this version reads.
+        """
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT:
+                raise PlanError(f"This version of sned reads plans of format {FORMAT}, got {data['format']!r}.")
+            return Plan(
+                fingerprint=str(data["fingerprint"]),
+                shapes={str(name): tuple(int(n) for n in shape) for name, shape in data["shapes"].items()},
+                example=_example_from_data(data["example"]),
+                removed={str(n): tuple(int(u) for u in units) for n, units in data["removed"].items()},
+                kept={
+                    str(name): {int(axis): np.array(indices, np.int64) for axis, indices in axes.items()}
+                    for name, axes in data["kept"].items()
+                },
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PlanError(
+                f"A plan must be JSON as `Plan.to_json` writes it, but reading it failed: {error!r}. "
+                "Make the plan again with `sned.plan` or `sned prune`."
+            ) from error
+
+    def __str__(self) -> str:
+        units = sum(len(u) for u in self.removed.values())
+        return f"Plan({units} units out of {len(self.removed)} groups; {len(self.kept)} tensors change)"
+
+
+def make_plan(graph: Graph, removed: Mapping[str, Sequence[int]]) -> Plan:
+    """See `Graph.plan`."""
+    chosen = {}
+    for name, units in removed.items():
+        group = graph.group(name)
+        gone = np.unique(np.asarray(list(units), np.int64))
+        _check(group, gone)
+        if gone.size:
+            chosen[group.index] = gone
+    keep = graph.coupling.keep({index: gone.tolist() for index, gone in chosen.items()})
+    return Plan(
+        fingerprint=graph.fingerprint,
+        shapes={name: graph.tensors[number].shape for name, number in graph.parameters.items()},
+        example=graph.example,
+        removed={graph.groups[i].name: tuple(gone.tolist()) for i, gone in sorted(chosen.items())},
+        kept=graph.coupling.kept_positions(keep),
+    )
+
+
+def _check(group: Group, gone: IntArray) -> None:
+    if gone.size and (gone[0] < 0 or gone[-1] >= group.size):
+        bad = int(gone[0] if gone[0] < 0 else gone[-1])
+        raise PlanError(f"Units of {group.name!r} are numbered 0 to {group.size - 1}, got {bad}.")
+    if gone.size >= group.size:
+        raise PlanError(f"At least one unit of {group.name!r} must stay, but all {group.size} were to be removed.")
+    per_cell = np.bincount(group.cells[gone], minlength=group.cell_count)
+    if per_cell.min() != per_cell.max():
+        raise PlanError(
+            f"Every cell of {group.name!r} must lose equally many units ({group.cell_count} cells of "
+            f"{group.cell_size}), got {per_cell.tolist()}. Use `least_important` of the scores, which keeps to that."
+        )
+
+
+def check_fits(plan: Plan, graph: Graph) -> None:
+    """Refuse a network that the plan was not made for.
+
+    Raises:
+        PlanError: names the first parameter that differs.
+    """
+    here = {name: graph.tensors[number].shape for name, number in graph.parameters.items()}
+    for name, shape in plan.shapes.items():
+        if here.get(name) != shape:
+            got = f"shape {here[name]}" if name in here else "no such parameter"
+            raise PlanError(
+                f"A plan applies to the network that it was made for: parameter {name!r} must have shape {shape}, "
+                f"got {got}. Make a plan for this network with `sned.plan`."
+            )
+    extra = sorted(here.keys() - plan.shapes.keys())
+    if extra or graph.fingerprint != plan.fingerprint:
+        what = f"parameter {extra[0]!r} is new" if extra else "the forward pass is another one"
+        raise PlanError(f"A plan applies to the network that it was made for, but {what}. Make a new plan.")
+
+
+def _example_to_data(example: Example) -> dict[str, Any]:
+    return {"args": _encode(example.args), "kwargs": _encode(example.kwargs), "batch": example.batch}
+
+
+def _example_from_data(data: Mapping[str, Any]) -> Example:
+    return Example(_decode(data["args"]), _decode(data["kwargs"]), int(data["batch"]))
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Leaf):
+        return {"tensor": [list(value.shape), value.dtype, value.low, value.high]}
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(item) for item in value]}
+    if isinstance(value, list):
+        return [_encode(item) for item in value]
+    if isinstance(value, dict):
+        return {"dict": {str(name): _encode(item) for name, item in value.items()}}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise PlanError(f"Example inputs in a plan hold tensors, numbers, texts and nests of them, got {type(value)!r}.")
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, held),) = value.items()
+    if kind == "tensor":
+        shape, dtype, low, high = held
+        return Leaf(tuple(int(n) for n in shape), str(dtype), float(low), float(high))
+    if kind == "tuple":
+        return tuple(_decode(item) for item in held)
+    if kind == "dict":
+        return {str(name): _decode(item) for name, item in held.items()}
+    raise PlanError(f"Example inputs in a plan hold 'tensor', 'tuple' or 'dict', got {kind!r}.")

@@ -1,0 +1,137 @@
+"""Run the recorded ops again, on the same or on sliced parameters: an oracle that never calls the user's forward.
+
+Sizes in views, splits and slices are worked out from the labels, so surgery on the module can be held against it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from sned.graph.coupling import Keep
+from sned.graph.example import Inputs, arguments, tensors_in
+from sned.graph.ir import Graph, Op, Ref
+from sned.graph.plan import Plan
+from sned.graph.sizes import Sizes
+
+State = Mapping[str, torch.Tensor]
+
+
+def slice_state(state: State, plan: Plan) -> dict[str, torch.Tensor]:
+    """Every tensor of `state`, cut down to what the plan keeps."""
+    sliced = dict(state)
+    for name, axes in plan.kept.items():
+        tensor = sliced[name]
+        for axis, kept in axes.items():
+            tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
+        sliced[name] = tensor
+    return sliced
+
+
+def keep_of(graph: Graph, plan: Plan | None) -> Keep:
+    """What a plan leaves of a graph, as it reads on every axis."""
+    removed = plan.removed if plan else {}
+    return graph.coupling.keep({graph.group(name).index: units for name, units in removed.items()})
+
+
+class Replay:
+    """The recorded pass of a graph as a function of parameters and inputs.
+
+    Args:
+        graph: what `sned.trace` made.
+        state: parameters and buffers by name, of the dense network (`{**named_parameters, **named_buffers}`).
+        plan: cut the parameters down and size everything accordingly; None runs the dense network.
+    """
+
+    def __init__(self, graph: Graph, state: State, plan: Plan | None = None) -> None:
+        self.graph = graph
+        self.plan = plan
+        self.state: dict[str, torch.Tensor] = slice_state(state, plan) if plan else dict(state)
+        self.keep = keep_of(graph, plan)
+        self._device = next((t.device for t in self.state.values()), torch.device("cpu"))
+        self._arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+
+    def sizes(self, batch: int) -> Sizes:
+        """Sizes of every tensor at a batch size, under the plan."""
+        return Sizes(self.graph, self.keep, batch)
+
+    def _args_at(self, batch: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        if batch not in self._arguments:
+            sizes = self.sizes(batch)
+            self._arguments[batch] = [sizes.arguments(op) for op in self.graph.ops]
+        return self._arguments[batch]
+
+    @cached_property
+    def _last_use(self) -> dict[int, int]:
+        return {number: op.index for op in self.graph.ops for number in op.inputs}
+
+    def run(
+        self,
+        inputs: Inputs,
+        *,
+        watch: Iterable[int] = (),
+        before: Callable[[Op, dict[int, torch.Tensor]], None] | None = None,
+        stop: int | None = None,
+    ) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
+        """Run the recorded ops.
+
+        Args:
+            inputs: as the model takes them, any batch size that the model takes.
+            watch: numbers of tensors to return the values of.
+            before: called ahead of each op with the op and the live tensors; it may read and replace them.
+            stop: number of the first op that is not run any more.
+
+        Returns:
+            The output tensors in order (empty when stopped early), and the watched tensors by number.
+        """
+        tensors = tensors_in(arguments(inputs))
+        batch = next((t.shape[0] for t in tensors if t.ndim), 1)
+        live: dict[int, torch.Tensor] = dict(zip(self.graph.inputs, tensors, strict=True))
+        live |= {number: self.state[name] for name, number in self.graph.parameters.items()}
+        live |= {number: value.clone() for number, value in self.graph.constants.items()}
+        watched = set(watch)
+        seen: dict[int, torch.Tensor] = {n: live[n] for n in watched if n in live}
+        keep = watched | set(self.graph.outputs)
+        args_at = self._args_at(batch)
+        with torch.no_grad() if not torch.is_grad_enabled() else contextlib.nullcontext():
+            for op in self.graph.ops[:stop]:
+                if before is not None:
+                    before(op, live)
+                self._call(op, *args_at[op.index], live)
+                for number in op.outputs:
+                    if number in watched:
+                        seen[number] = live[number]
+                for number in set(op.inputs):
+                    if self._last_use[number] == op.index and number not in keep:
+                        live.pop(number, None)
+        outputs = [live[number] for number in self.graph.outputs] if stop is None else []
+        return outputs, seen
+
+    def _call(self, op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any], live: dict[int, torch.Tensor]) -> None:
+        values = _filled(args, live)
+        named = {name: _filled(value, live) for name, value in kwargs.items()}
+        if "device" in named:  # recorded on meta
+            named["device"] = self._device
+        result = overload(op.target)(*values, **named)
+        listed: Sequence[Any] = result if isinstance(result, tuple | list) else (result,)
+        for number, value in zip(op.outputs, listed, strict=True):
+            if number is not None:
+                live[number] = value
+
+
+def overload(target: str) -> Any:
+    """The callable op of a recorded name: `aten.add.Tensor` is `torch.ops.aten.add.Tensor`."""
+    namespace, name, version = target.split(".")
+    return getattr(getattr(getattr(torch.ops, namespace), name), version)
+
+
+def _filled(value: Any, live: Mapping[int, torch.Tensor]) -> Any:
+    if isinstance(value, Ref):
+        return live[value.id]
+    if isinstance(value, tuple | list):
+        return [_filled(item, live) for item in value]
+    return value

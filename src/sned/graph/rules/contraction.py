@@ -1,0 +1,112 @@
+"""Products that sum over an axis: linear layers, batched products, convolutions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sned.graph.flow import Flow
+from sned.graph.ir import Op, Ref
+from sned.graph.labels import Boxes
+from sned.graph.rules.registry import Arguments, resize, rule
+
+if TYPE_CHECKING:
+    from sned.graph.sizes import Sizes
+
+
+def product(flow: Flow, left: Ref, a: str, right: Ref, b: str, out: str) -> Boxes:
+    """An einsum of two tensors: `product(flow, x, "ij", w, "jk", "ik")`."""
+    return flow.join([(flow.of(left), flow.shape(left), a), (flow.of(right), flow.shape(right), b)], out)
+
+
+def plus(flow: Flow, boxes: Boxes, shape: tuple[int, ...], bias: Ref | None) -> Boxes:
+    """The boxes of a result to which a broadcast bias is added."""
+    if bias is None:
+        return boxes
+    letters = [chr(97 + a) for a in range(len(shape))]
+    other = flow.shape(bias)
+    return flow.join(
+        [(boxes, shape, letters), (flow.of(bias), other, letters[len(letters) - len(other) :])], letters
+    )
+
+
+def result_shape(flow: Flow, op: Op) -> tuple[int, ...]:
+    """Shape of the first output."""
+    number = op.outputs[0]
+    assert number is not None
+    return flow.tensors[number].shape
+
+
+@rule("mm")
+def mm(flow: Flow, op: Op) -> None:
+    """Matrix product."""
+    flow.put(op, product(flow, op.args[0], "ij", op.args[1], "jk", "ik"))
+
+
+@rule("bmm")
+def bmm(flow: Flow, op: Op) -> None:
+    """Batched matrix product; the batch axis may hold heads."""
+    flow.put(op, product(flow, op.args[0], "bij", op.args[1], "bjk", "bik"))
+
+
+@rule("mv", "dot")
+def mv(flow: Flow, op: Op) -> None:
+    """Matrix or vector with a vector."""
+    letters = "ij"[2 - len(flow.shape(op.args[0])) :]
+    flow.put(op, product(flow, op.args[0], letters, op.args[1], "j", letters[:-1]))
+
+
+@rule("addmm")
+def addmm(flow: Flow, op: Op) -> None:
+    """Bias plus matrix product."""
+    boxes = product(flow, op.args[1], "ij", op.args[2], "jk", "ik")
+    flow.put(op, plus(flow, boxes, result_shape(flow, op), op.args[0]))
+
+
+@rule("baddbmm")
+def baddbmm(flow: Flow, op: Op) -> None:
+    """Bias plus batched product."""
+    boxes = product(flow, op.args[1], "bij", op.args[2], "bjk", "bik")
+    flow.put(op, plus(flow, boxes, result_shape(flow, op), op.args[0]))
+
+
+@rule("convolution")
+def convolution(flow: Flow, op: Op) -> None:
+    """Convolution of any rank, grouped or depthwise, transposed too.
+
+    The input channels are seen as (groups, inputs of a group), the weight as (groups, outputs, inputs): groups meet
+    groups, and the inputs inside a group meet an axis that all groups share.
+    """
+    x, weight, bias = op.args[0], op.args[1], op.args[2]
+    transposed, groups = op.args[6], op.args[8]
+    rank = len(flow.shape(x)) - 2
+    for ref in (x, weight):
+        for box in flow.of(ref):
+            for axis in box.axes - {0, 1}:
+                flow.freeze(flow.axis(box, axis), "an axis that a convolution slides over")
+    space, kernel = "stuvw"[:rank], [None] * rank
+    batch, channels, *size = flow.shape(x)
+    first, second, *window = flow.shape(weight)
+    if transposed:  # weight [inputs, outputs of a group, ...]
+        outputs = second
+        w = flow.reshape(flow.of(weight), (first, second, *window), (groups, first // groups, second, *window))
+        w_shape, w_letters = (groups, first // groups, second, *window), ["g", "i", "o", *kernel]
+    else:
+        outputs = first // groups
+        w = flow.reshape(flow.of(weight), (first, second, *window), (groups, outputs, second, *window))
+        w_shape, w_letters = (groups, outputs, second, *window), ["g", "o", "i", *kernel]
+    x_shape = (batch, groups, channels // groups, *size)
+    boxes = flow.reshape(flow.of(x), (batch, channels, *size), x_shape)
+    out = result_shape(flow, op)
+    split = (out[0], groups, outputs, *out[2:])
+    made = flow.join([(boxes, x_shape, ["b", "g", "i", *kernel]), (w, w_shape, w_letters)], ["b", "g", "o", *space])
+    merged = flow.reshape(made, split, out)
+    if bias is not None:
+        letters = ["b", "c", *space]
+        merged = flow.join([(merged, out, letters), (flow.of(bias), flow.shape(bias), ["c"])], letters)
+    flow.put(op, merged)
+
+
+@resize("convolution")
+def convolution_groups(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
+    """Whole groups may have left."""
+    return (*args[:8], sizes.rows(args[0].id, 1, args[8]), *args[9:])

@@ -1,0 +1,98 @@
+"""Sums, means, extremes and softmax over axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sned.graph.flow import Flow
+from sned.graph.ir import Op, Ref
+from sned.graph.labels import Boxes, covering
+from sned.graph.rules.registry import argument, rule
+
+
+def reduced_axes(rank: int, given: Any) -> tuple[int, ...]:
+    """Axes to reduce, counted from the front; none given means all."""
+    if given is None or given == ():
+        return tuple(range(rank))
+    listed = given if isinstance(given, Sequence) else (given,)
+    return tuple(axis % rank for axis in listed) if rank else ()
+
+
+def span(flow: Flow, ref: Ref, axes: Sequence[int]) -> None:
+    """Note that a statistic spans these axes."""
+    for box in flow.of(ref):
+        for axis in box.axes & set(axes):
+            flow.spans(flow.axis(box, axis))
+
+
+def reduce(flow: Flow, ref: Ref, axes: Sequence[int], *, keepdim: bool) -> Boxes:
+    """Boxes after summing over `axes`."""
+    shape = flow.shape(ref)
+    letters = [chr(97 + a) for a in range(len(shape))]
+    out = [None if a in axes else letter for a, letter in enumerate(letters) if keepdim or a not in axes]
+    return flow.join([(flow.of(ref), shape, letters)], out)
+
+
+def _reduce_op(flow: Flow, op: Op, position: int, *, exact: bool) -> None:
+    ref = op.args[0]
+    rank = len(flow.shape(ref))
+    axes = reduced_axes(rank, argument(op, position, "dim"))
+    number = next(n for n in op.outputs if n is not None)
+    if not exact:
+        span(flow, ref, axes)
+    boxes = reduce(flow, ref, axes, keepdim=len(flow.tensors[number].shape) == rank)
+    for output, n in enumerate(op.outputs):
+        if n is not None:
+            flow.put(op, boxes, output)
+
+
+@rule("sum")
+def total(flow: Flow, op: Op) -> None:
+    """A sum does not notice zeros."""
+    _reduce_op(flow, op, 1, exact=True)
+
+
+@rule("mean", "amax", "amin", "max", "min", "var", "var_mean", "std", "std_mean", "argmax", "argmin", "prod",
+      "any", "all", "logsumexp", "median", "mode", "nanmean")  # fmt: skip
+def statistic(flow: Flow, op: Op) -> None:
+    """Statistics that change when positions go, even zero ones. `max(a, b)` of two tensors is elementwise."""
+    if len(op.args) > 1 and isinstance(op.args[1], Ref):
+        flow.put(op, flow.pointwise(op, op.args[:2]))
+        return
+    _reduce_op(flow, op, 1, exact=False)
+
+
+@rule("linalg_vector_norm", "norm")
+def norm(flow: Flow, op: Op) -> None:
+    """A vector norm does not notice zeros."""
+    _reduce_op(flow, op, 2, exact=True)
+
+
+@rule("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax", "softmax")
+def softmax(flow: Flow, op: Op) -> None:
+    """Same shape; the axis is spanned."""
+    ref = op.args[0]
+    rank = len(flow.shape(ref))
+    axes = reduced_axes(rank, argument(op, 1, "dim"))
+    span(flow, ref, axes)
+    if op.name.startswith("cum"):
+        for box in flow.of(ref):
+            for axis in box.axes & set(axes):
+                flow.freeze(flow.axis(box, axis), "a running sum depends on the position")
+    flow.put(op, flow.of(ref))
+
+
+@rule("topk", "sort", "argsort", "kthvalue")
+def ordered(flow: Flow, op: Op) -> None:
+    """Sorting along an axis: that axis stays, the others pass."""
+    ref = op.args[0]
+    rank = len(flow.shape(ref))
+    position = {"topk": 2, "sort": 1, "argsort": 1, "kthvalue": 2}[op.name]
+    axis = int(argument(op, position, "dim", -1)) % max(rank, 1)
+    if (box := covering(flow.of(ref), axis)) is not None:
+        flow.freeze(flow.axis(box, axis), "sorted along this axis")
+    rest = tuple(box for box in flow.of(ref) if axis not in box.axes)
+    for output, number in enumerate(op.outputs):
+        if number is not None:
+            flow.put(op, rest, output)

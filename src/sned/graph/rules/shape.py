@@ -1,0 +1,212 @@
+"""Views, permutations, splits, concatenations: ops that move positions and compute nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sned.graph.flow import Flow
+from sned.graph.ir import Op
+from sned.graph.labels import covering
+from sned.graph.rules.registry import Arguments, argument, resize, rule
+
+if TYPE_CHECKING:
+    from sned.graph.sizes import Sizes
+
+
+def _out_shape(flow: Flow, op: Op, output: int = 0) -> tuple[int, ...]:
+    number = op.outputs[output]
+    assert number is not None
+    return flow.tensors[number].shape
+
+
+@rule("view", "_unsafe_view", "reshape", "unsqueeze", "unsqueeze_", "squeeze", "squeeze_", "flatten", "unflatten",
+      "_reshape_alias", "_reshape_copy")  # fmt: skip
+def view(flow: Flow, op: Op) -> None:
+    """Any row-major change of shape."""
+    ref = op.args[0]
+    flow.put(op, flow.reshape(flow.of(ref), flow.shape(ref), _out_shape(flow, op)))
+
+
+@resize("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy")
+def view_size(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
+    """The target shape follows the axes that it makes."""
+    return (args[0], sizes.scaled(op, args[1]))
+
+
+@rule("permute", "transpose", "transpose_", "t", "t_", "movedim", "swapaxes", "numpy_T")
+def permute(flow: Flow, op: Op) -> None:
+    """Axes change places."""
+    ref = op.args[0]
+    rank = len(flow.shape(ref))
+    order = list(range(rank))
+    if op.name in ("permute",):
+        order = [axis % rank for axis in op.args[1]]
+    elif rank > 1:
+        a, b = (op.args[1] % rank, op.args[2] % rank) if len(op.args) > 2 else (0, 1)
+        order[a], order[b] = order[b], order[a]
+    where = {old: new for new, old in enumerate(order)}
+    flow.put(op, tuple(box.moved(where, rank) for box in flow.of(ref)))
+
+
+@rule("expand")
+def expand(flow: Flow, op: Op) -> None:
+    """Axes of size 1 take any size: values are the same all along them."""
+    ref = op.args[0]
+    old, new = flow.shape(ref), _out_shape(flow, op)
+    shift = len(new) - len(old)
+    moved = tuple(box.moved({a: a + shift for a in box.axes}, len(new)) for box in flow.of(ref))
+    grown = [a for a, size in enumerate(new) if size > 1 and (a < shift or old[a - shift] == 1)]
+    flow.put(op, moved + flow.filler(new, grown))
+
+
+@resize("expand")
+def expand_size(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
+    """The size follows the axes that it makes."""
+    return (args[0], sizes.scaled(op, args[1]), *args[2:])
+
+
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "tensor_split")
+def split(flow: Flow, op: Op) -> None:
+    """Pieces along one axis; the pieces keep their proportion."""
+    ref = op.args[0]
+    shape = flow.shape(ref)
+    axis = int(argument(op, 2, "dim", 0)) % len(shape)
+    start = 0
+    for output in range(len(op.outputs)):
+        stop = start + _out_shape(flow, op, output)[axis]
+        flow.put(op, flow.take(flow.of(ref), axis, slice(start, stop, 1), shape[axis]), output)
+        start = stop
+
+
+@resize("split", "unsafe_split")
+def split_size(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
+    """Pieces of one size: the first output tells it."""
+    axis = int(args[2] if len(args) > 2 else 0) % len(sizes.old(args[0]))
+    first = op.outputs[0]
+    assert first is not None
+    kept, old = sizes.fraction(first, axis)
+    return (args[0], args[1] * kept // old, *args[2:])
+
+
+@resize("split_with_sizes", "unsafe_split_with_sizes")
+def split_sizes(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
+    """Pieces of given sizes: each output tells its own."""
+    axis = int(args[2] if len(args) > 2 else 0) % len(sizes.old(args[0]))
+    pieces = []
+    for size, number in zip(args[1], op.outputs, strict=True):
+        assert number is not None
+        kept, old = sizes.fraction(number, axis)
+        pieces.append(size * kept // old)
+    return (args[0], tuple(pieces), *args[2:])
+
+
+@rule("unbind")
+def unbind(flow: Flow, op: Op) -> None:
+    """One tensor for each index of an axis, which therefore stays."""
+    ref = op.args[0]
+    axis = int(argument(op, 1, "dim", 0)) % len(flow.shape(ref))
+    for output in range(len(op.outputs)):
+        flow.put(op, flow.select(flow.of(ref), axis, output), output)
+
+
+@rule("select")
+def select(flow: Flow, op: Op) -> None:
+    """One index of an axis, which cannot go."""
+    ref, given, index = op.args[0], op.args[1], op.args[2]
+    shape = flow.shape(ref)
+    axis = given % len(shape)
+    number = index if isinstance(index, int) else 0
+    flow.put(op, flow.select(flow.of(ref), axis, number % shape[axis]))
+
+
+@resize("select")
+def select_index(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
+    """The index counts what remains before it; from the end, what remains after it."""
+    ref, given, index = args[0], args[1], args[2]
+    axis = given % len(sizes.old(ref))
+    old = sizes.old(ref)[axis]
+    if index < 0:
+        return (ref, given, -sizes.kept(ref.id, axis, old, old + index))
+    return (ref, given, sizes.kept(ref.id, axis, old, 0, index))
+
+
+@rule("slice", "narrow")
+def slice_(flow: Flow, op: Op) -> None:
+    """A range of an axis."""
+    ref = op.args[0]
+    shape = flow.shape(ref)
+    axis = int(argument(op, 1, "dim", 0)) % len(shape)
+    index = _range(op, shape[axis])
+    flow.put(op, flow.take(flow.of(ref), axis, index, shape[axis]))
+
+
+def _range(op: Op, size: int) -> slice:
+    if op.name == "narrow":
+        return slice(op.args[2], op.args[2] + op.args[3], 1)
+    held = [argument(op, 2, "start"), argument(op, 3, "end"), argument(op, 4, "step", 1)]
+    start, end, step = (v if isinstance(v, int) or v is None else v(2) for v in held)
+    return slice(*slice(start, end, step).indices(size))
+
+
+@resize("slice")
+def slice_bounds(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
+    """Start and end count what remains before them."""
+    ref = args[0]
+    axis = (args[1] if len(args) > 1 else 0) % len(sizes.old(ref))
+    if sizes.untouched(ref.id, axis) or len(args) < 3:
+        return args
+    old = sizes.old(ref)[axis]
+    start, end, step = slice(*args[2:5]).indices(old)
+    step_args = (args[4],) if len(args) > 4 else ()
+    return (ref, args[1], sizes.kept(ref.id, axis, old, 0, start), sizes.kept(ref.id, axis, old, 0, end), *step_args)
+
+
+@rule("cat", "concat", "concatenate", "hstack")
+def cat(flow: Flow, op: Op) -> None:
+    """Tensors one after the other along an axis; legacy empty tensors are skipped."""
+    parts = [ref for ref in op.args[0] if flow.shape(ref) != (0,)]
+    axis = int(argument(op, 1, "dim", 0)) % len(flow.shape(parts[0]))
+    flow.put(op, flow.concatenate([(flow.of(ref), flow.shape(ref)) for ref in parts], axis))
+
+
+@rule("stack")
+def stack(flow: Flow, op: Op) -> None:
+    """Tensors side by side on a new axis."""
+    refs = op.args[0]
+    rank = len(flow.shape(refs[0]))
+    axis = int(argument(op, 1, "dim", 0)) % (rank + 1)
+    letters = [chr(97 + a) for a in range(rank)]
+    out: list[str | None] = [*letters[:axis], None, *letters[axis:]]
+    flow.put(op, flow.join([(flow.of(ref), flow.shape(ref), letters) for ref in refs], out))
+
+
+@rule("roll", "flip")
+def positions(flow: Flow, op: Op) -> None:
+    """Positions move along some axes: these stay, the others pass."""
+    ref = op.args[0]
+    rank = len(flow.shape(ref))
+    axes = argument(op, 2 if op.name == "roll" else 1, "dims", ())
+    moved = {axis % rank for axis in axes} or set(range(rank))
+    for axis in moved:
+        if (box := covering(flow.of(ref), axis)) is not None:
+            flow.freeze(flow.axis(box, axis), f"{op.name} moves its positions")
+    flow.put(op, flow.of(ref))
+
+
+@rule("repeat")
+def repeat(flow: Flow, op: Op) -> None:
+    """Copies along axes: an axis that is copied stays, one that is not passes, one of size 1 takes any size."""
+    ref = op.args[0]
+    old, new = flow.shape(ref), _out_shape(flow, op)
+    shift = len(new) - len(old)
+    boxes = flow.of(ref)
+    for axis, size in enumerate(old):
+        box = covering(boxes, axis)
+        if box is not None and new[axis + shift] != size:
+            flow.freeze(flow.axis(box, axis), "repeated along this axis")
+    same = tuple(
+        box.moved({a: a + shift for a in box.axes}, len(new))
+        for box in boxes
+        if all(new[a + shift] == old[a] for a in box.axes)
+    )
+    flow.put(op, same)

@@ -1,0 +1,45 @@
+"""The report as a table in a terminal."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sned.report.model import Report
+from sned.report.rows import Verdict, rows, verdicts
+
+_MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}
+
+
+def to_table(report: Report) -> RenderableType:
+    """Before, after, their ratio and how each was obtained; below it whether what was asked was reached."""
+    table = Table(title=f"{report.asked.model} on {report.asked.device}", title_justify="left", expand=False)
+    table.add_column("", no_wrap=True)
+    for name in ("before", "after", "ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("how", style="dim")
+    for row in rows(report):
+        table.add_row(row.label, row.before, Text(row.after, "bold"), row.change, row.how)
+    return Group(table, *(_mark(verdict) for verdict in verdicts(report)), *_warnings(report))
+
+
+def noise(report: Report) -> str:
+    """A warning where the measurements spread so widely that small differences mean nothing; else empty."""
+    taken = (("before", report.before.latency), ("after", report.after.latency))
+    noisy = [name for name, latency in taken if latency is not None and latency.noisy]
+    if not noisy:
+        return ""
+    return (
+        f"The machine was busy while the network was timed ({' and '.join(noisy)}): the 90th percentile lies far "
+        "above the median. Close what else is running and measure again before trusting small differences."
+    )
+
+
+def _mark(verdict: Verdict) -> Text:
+    mark, style = _MARKS[verdict.met]
+    return Text.assemble((f"{mark} ", style), verdict.sentence)
+
+
+def _warnings(report: Report) -> list[Text]:
+    failed = [check for check in report.checks if not check.passed]
+    texts = [f"Check failed: {check.name}. {check.detail}" for check in failed] + [noise(report)]
+    return [Text(f"! {text}", "yellow") for text in texts if text]

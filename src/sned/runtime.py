@@ -1,0 +1,74 @@
+"""ONNX Runtime as every measurement of sned uses it: one place that sets its options."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sned.errors import MeasureError, NotFoundError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, SessionOptions
+
+_WARNINGS_AND_BELOW_ARE_HIDDEN = 3
+
+
+def session_options(threads: int) -> "SessionOptions":
+    """Options that make two sessions of one process comparable, and their figures repeatable.
+
+    All graph optimisations are on, operators run one after the other, and the pool stops spinning when a run
+    ends: a session that idles while another is being timed must not take a core from it.
+
+    Args:
+        threads: inside an operator, at least 1.
+
+    Raises:
+        MeasureError: `threads` is below 1.
+    """
+    import onnxruntime
+
+    if threads < 1:
+        raise MeasureError(f"`threads` must be at least 1, got {threads}.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _WARNINGS_AND_BELOW_ARE_HIDDEN
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def open_session(model: str | Path | bytes, *, threads: int = 1) -> "InferenceSession":
+    """Open an ONNX file, or one that is in memory, on the CPU with `session_options`.
+
+    Args:
+        model: path of the file, or its bytes.
+        threads: inside an operator, at least 1.
+
+    Raises:
+        NotFoundError: there is no such file.
+        MeasureError: ONNX Runtime does not take the model; the text says what it said.
+    """
+    import onnxruntime
+
+    source = model if isinstance(model, bytes) else os.fspath(_existing(Path(model)))
+    shown = "the model in memory" if isinstance(model, bytes) else f"'{model}'"
+    options = session_options(threads)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise MeasureError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot run {shown}: {_first_line(error)} "
+            "Check that the file is a whole ONNX model and that its operators are those of ONNX."
+        ) from error
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise NotFoundError(f"There is no file '{path}'. Give the path of an ONNX file.")
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return text if text.endswith(".") else f"{text}."

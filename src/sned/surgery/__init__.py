@@ -1,0 +1,6 @@
+"""Act on a plan: a smaller network of the same class, made on a copy and held against the replay; saved and loaded."""
+
+from sned.surgery.checkpoint import load, save
+from sned.surgery.pytorch import apply
+
+__all__ = ["apply", "load", "save"]

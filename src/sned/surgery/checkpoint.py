@@ -1,0 +1,127 @@
+"""Pruned networks on disk: one safetensors file with the weights, and the plans that made them as JSON metadata.
+
+Nothing in the file is executed: no pickle, no attribute names. Loading cuts a fresh network by the stored plans, which
+repairs attributes as `apply` does, and then fills the weights in.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sned.errors import CheckpointError, SnedError
+from sned.files import atomic_path
+from sned.graph.plan import Plan, check_fits
+from sned.graph.trace import state_of, trace_example
+from sned.surgery.pytorch import PLAN_ATTRIBUTE, cut
+from sned.version import __version__
+
+FORMAT = "1"
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write a pruned network: weights and structure in one safetensors file, without pickle.
+
+    Args:
+        model: what `sned.apply`, `sned.prune` or `sned.load` returned, trained further or not.
+        path: the file to write; it appears whole or not at all.
+
+    Raises:
+        CheckpointError: the network carries no plan.
+        WriteError: the file cannot be written.
+    """
+    plans: tuple[Plan, ...] = getattr(model, PLAN_ATTRIBUTE, ())
+    if not plans:
+        raise CheckpointError(
+            "`save` writes networks that sned pruned, but this one carries no plan. "
+            "Save a dense network with `safetensors.torch.save_model`."
+        )
+    state = _unique_state(model)
+    metadata = {
+        "format": f"sned {FORMAT}",
+        "sned": __version__,
+        "torch": torch.__version__,
+        "plans": json.dumps([plan.to_json() for plan in plans]),
+    }
+    with atomic_path(Path(path)) as beside:
+        save_file(state, beside, metadata=metadata)
+
+
+def _unique_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every tensor once, under its first name; contiguous, as the format wants it."""
+    first: dict[int, str] = {}
+    for name, tensor in state_of(model).items():
+        first.setdefault(id(tensor), name)
+    state = state_of(model)
+    return {name: state[name].detach().contiguous() for name in first.values()}
+
+
+def load(model: nn.Module, path: str | Path) -> nn.Module:
+    """Read a pruned network back, bit for bit.
+
+    Args:
+        model: a fresh network of the original structure (its weights do not matter); it is not touched.
+        path: what `save` wrote.
+
+    Returns:
+        The pruned network.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or was saved from another network.
+    """
+    tensors, plans = _read(Path(path))
+    small = model
+    try:
+        for plan in plans:
+            graph = trace_example(small, plan.example)
+            check_fits(plan, graph)
+            small = cut(small, graph, plan)
+    except SnedError as error:
+        raise CheckpointError(f"{Path(path).name} was saved from another network: {error}") from error
+    if small is model:
+        small = copy.deepcopy(model)
+    _fill(small, tensors, Path(path).name)
+    return small
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], list[Plan]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as held:
+            metadata = held.metadata() or {}
+        if metadata.get("format") != f"sned {FORMAT}":
+            raise CheckpointError(
+                f"{path.name} must be a file that `sned.save` wrote (format 'sned {FORMAT}'), got "
+                f"{metadata.get('format')!r}."
+            )
+        plans = [Plan.from_json(text) for text in json.loads(metadata["plans"])]
+        return load_file(path), plans
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no file {path}. Check the path.") from error
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path.name} is damaged ({error}). Save the network again, or fetch the file anew.") from error
+
+
+def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], name: str) -> None:
+    """Copy stored values in, after every name, shape and dtype was found right."""
+    state = state_of(model)
+    expected = _unique_state(model)
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise CheckpointError(f"{name} holds no tensor {missing[0]!r}; it was saved from another network.")
+    if extra := sorted(tensors.keys() - expected.keys()):
+        raise CheckpointError(f"{name} holds a tensor {extra[0]!r} that this network lacks.")
+    for key, value in tensors.items():
+        own = state[key]
+        if own.shape != value.shape or own.dtype != value.dtype:
+            raise CheckpointError(
+                f"{name}: tensor {key!r} must have shape {tuple(own.shape)} and dtype {own.dtype}, got "
+                f"{tuple(value.shape)} and {value.dtype}."
+            )
+    with torch.no_grad():
+        for key, value in tensors.items():
+            state[key].copy_(value)

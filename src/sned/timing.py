@@ -1,0 +1,116 @@
+"""Timing callables against each other, so that a machine that slows down slows all of them."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from sned.errors import MeasureError
+from sned.progress import SILENT, Progress
+
+NOISY_SPREAD = 0.25
+"""A p90 this fraction above the median means that the machine was busy with something else."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one call takes: milliseconds at the median, 10th and 90th percentile of `runs` samples."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+    threads: int
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the spread is so wide that a difference of a few per cent means nothing."""
+        return self.p90_ms > (1 + NOISY_SPREAD) * self.median_ms
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], object]],
+    *,
+    runs: int = 50,
+    warmup: int = 5,
+    threads: int = 1,
+    min_sample_ms: float = 0.0,
+    max_seconds: float = float("inf"),
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> dict[str, Latency]:
+    """Time each of `functions` once a round, in a new random order each round.
+
+    Args:
+        functions: what to time, by name; called without arguments. Setting the threads is the caller's job.
+        runs: rounds, at least 1: samples of each function.
+        warmup: rounds before those that count, at least 0.
+        threads: how many threads the callables use; only noted in the result.
+        min_sample_ms: callables faster than this are called several times a sample and averaged, because the
+            clock and the call itself cost about 0.1 µs. 0: one call a sample.
+        max_seconds: no new round is begun after that long, once there are five.
+        seed: of the order of the rounds.
+        progress: told of each round.
+
+    Returns:
+        For each name its `Latency` in milliseconds a call.
+
+    Raises:
+        MeasureError: `runs` < 1 or `warmup` < 0.
+    """
+    if runs < 1 or warmup < 0:
+        raise MeasureError(f"`runs` must be at least 1 and `warmup` at least 0, got {runs=} and {warmup=}.")
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    if not functions:
+        return {}
+    names = list(functions)
+    rng = np.random.default_rng(seed)
+    with progress.task("timing", total=runs) as advance, _without_collector():
+        for _ in range(warmup):
+            for name in names:
+                functions[name]()
+        calls = {name: _calls_per_sample(functions[name], min_sample_ms) for name in names}
+        deadline = time.perf_counter() + max_seconds
+        for done in range(runs):
+            if done >= min(runs, 5) and time.perf_counter() > deadline:
+                break
+            for place in rng.permutation(len(names)):
+                name = names[place]
+                samples[name].append(_sample_ms(functions[name], calls[name]))
+            advance(1)
+    return {name: _summary(values, threads) for name, values in samples.items()}
+
+
+def _calls_per_sample(function: Callable[[], object], min_sample_ms: float) -> int:
+    """How many calls make a sample long enough, going by the fastest of three: a call may be disturbed."""
+    if min_sample_ms <= 0:
+        return 1
+    once = min(_sample_ms(function, 1) for _ in range(3))
+    return max(1, int(np.ceil(min_sample_ms / max(once, 1e-4))))
+
+
+def _sample_ms(function: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter_ns()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter_ns() - start) / calls / 1e6
+
+
+def _summary(samples_ms: list[float], threads: int) -> Latency:
+    p10, median, p90 = np.percentile(samples_ms, [10, 50, 90])
+    return Latency(float(median), float(p10), float(p90), len(samples_ms), threads)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """A garbage collection in the middle of a sample would be counted as the callable's own time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,38 @@
+"""What every test stands on: one thread, real data only where it is, keras on torch."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def data_folder() -> Path:
+    """The folder of real data: `SNED_DATA`, or `../shared/data` from the project's root."""
+    return Path(os.environ.get("SNED_DATA", ROOT / "../shared/data")).resolve()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep to one thread: workers beside each other would slow each other down, and results would vary."""
+    del config
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, and say so, what needs real data that is not here."""
+    if data_folder().is_dir():
+        return
+    reason = f"real data not found in '{data_folder()}': set SNED_DATA to the folder that holds it"
+    for item in items:
+        if item.get_closest_marker("data"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data, for tests marked `data`."""
+    return data_folder()

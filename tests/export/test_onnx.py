@@ -1,0 +1,191 @@
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sned.errors import ExportError, ModelError, WriteError
+from sned.export import Exported, export_onnx, feeds
+from sned.export.capture import Subject
+from sned.export.onnx import _convert
+from sned.export.onnx_file import file_bytes, written
+from sned.runtime import open_session
+
+torch.set_num_threads(1)
+
+
+Case = tuple[nn.Module, dict[str, Tensor], dict[str, Tensor], Exported]
+
+
+@dataclass
+class Prediction:
+    logits: Tensor
+    features: Tensor
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5)
+        )
+        self.head = nn.Linear(6, 4)
+        self.calls = 0
+
+    def forward(self, image: Tensor, bonus: Tensor | None = None) -> Prediction:
+        self.calls += 1
+        features = self.body(image).mean((2, 3))
+        return Prediction(self.head(features) + (0 if bonus is None else bonus), features)
+
+
+class Deep(nn.Module):
+    """Puts a module where its path says something."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(nn.Identity(), inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages(x)
+
+
+class Of(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def decide_on_values(x: Tensor) -> Tensor:
+    return x if x.sum() > 0 else -x
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    model = Classifier()
+    model.body[1].running_mean += 0.3
+    model.train()
+    model.head.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    example = {"image": torch.randn(2, 3, 8, 8), "bonus": torch.randn(2, 4)}
+    result = export_onnx(model, example, tmp_path_factory.mktemp("onnx") / "new folder" / "model.onnx")
+    return model, before, example, result
+
+
+def test_the_file_computes_what_the_model_computes_at_any_batch(exported: Case) -> None:
+    model, _, _, result = exported
+    session = open_session(result.path)
+    model = deepcopy(model).eval()
+    for batch in (1, 5):
+        image, bonus = torch.randn(batch, 3, 8, 8), torch.randn(batch, 4)
+        expected = model(image, bonus)
+        logits, features = session.run(None, {"image": image.numpy(), "bonus": bonus.numpy()})
+        np.testing.assert_allclose(logits, expected.logits.detach(), atol=1e-5)
+        np.testing.assert_allclose(features, expected.features.detach(), atol=1e-5)
+
+
+def test_what_is_told_about_the_file_is_so(exported: Case) -> None:
+    _, _, example, result = exported
+    assert result.dynamic_batch
+    assert result.inputs == ("image", "bonus")
+    assert result.outputs == ("logits", "features")
+    assert result.batches == (1, 2, 3)
+    assert result.size_bytes == result.path.stat().st_size
+    assert 0 <= result.max_abs_diff < 1e-5
+    assert result.parity.top1_agreement == 1.0
+    assert result.parity.rows == 2 + 1 + 3
+    model = onnx.load(result.path)
+    assert model.opset_import[0].version == result.opset
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert {name: array.shape for name, array in feeds(result, example, batch=7).items()} == {
+        "image": (7, 3, 8, 8),
+        "bonus": (7, 4),
+    }
+
+
+def test_the_model_is_left_as_it_was(exported: Case) -> None:
+    model, before, _, _ = exported
+    assert model.training
+    assert model.body.training
+    assert not model.head.training
+    assert model.calls == 0
+    assert "forward" not in vars(model)
+    assert not model._forward_hooks
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_batch_that_the_forward_fixes_stays_fixed_and_the_result_says_why(tmp_path: Path) -> None:
+    model = Deep(Of(lambda x: x.reshape(2, 3, -1).sum(2)))
+    result = export_onnx(model, torch.randn(2, 12), tmp_path / "model.onnx")
+    assert not result.dynamic_batch
+    assert "fixes the size of the batch" in result.static_because
+    assert result.batches == (2,)
+
+
+@pytest.mark.parametrize(
+    ("function", "match"),
+    [
+        (decide_on_values, r"cannot follow the model in module 'stages\.1\.?'.*`return x if x\.sum\(\) > 0"),
+        (torch.linalg.eigvals, r"'aten\.linalg_eig\.default' in module 'stages\.1' has no ONNX translation"),
+        (lambda x: x + torch.rand_like(x), r"outputs differ by up to .* make it repeatable"),
+    ],
+    ids=["values", "operation", "random"],
+)
+def test_what_cannot_be_exported_is_named_and_leaves_no_file(
+    tmp_path: Path, function: Callable[[Tensor], Tensor], match: str
+) -> None:
+    with pytest.raises(ExportError, match=match):
+        export_onnx(Deep(Of(function)), torch.rand(2, 3, 3) + 1, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_was_there_survives_a_failed_export(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"the old one")
+    with pytest.raises(ExportError, match="differ by up to"):
+        export_onnx(Of(torch.rand_like), torch.rand(2, 3), path)
+    assert path.read_bytes() == b"the old one"
+
+
+def test_an_example_that_the_model_does_not_take_is_named_with_the_module(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"does not run on inputs of shape \[1, 4, 8, 8\].*module 'body\.0'"):
+        export_onnx(Classifier(), torch.randn(1, 4, 8, 8), tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match="must hold at least one tensor"):
+        export_onnx(Classifier(), (3,), tmp_path / "model.onnx")
+
+
+def test_nan_weights_are_named(tmp_path: Path) -> None:
+    model = Classifier()
+    nn.init.constant_(model.head.weight, float("nan"))
+    with pytest.raises(ModelError, match=r"returns NaN on the example inputs.*Look for NaN in the weights"):
+        export_onnx(model, torch.randn(1, 3, 8, 8), tmp_path / "model.onnx")
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="a folder stands at that place"):
+        export_onnx(Of(torch.relu), torch.rand(2, 3), tmp_path)
+
+
+def test_weights_in_a_second_file_are_found_after_the_rename(tmp_path: Path) -> None:
+    model = Deep(nn.Linear(64, 64))
+    captured = Subject(model).capture(torch.rand(2, 64), dynamic_batch=True)
+    path = tmp_path / "model.onnx"
+    with written(_convert(captured, None), path, external_above_bytes=1000):
+        assert not path.exists()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    assert file_bytes(path) == sum(entry.stat().st_size for entry in tmp_path.iterdir()) > 64 * 64 * 4
+    x = torch.rand(3, 64)
+    [got] = open_session(path).run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(got, model(x).detach(), atol=1e-5)
+
+
+def test_half_precision_may_be_off_by_its_own_rounding(tmp_path: Path) -> None:
+    result = export_onnx(Deep(nn.Linear(64, 64)).half(), torch.rand(1, 64).half(), tmp_path / "model.onnx")
+    assert result.max_rel_diff < 5e-3

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from sned.export.parity import Parity, compare, worst
+
+
+def test_differences_are_those_of_the_worst_element_of_any_output() -> None:
+    reference = [np.array([1.0, 2.0]), np.array([10.0, -100.0])]
+    parity = compare(reference, [np.array([1.0, 2.5]), np.array([11.0, -100.0])])
+    assert parity.max_abs_diff == 1.0
+    assert parity.max_rel_diff == 0.25  # 0.5 of 2 outweighs 1 of 100
+
+
+def test_agreement_counts_rows_with_the_same_largest_class() -> None:
+    reference = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+    other = np.array([[0.2, 0.8], [0.1, 0.9], [0.4, 0.6], [0.9, 0.1]])
+    parity = compare([reference], [other])
+    assert (parity.top1_agreement, parity.rows) == (0.75, 4)
+
+
+def test_pixels_of_a_segmentation_vote_over_the_class_axis() -> None:
+    reference = np.zeros((1, 3, 2, 2))
+    reference[0, 1] = 1
+    other = reference.copy()
+    other[0, 2, 0, 0] = 2
+    assert compare([reference], [other]).top1_agreement == 0.75
+
+
+@pytest.mark.parametrize(
+    ("reference", "got", "expected"),
+    [
+        ([np.inf, 1.0], [np.inf, 1.0], 0.0),
+        ([np.nan, 1.0], [np.nan, 1.0], 0.0),
+        ([np.nan, 1.0], [0.0, 1.0], np.inf),
+        ([np.inf, 1.0], [-np.inf, 1.0], np.inf),
+        ([0.0, 0.0], [0.0, 0.5], 0.5),
+        ([], [], 0.0),
+    ],
+)
+def test_what_is_not_finite_must_be_the_same(
+    reference: list[float], got: list[float], expected: float
+) -> None:
+    assert compare([np.array(reference)], [np.array(got)]).max_abs_diff == expected
+
+
+def test_shapes_that_differ_never_agree() -> None:
+    assert compare([np.zeros((2, 3))], [np.zeros((2, 4))]).max_abs_diff == np.inf
+
+
+def test_nothing_with_classes_gives_no_agreement() -> None:
+    assert compare([np.arange(3)], [np.arange(3)]).top1_agreement is None
+
+
+def test_the_worst_of_several_weighs_agreement_by_rows() -> None:
+    both = worst([Parity(0.1, 0.2, 1.0, 3), Parity(0.3, 0.1, 0.0, 1), Parity(0.0, 0.0, None, 0)])
+    assert both == Parity(0.3, 0.2, 0.75, 4)
+
+
+def test_a_tolerance_is_absolute_or_relative() -> None:
+    assert Parity(1.0, 1e-6, None).within(1e-4)
+    assert Parity(1e-6, 1.0, None).within(1e-4)
+    assert not Parity(1e-3, 1e-3, None).within(1e-4)

@@ -1,0 +1,60 @@
+from collections import namedtuple
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sned.export.structure import at_batch, batch_size, fresh, named_tensors, tensors
+
+Pair = namedtuple("Pair", ["left", "right"])
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    hidden: tuple[Tensor, Tensor]
+    cache: None = None
+
+
+def test_outputs_are_named_by_the_keys_that_lead_to_them() -> None:
+    one = torch.zeros(1)
+    names = lambda value: [name for name, _ in named_tensors(value)]  # noqa: E731
+    assert names(one) == ["output"]
+    assert names((one, one)) == ["output_0", "output_1"]
+    assert names({"logits": one, "none": None}) == ["logits"]
+    assert names(Output(one, (one, one))) == ["logits", "hidden_0", "hidden_1"]
+    assert names(Pair(one, [one])) == ["left", "right_0"]
+    assert names(3) == []
+
+
+def test_rows_are_repeated_or_left_out_where_there_is_a_batch_axis() -> None:
+    example = {"x": torch.arange(6.0).reshape(2, 3), "table": torch.ones(5, 3), "n": 4}
+    assert batch_size(example) == 2
+    larger = at_batch(example, 5)
+    assert larger["x"][:, 0].tolist() == [0, 3, 0, 3, 0]
+    assert larger["table"].shape == (5, 3)
+    assert larger["n"] == 4
+    assert at_batch(example, 1)["x"].shape == (1, 3)
+
+
+def test_fresh_inputs_are_of_the_same_kind_and_repeatable() -> None:
+    example = (torch.full((2, 1000), 7.0) + torch.randn(2, 1000), torch.tensor([[3, 9], [5, 3]]))
+    reals, ids = fresh(example, 3, seed=1)
+    assert reals.shape == (3, 1000)
+    assert abs(float(reals.mean()) - 7) < 0.2
+    assert abs(float(reals.std()) - 1) < 0.1
+    assert set(ids.flatten().tolist()) <= {3, 5, 9}
+    assert torch.equal(reals, fresh(example, 3, seed=1)[0])
+    assert not torch.equal(reals, fresh(example, 3, seed=2)[0])
+
+
+def test_a_mask_keeps_whole_rows() -> None:
+    mask = torch.tensor([[True, False, False], [True, True, False]])
+    drawn = fresh((torch.zeros(2, 3), mask), 20, seed=0)[1]
+    rows = {tuple(row) for row in drawn.tolist()}
+    assert rows <= {tuple(row) for row in mask.tolist()}
+
+
+def test_tensors_come_in_the_order_of_the_arguments() -> None:
+    a, b = torch.zeros(1), torch.ones(2)
+    assert [t.shape[0] for t in tensors(({"k": a}, None, [b]))] == [1, 2]

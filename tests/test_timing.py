@@ -1,0 +1,97 @@
+import gc
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from sned.errors import MeasureError
+from sned.timing import Latency, interleaved
+
+
+def test_figures_are_percentiles_of_what_the_clock_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: a clock that we move ourselves."""
+    now = 0
+    costs = iter([5, 1, 2, 3, 4, 100])  # ms; the first is warm-up
+
+    def work() -> None:
+        nonlocal now
+        now += next(costs) * 1_000_000
+
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: now)
+    latency = interleaved({"work": work}, runs=5, warmup=1, threads=3)["work"]
+    p10, median, p90 = np.percentile([1, 2, 3, 4, 100], [10, 50, 90])
+    assert (latency.runs, latency.threads) == (5, 3)
+    assert (latency.p10_ms, latency.median_ms, latency.p90_ms) == pytest.approx((p10, median, p90))
+
+
+def test_every_round_calls_each_once_in_changing_order() -> None:
+    calls: list[str] = []
+    names = ["a", "b", "c"]
+    interleaved({name: lambda name=name: calls.append(name) for name in names}, runs=20, warmup=0)
+    rounds = [tuple(calls[i : i + 3]) for i in range(0, 60, 3)]
+    assert len(calls) == 60
+    assert all(sorted(one) == names for one in rounds)
+    assert len(set(rounds)) > 3
+
+
+def test_the_order_follows_the_seed() -> None:
+    def order(seed: int) -> list[str]:
+        calls: list[str] = []
+        interleaved({name: lambda name=name: calls.append(name) for name in "abcd"}, runs=9, seed=seed)
+        return calls
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def test_slower_measures_slower() -> None:
+    latency = interleaved(
+        {"slow": lambda: sum(range(60_000)), "fast": lambda: sum(range(6_000))}, runs=15, warmup=1
+    )
+    assert latency["slow"].median_ms > 3 * latency["fast"].median_ms
+    for one in latency.values():
+        assert 0 < one.p10_ms <= one.median_ms <= one.p90_ms
+
+
+def test_fast_callables_are_called_many_times_a_sample() -> None:
+    counts: Counter[str] = Counter()
+    latency = interleaved(
+        {"quick": lambda: counts.update(["quick"])}, runs=5, warmup=1, min_sample_ms=1.0
+    )["quick"]  # fmt: skip
+    assert counts["quick"] > 5 * 10
+    assert latency.median_ms < 0.2
+
+
+def test_the_time_limit_stops_after_five_rounds() -> None:
+    latency = interleaved({"nap": lambda: time.sleep(0.002)}, runs=1000, warmup=0, max_seconds=0.0)["nap"]
+    assert latency.runs == 5
+
+
+@pytest.mark.parametrize(("p90", "noisy"), [(1.2, False), (1.3, True)])
+def test_noisy(p90: float, noisy: bool) -> None:
+    assert Latency(1.0, 0.9, p90, runs=10, threads=1).noisy is noisy
+
+
+def test_the_collector_is_off_inside_and_on_again_after() -> None:
+    seen: list[bool] = []
+    interleaved({"look": lambda: seen.append(gc.isenabled())}, runs=2)
+    assert not any(seen)
+    assert gc.isenabled()
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interleaved({"fail": fail})
+    assert gc.isenabled()
+
+
+def test_nothing_to_time() -> None:
+    assert interleaved({}) == {}
+
+
+@pytest.mark.parametrize(("runs", "warmup"), [(0, 1), (1, -1)])
+def test_bad_counts(runs: int, warmup: int) -> None:
+    with pytest.raises(MeasureError, match=rf"got runs={runs} and warmup={warmup}"):
+        interleaved({"a": int}, runs=runs, warmup=warmup)
