@@ -86,7 +86,7 @@ def _write_failure(error: BaseException, final: Path, beside: Path) -> str | Non
 
 
 def _probe(path: Path) -> int:
-    """Fail now, and with the errno that errors from native code lack; or give the mode that new files have."""
+    """Fail now, with the errno that errors from native code lack, or give the mode that new files have."""
     with path.open("xb") as made:
         mode = os.fstat(made.fileno()).st_mode
     path.unlink()

@@ -38,6 +38,7 @@ def interleaved(
     warmup: int = 5,
     threads: int = 1,
     min_sample_ms: float = 0.0,
+    settle: int = 0,
     max_seconds: float = float("inf"),
     seed: int = 0,
     progress: Progress = SILENT,
@@ -51,6 +52,8 @@ def interleaved(
         threads: how many threads the callables use; only noted in the result.
         min_sample_ms: callables faster than this are called several times a sample and averaged, because the
             clock and the call itself cost about 0.1 µs. 0: one call a sample.
+        settle: calls before each sample that are not timed, at least 0. What runs between two samples takes the
+            caches; after one call a function finds them as it leaves them when it runs alone.
         max_seconds: no new round is begun after that long, once there are five.
         seed: of the order of the rounds.
         progress: told of each round.
@@ -59,10 +62,12 @@ def interleaved(
         For each name its `Latency` in milliseconds a call.
 
     Raises:
-        MeasureError: `runs` < 1 or `warmup` < 0.
+        MeasureError: `runs` < 1, `warmup` < 0 or `settle` < 0.
     """
     if runs < 1 or warmup < 0:
         raise MeasureError(f"`runs` must be at least 1 and `warmup` at least 0, got {runs=} and {warmup=}.")
+    if settle < 0:
+        raise MeasureError(f"`settle` must be at least 0, got {settle=}.")
     samples: dict[str, list[float]] = {name: [] for name in functions}
     if not functions:
         return {}
@@ -79,6 +84,8 @@ def interleaved(
                 break
             for place in rng.permutation(len(names)):
                 name = names[place]
+                for _ in range(settle):
+                    functions[name]()
                 samples[name].append(_sample_ms(functions[name], calls[name]))
             advance(1)
     return {name: _summary(values, threads) for name, values in samples.items()}

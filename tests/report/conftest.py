@@ -22,10 +22,13 @@ def made_up() -> Report:
                 groups.append(GroupLoss(name, width, kept, 0.12 / stage, 0.11 / stage, 0.004 * block * stage))
                 fraction = (kept / width) ** 1.5
                 layers.append(
-                    LayerLoss(name, "conv", cost / 90, cost * fraction / 90, cost * 6e5, cost * 6e5 * fraction)
+                    LayerLoss(
+                        name, "conv", cost / 90, cost * fraction / 90, cost * 6e5, cost * 6e5 * fraction
+                    )
                 )
     points = tuple(
-        Point(2.0 * x, 0.99 - 0.9 * math.exp(-9 * x), chosen=x == 0.5) for x in (0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1)
+        Point(2.0 * x, 0.99 - 0.9 * math.exp(-9 * x), chosen=x == 0.5)
+        for x in (0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1)
     )
     return Report(
         asked=Asked(
@@ -45,7 +48,7 @@ def made_up() -> Report:
         environment=Environment(
             "Example CPU 9000 <8 cores>",
             8,
-            "Linux 6.1 x86_64",
+            "Linux x86_64",
             "3.11.7",
             {"sned": "0.1.0", "torch": "2.13.0", "onnxruntime": "1.31.0"},
             "2026-11-20T12:00:00+00:00",
@@ -56,9 +59,14 @@ def made_up() -> Report:
         curve=Curve("agreement with the dense network before repair", points),
         checks=(
             Check("Surgery against replay", True, "Largest difference of any output, batch 2.", 3e-7, 1e-4),
-            Check("ONNX against PyTorch", True, "Largest difference of any output, batches 1 and 3.", 2e-7, 1e-4),
+            Check(
+                "ONNX against PyTorch", True, "Largest difference of any output, batches 1 and 3.", 2e-7, 1e-4
+            ),
         ),
-        notes=("Knapsack over the cost of each group, in steps of 8 channels.", "Repaired 15 of 15 consumers."),
+        notes=(
+            "Knapsack over the cost of each group, in steps of 8 channels.",
+            "Repaired 15 of 15 consumers.",
+        ),
         seconds={"trace": 0.41, "measure ops": 8.2, "repair": 2.05},
     )
 

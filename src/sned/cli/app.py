@@ -7,15 +7,19 @@ from typing import Annotated
 
 import typer
 
-from sned.cli import demo, devices, export, inspect, measure, prune
-from sned.cli.output import complain
-from sned.cli.stopping import Commands, Stopped
+from sned.cli.demo import command as demo
+from sned.cli.devices import app as devices
+from sned.cli.export import command as export
+from sned.cli.inspect import command as inspect
+from sned.cli.measure import command as measure
+from sned.cli.output import complain, help_of
+from sned.cli.prune import command as prune
+from sned.cli.stopping import Stopped, stoppable
 from sned.errors import SnedError
 from sned.version import __version__
 
 app = typer.Typer(
     name="sned",
-    cls=Commands,
     help=(
         "Cut a trained network down until it fits the device that will run it, and prove what was gained.\n\n"
         "Start with [bold]sned demo[/bold], or on your own network:\n\n"
@@ -28,12 +32,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
 )
-app.command("prune")(prune.command)
-app.command("inspect")(inspect.command)
-app.command("measure")(measure.command)
-app.command("export")(export.command)
-app.command("demo")(demo.command)
-app.add_typer(devices.app, name="devices")
+for name, command in (
+    ("prune", prune),
+    ("inspect", inspect),
+    ("measure", measure),
+    ("export", export),
+    ("demo", demo),
+):
+    app.command(name, help=help_of(command))(stoppable(command))
+app.add_typer(devices, name="devices")
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells count."""
@@ -63,19 +70,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sned {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")
     ] = False,
 ) -> None:
-    del debug  # read by `main`, before anything can fail
-    if version:
-        typer.echo(f"sned {__version__}")
-        raise typer.Exit
+    del version, debug  # read by their callback, and by `main` before anything can fail
 
 
 def _end(message: str, code: int, debug: bool) -> None:

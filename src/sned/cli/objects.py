@@ -13,7 +13,7 @@ from typing import Any
 from sned.errors import NotFoundError, UserError, close_names
 
 
-def load_object(spec: str, *, what: str) -> Any:  # noqa: ANN401 - whatever the user made
+def load_object(spec: str, *, what: str) -> Any:
     """Load the object that a specification names.
 
     Args:
@@ -34,13 +34,17 @@ def load_object(spec: str, *, what: str) -> Any:  # noqa: ANN401 - whatever the 
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            public = [known for known in vars(found) if not known.startswith("_")] if hasattr(found, "__dict__") else []
+            public = (
+                [known for known in vars(found) if not known.startswith("_")]
+                if hasattr(found, "__dict__")
+                else []
+            )
             raise NotFoundError(f"'{source}' has no '{name}'. {close_names(part, public)}")
         found = getattr(found, part)
     return found
 
 
-def called(found: Any, *, spec: str) -> Any:  # noqa: ANN401
+def called(found: Any, *, spec: str) -> Any:
     """What a function gives, or the object itself where it is no function.
 
     Raises:
@@ -94,7 +98,9 @@ def _from_package(source: str) -> ModuleType:
             if error.name is None or not (source == error.name or source.startswith(f"{error.name}.")):
                 raise UserError(_failed(source, error)) from error
             hint = f"Is '{top}' installed, or this the right folder?"
-            raise NotFoundError(f"There is no module '{source}'. {hint} For a file, give its name with .py.") from error
+            raise NotFoundError(
+                f"There is no module '{source}'. {hint} For a file, give its name with .py."
+            ) from error
         except Exception as error:
             raise UserError(_failed(source, error)) from error
 

@@ -1,5 +1,7 @@
 """Where things are shown: results on standard output, all else on standard error."""
 
+import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sned.progress import Progress, RichProgress
@@ -11,12 +13,18 @@ PLAIN_WIDTH = 140
 """Columns of a table that goes to a file or a pipe, where there is no terminal to ask."""
 
 
+def help_of(command: Callable[..., None]) -> str:
+    """The docstring of a command with its paragraphs on one line each, for the terminal to wrap."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
 def show(renderable: "RenderableType") -> None:
     """Print a table, or text with markup, on standard output."""
     _console().print(renderable)
 
 
-def show_json(data: Any) -> None:  # noqa: ANN401 - anything that JSON can hold
+def show_json(data: Any) -> None:
     """Print data as JSON on standard output, and nothing else."""
     import json
 

@@ -1,30 +1,32 @@
 """Ctrl-C: stop at once, and say what was kept."""
 
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec
 
-import click
-from typer.core import TyperGroup
+P = ParamSpec("P")
 
 _NOTHING = "Stopped. Nothing was written, and the model is as it was."
 
 
-class Stopped(Exception):  # noqa: N818 - it is not an error
+class Stopped(Exception):
     """The user stopped a command; the text says what was kept."""
 
 
-class Commands(TyperGroup):
-    """A group of commands that tells what was kept when one is stopped."""
+def stoppable(command: Callable[P, None]) -> Callable[P, None]:
+    """Make a command that Ctrl-C ends with `Stopped`, whatever it was doing (importing, even)."""
 
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own signature
-        """Run the command that was asked for."""
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            return super().invoke(ctx)
+            command(*args, **kwargs)
         except KeyboardInterrupt as error:
             raise Stopped(_NOTHING) from error
+
+    return run
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sned.errors import NotFoundError, UserError, close_names
@@ -22,7 +21,8 @@ _SCHEMAS = (
     "-> (Tensor, Tensor)",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qroi_align(Tensor input, Tensor rois, float input_scale, int input_zero_point, float rois_scale, "
-    "int rois_zero_point, float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, "
+    "int rois_zero_point, float spatial_scale, SymInt pooled_height, SymInt pooled_width, int "
+    "sampling_ratio, "
     "bool aligned) -> Tensor",
     "roi_align(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
     "int sampling_ratio, bool aligned) -> Tensor",
@@ -44,8 +44,7 @@ def from_zoo(library: str, name: str) -> "nn.Module":
     Raises:
         NotFoundError: the library is not installed, or has no such model; close names are listed.
     """
-    build: Mapping[str, Callable[[str], "nn.Module"]] = {"torchvision": _torchvision, "timm": _timm}
-    return build[library](name)
+    return {"torchvision": _torchvision, "timm": _timm}[library](name)
 
 
 LIBRARIES = ("torchvision", "timm")
@@ -75,9 +74,9 @@ def import_torchvision() -> None:
 def _declare_operators() -> None:
     import torch
 
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for schema in _SCHEMAS:
-        library.define(schema)
+        library.define(schema)  # type: ignore[no-untyped-call]
     _kept_alive.append(library)  # definitions go with the object that made them
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]

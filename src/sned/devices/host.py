@@ -2,6 +2,9 @@
 
 What a session costs besides its op is measured with ops that do nothing and taken off, so that the times of the ops of
 a network add up to the time of the network; it is added once.
+
+Times are kept in units of a yardstick, an op that is timed in the same rounds: a machine that slows down (heat, company)
+slows both. The yardstick itself is timed anew each time.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ CHUNK = 48
 CHUNK_BYTES = 384 << 20
 SAMPLE_MS = 0.3
 RUNS = 15
+YARDSTICK = "yardstick"
 FOOTPRINTS_MB = (0.3, 0.6, 1.2, 1.8, 2.4, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
@@ -109,13 +113,14 @@ def measure(
     for density in (3, 2):
         grids = {f: RECIPES[f.recipe].grid(low, high, block, density) for f, (low, high) in ranges.items()}
         points = [p for family, axes in grids.items() for p in _points(family, axes, block)]
-        missing = [point for point in points if point.key not in store.microseconds]
+        missing = [point for point in points if point.key not in store.yardsticks]
         if len(missing) * 0.02 <= seconds:
             break
     footprints = [mb for mb in FOOTPRINTS_MB if mb * 1e6 < 2 * largest_footprint] or [FOOTPRINTS_MB[0]]
-    general = [point for point in _general(footprints, block) if point.key not in store.microseconds]
-    _time([*general, *missing], store, seconds, progress)
-    return _tables(grids, footprints, block, store)
+    general = [point for point in _general(footprints, block) if point.key not in store.yardsticks]
+    yardstick_us = _time([*general, *missing], block, store, seconds, progress)
+    known = {key: times * yardstick_us for key, times in store.yardsticks.items()}
+    return _tables(grids, footprints, block, known)
 
 
 def _joined(wanted: Sequence[Wanted]) -> dict[Family, tuple[Point, Point]]:
@@ -136,9 +141,11 @@ def _key(family: Family, point: Sequence[float]) -> str:
 
 
 def _tables(
-    grids: Mapping[Family, tuple[FloatArray, ...]], footprints: Sequence[float], block: int, store: Store
+    grids: Mapping[Family, tuple[FloatArray, ...]],
+    footprints: Sequence[float],
+    block: int,
+    known: Mapping[str, float],
 ) -> OpTables:
-    known = store.microseconds
     node = (known["nodes 9"] - known["nodes 1"]) / 8
     empty = known["nodes 1"] - node
     tables = {
@@ -163,30 +170,40 @@ def _cold(
 # --- timing ------------------------------------------------------------------------------------------------------
 
 
-def _time(points: Sequence[_Point], store: Store, seconds: float, progress: Progress) -> None:
-    if not points:
-        return
+def _time(points: Sequence[_Point], block: int, store: Store, seconds: float, progress: Progress) -> float:
+    """Time points and keep them; return the microseconds of the yardstick."""
+    threads = store.environment.threads
     deadline = time.perf_counter() + seconds
+    yardstick = {YARDSTICK: _runner(_yardstick(block), threads, called=False)}
+    lengths = [_interleaved(yardstick, threads, 0.2)[YARDSTICK].median_ms]
     done = 0
     with progress.task("measuring ops", total=len(points)) as advance:
-        for runners in _chunks(points, store.environment.threads):
+        for runners in _chunks(points, threads):
             left = max(0.0, deadline - time.perf_counter())
             share = left * len(runners) / (len(points) - done)
-            times = interleaved(
-                runners, runs=RUNS, warmup=1, threads=store.environment.threads, min_sample_ms=SAMPLE_MS,
-                max_seconds=share * 0.7,
-            )  # fmt: skip
-            store.microseconds.update({key: latency.median_ms * 1e3 for key, latency in times.items()})
-            _save_quiet_ones(store, times)
+            times = _interleaved({**runners, **yardstick}, threads, share * 0.7)
+            lengths.append(times[YARDSTICK].median_ms)
+            _keep(store, times)
             done += len(runners)
             advance(len(runners))
+    globals()["LAST"]=float(np.median(lengths)) * 1e3
+    return float(np.median(lengths)) * 1e3
 
 
-def _save_quiet_ones(store: Store, times: Mapping[str, Latency]) -> None:
-    """Keep for later runs what was measured without disturbance; the rest serves this run only."""
-    noisy = {key: store.microseconds.pop(key) for key, latency in times.items() if latency.noisy}
+def _interleaved(
+    runners: Mapping[str, partial[None]], threads: int, seconds: float
+) -> dict[str, Latency]:
+    return interleaved(
+        runners, runs=RUNS, warmup=1, threads=threads, min_sample_ms=SAMPLE_MS, settle=1, max_seconds=seconds
+    )
+
+
+def _keep(store: Store, times: Mapping[str, Latency]) -> None:
+    """Save for later what was measured without disturbance; the rest serves this time only."""
+    relative = {key: latency.median_ms / times[YARDSTICK].median_ms for key, latency in times.items()}
+    store.yardsticks.update({key: value for key, value in relative.items() if not times[key].noisy})
     store.save()
-    store.microseconds.update(noisy)
+    store.yardsticks.update(relative)
 
 
 def _chunks(points: Sequence[_Point], threads: int) -> Iterator[dict[str, partial[None]]]:
@@ -256,7 +273,12 @@ def _nodes(count: int) -> ModelProto:
     return model_of([helper.make_node("Sin", [a], [b]) for a, b in zip(names, names[1:])], {"x": (1,)}, "y")
 
 
-def _chain(count: int, block: int) -> ModelProto:
+def _yardstick(block: int) -> ModelProto:
+    """One convolution of middling size."""
+    return _chain(1, block, side=16)
+
+
+def _chain(count: int, block: int, side: int = 4) -> ModelProto:
     """As many small convolutions in a row, each with weights of its own: how fast weights come from further away."""
     names = ["x", *(f"t{i}" for i in range(count - 1)), "y"]
     channels = _CHAIN_CHANNELS
@@ -266,7 +288,7 @@ def _chain(count: int, block: int) -> ModelProto:
         for i, (a, b) in enumerate(zip(names, names[1:]))
     ]
     weights = [constant(f"w{i}", (channels, channels, 3, 3)) for i in range(count)]
-    return model_of(nodes, {"x": (1, channels, 4, 4)}, "y", weights)
+    return model_of(nodes, {"x": (1, channels, side, side)}, "y", weights)
 
 
 def block_size() -> int:

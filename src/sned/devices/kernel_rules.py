@@ -265,8 +265,9 @@ def _convolution(b: Builder, step: Step) -> Kernel:
         extents["co_group"] = b.axis(weight.id, 0)
         statics["groups"] = int(groups)
     made = b.kernel(
-        step, kind, extents=extents, statics=statics, weights=weights, macs=weights * places * extents["n"]
-    )
+        step, kind, extents=extents, statics=statics, weights=weights, macs=weights * places * extents["n"],
+        biased=bias is not None,
+    )  # fmt: skip
     if bias is None:
         b.folded.setdefault(f"{step.op.module}:folded bias", NOTHING)
     return made
@@ -285,7 +286,7 @@ def _batch_norm(b: Builder, step: Step) -> Kernel | None:
     bias = f"{b.kernels[index].module}:folded bias"
     if bias in b.folded:
         b.folded[bias] = b.kernels[index].extents["co"]
-    b.fold(step, index)
+    b.fold(step, index, biased=True)
     return None
 
 

@@ -73,6 +73,7 @@ class Kernel:
         statics: attributes that no plan changes (kernel, stride, padding …).
         macs: multiply-accumulates.
         weights: elements of the weight that it reads each time, as the runtime stores it.
+        biased: whether it adds a constant, that of a folded BatchNorm included.
         parameters: names of the parameters that it reads, those of a folded BatchNorm included.
     """
 
@@ -86,6 +87,7 @@ class Kernel:
     statics: Mapping[str, Static] = field(default_factory=dict)
     macs: Extent = NOTHING
     weights: Extent = NOTHING
+    biased: bool = False
     parameters: tuple[str, ...] = ()
 
 

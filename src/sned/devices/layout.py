@@ -23,7 +23,8 @@ ALIGNMENT = 4
 STAYS_BLOCKED = frozenset(
     {"Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid", "HardSwish", "Gelu", "QuickGelu"}
 )
-MERGEABLE = frozenset({"Relu", "Sigmoid", "Tanh"})
+MERGED_IN_BLOCKS = frozenset({"Relu", "Sigmoid", "Tanh"})
+MERGED_IN_PLAIN = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid"})
 CONVOLUTIONS = ("conv", "depthwise", "grouped")
 
 
@@ -130,10 +131,10 @@ class Layout:
             self._open[value] = open_
 
     def launch(
-        self, kernel: int, recipe: str, where: BoolArray, widths: tuple[FloatArray, ...], **statics: Static
+        self, index: int, recipe: str, where: BoolArray, widths: tuple[FloatArray, ...], /, **statics: Static
     ) -> None:
-        """Note that in some plans `recipe` runs for `kernel`."""
-        self.made.append(Launch(kernel, Family(recipe, tuple(sorted(statics.items()))), where, widths))
+        """Note that in some plans `recipe` runs for kernel `index`."""
+        self.made.append(Launch(index, Family(recipe, tuple(sorted(statics.items()))), where, widths))
 
     def reorders(self) -> None:
         """Between the layouts: once a value, however many read it."""
@@ -165,34 +166,24 @@ def _conv_statics(kernel: Kernel) -> dict[str, Static]:
     return {**kernel.statics, "activation": _without_cost(kernel.activation)}
 
 
-def _merging_add(workload: Workload, index: int) -> bool:
-    """Whether the runtime merges a following addition into this convolution, layouts permitting.
+def _merge_targets(workload: Workload, add: Kernel) -> list[Kernel]:
+    """The convolutions that the runtime may let do this addition, in the order in which it looks at them.
 
-    It takes the first input of the addition that a convolution without activation wrote for it alone.
+    The memory of the other operand, which nobody reads afterwards, becomes that of the result, so the addition costs
+    nothing.
     """
-    kernel = workload.kernels[index]
-    if kernel.activation or workload.uses[kernel.output] != 1:
-        return False
-    reader = next((k for k in workload.kernels if kernel.output in k.inputs), None)
-    return reader is not None and _merge_target(workload, reader) == index
+    if add.op != "Add" or not _equal_operands(workload, add):
+        return []
+    written = [
+        workload.kernels[index]
+        for value in add.inputs
+        if workload.uses[value] == 1 and (index := workload.producer(value)) is not None
+    ]
+    return [kernel for kernel in written if kernel.kind in CONVOLUTIONS and not kernel.activation]
 
 
-def _merge_target(workload: Workload, add: Kernel) -> int | None:
-    if not _same_shapes(workload, add):
-        return None
-    for value in add.inputs:
-        index = workload.producer(value)
-        if index is None or workload.uses[value] != 1:
-            continue
-        kernel = workload.kernels[index]
-        if kernel.kind in CONVOLUTIONS and not kernel.activation:
-            return index
-    return None
-
-
-def _same_shapes(workload: Workload, kernel: Kernel) -> bool:
-    shapes = {workload.values[value].shape for value in kernel.inputs}
-    return kernel.op == "Add" and len(kernel.inputs) == 2 and len(shapes) == 1
+def _equal_operands(workload: Workload, kernel: Kernel) -> bool:
+    return len(kernel.inputs) == 2 and len({workload.values[value].shape for value in kernel.inputs}) == 1
 
 
 def _conv(layout: Layout, index: int, kernel: Kernel) -> None:
@@ -202,13 +193,12 @@ def _conv(layout: Layout, index: int, kernel: Kernel) -> None:
     planar = layout.block > 1 and len(kernel.statics["kernel"]) == 2  # type: ignore[arg-type]
     direct = (ci < layout.block) if planar else layout.nowhere
     blocked = (ci >= layout.block) & (ci % ALIGNMENT == 0) if planar else layout.nowhere
-    sums = int(_merging_add(layout.workload, index))
     layout.at_kernel(index)
     layout.read(kernel.inputs[0], plain=~blocked, blocked=blocked if planar and most >= layout.block else None)
     if planar and least < layout.block:
-        layout.launch(index, "direct_conv", direct, (n, ci, co), sum=sums, **statics)
+        layout.launch(index, "direct_conv", direct, (n, ci, co), **statics)
     if planar and most >= layout.block:
-        layout.launch(index, "blocked_conv", blocked, (n, ci, co), sum=sums, **statics)
+        layout.launch(index, "blocked_conv", blocked, (n, ci, co), **statics)
     if not planar or (most > layout.block and least != most) or most % ALIGNMENT:
         layout.launch(index, "plain_conv", ~(direct | blocked), (n, ci, co), **statics)
     layout.write(kernel.output, direct | blocked)
@@ -262,29 +252,33 @@ def _pool(layout: Layout, index: int, kernel: Kernel) -> None:
 
 def _elementwise(layout: Layout, index: int, kernel: Kernel) -> None:
     """Stays in blocks where all it reads is; an addition is merged into a convolution, an activation into either."""
-    value = layout.workload.values[kernel.output]
     stays = kernel.op in STAYS_BLOCKED if len(kernel.inputs) == 1 else _binary_stays(layout.workload, kernel)
     blocked = layout.everywhere if stays else layout.nowhere
     for read in kernel.inputs:
         blocked = blocked & layout.blocked(read)
-    merged = layout.nowhere
-    if len(kernel.inputs) == 2 and _merge_target(layout.workload, kernel) is not None:
-        merged = blocked
-    elif kernel.op in MERGEABLE:
-        merged = layout.open(kernel.inputs[0]) & blocked
+    merged = layout.open(kernel.inputs[0]) & _mergeable(kernel.op, blocked)
+    if targets := _merge_targets(layout.workload, kernel):
+        merged = blocked.copy()
+        for target in targets:
+            merged |= ~layout.blocked(target.output) & target.biased
     layout.at_kernel(index)
     for read in kernel.inputs:
         layout.read(read, plain=~blocked)
-    inner = float(np.prod(value.inner, initial=1.0))
+    value = layout.workload.values[kernel.output]
     channels = layout.at(value.channels)
+    inner = float(np.prod(value.inner, initial=1.0))
     elements = layout.at(value.batch) * inner * np.where(blocked, layout.padded(channels), channels)
     layout.launch(index, "elementwise", ~merged, (elements,), op=kernel.op, inputs=len(kernel.inputs))
     layout.write(kernel.output, blocked, open_=merged if kernel.op == "Add" else None)
 
 
 def _binary_stays(workload: Workload, kernel: Kernel) -> bool:
-    shapes = {workload.values[value].shape for value in kernel.inputs}
-    return kernel.op in ("Add", "Mul") and len(shapes) == 1
+    return kernel.op in ("Add", "Mul") and _equal_operands(workload, kernel)
+
+
+def _mergeable(op: str, blocked: BoolArray) -> BoolArray:
+    """Where a convolution that already adds can take in the activation behind it, too."""
+    return np.where(blocked, op in MERGED_IN_BLOCKS, op in MERGED_IN_PLAIN)
 
 
 def _norm(layout: Layout, index: int, kernel: Kernel) -> None:

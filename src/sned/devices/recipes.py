@@ -204,15 +204,13 @@ class _Conv:
     groups: int = 1
 
 
-def _conv_model(family: Family, conv: _Conv, domain: str, *, sums: bool = False) -> ModelProto:
+def _conv_model(family: Family, conv: _Conv, domain: str) -> ModelProto:
     given = (conv.n, conv.inputs, *_shape(family, "spatial"))
-    made = (conv.n, conv.outputs, *_shape(family, "output"))
-    names = ["x", "w", "b", *(["z"] if sums else [])]
     weight = constant("w", (conv.outputs, conv.inputs // conv.groups, *_shape(family, "kernel")))
     attributes = {**_window(family), **_activation(family), "group": conv.groups}
-    node = helper.make_node("Conv" if domain != CONTRIB else "FusedConv", names, ["y"], domain=domain, **attributes)
-    inputs = {"x": given, "z": made} if sums else {"x": given}
-    return model_of([node], inputs, "y", [weight, constant("b", (conv.outputs,))])
+    name = "FusedConv" if domain == CONTRIB else "Conv"
+    node = helper.make_node(name, ["x", "w", "b"], ["y"], domain=domain, **attributes)
+    return model_of([node], {"x": given}, "y", [weight, constant("b", (conv.outputs,))])
 
 
 def _sets_to_channels(before: float, last: float, block: int) -> int:
@@ -222,13 +220,13 @@ def _sets_to_channels(before: float, last: float, block: int) -> int:
 def _blocked_conv(family: Family, point: Point, block: int) -> ModelProto:
     n, inputs, before, last = point
     conv = _Conv(int(n), int(inputs) * block, _sets_to_channels(before, last, block))
-    return _conv_model(family, conv, BLOCKED, sums=bool(family["sum"]))
+    return _conv_model(family, conv, BLOCKED)
 
 
 def _direct_conv(family: Family, point: Point, block: int) -> ModelProto:
     n, inputs, before, last = point
     conv = _Conv(int(n), int(inputs), _sets_to_channels(before, last, block))
-    return _conv_model(family, conv, BLOCKED, sums=bool(family["sum"]))
+    return _conv_model(family, conv, BLOCKED)
 
 
 def _plain_domain(family: Family) -> str:

@@ -35,7 +35,7 @@ class Environment:
 
 @dataclass
 class Store:
-    """Microseconds by op and widths, read from a file when opened and written back by `save`.
+    """Op times in yardsticks, by op and widths; read from a file when opened and written back by `save`.
 
     A file that is missing, damaged or of another environment counts as empty; one that cannot be written costs a new
     measurement next time, nothing else.
@@ -43,7 +43,7 @@ class Store:
 
     path: Path
     environment: Environment
-    microseconds: dict[str, float] = field(default_factory=dict)
+    yardsticks: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def open(cls, environment: Environment, folder: Path | None = None) -> Store:
@@ -53,7 +53,7 @@ class Store:
 
     def save(self) -> None:
         """Write everything known, whole or not at all."""
-        held = {"format": FORMAT, **vars(self.environment), "microseconds": self.microseconds}
+        held = {"format": FORMAT, **vars(self.environment), "yardsticks": self.yardsticks}
         with suppress(WriteError):
             atomic_write_text(self.path, json.dumps(held, indent=0))
 
@@ -66,7 +66,7 @@ def _read(path: Path, environment: Environment) -> dict[str, float]:
     expected = {"format": FORMAT, **vars(environment)}
     if not isinstance(held, dict) or any(held.get(name) != value for name, value in expected.items()):
         return {}
-    times = held.get("microseconds")
+    times = held.get("yardsticks")
     if not isinstance(times, dict):
         return {}
     return {key: float(t) for key, t in times.items() if isinstance(t, int | float) and 0 <= t < float("inf")}

@@ -84,13 +84,13 @@ class Coupling:
         pairs = [(self._atom[a], self._atom[b]) for a, b in self._relations.slabs]
         return _matrix(pairs, (self._atoms, self._atoms))
 
-    def _cell_rows(self) -> list[IntArray]:
-        """The rows that must lose equally many, as atoms, without repetition."""
+    def _cell_rows(self) -> list[tuple[IntArray, bool]]:
+        """The rows that must lose equally many, as atoms, without repetition; and whether a row may vanish."""
         rows = {}
-        for cells in self._relations.cells:
+        for cells, vanish in self._relations.cells:
             atoms = self._atom[cells]
             if len(atoms) > 1 and bool((atoms != atoms[0]).any()):
-                rows.setdefault((atoms.shape, atoms.tobytes()), atoms)
+                rows.setdefault((atoms.shape, atoms.tobytes(), vanish), (atoms, vanish))
         return list(rows.values())
 
     def _solve(self) -> None:
@@ -122,6 +122,7 @@ class Coupling:
     def _signatures(self) -> IntArray:
         """A number for each unit: units of one number form a group; -1 for those that stay or own no parameter."""
         stays = np.asarray(self._covers @ self._frozen_atoms.astype(np.int64)).ravel() > 0
+        stays |= self._lopsided()
         owned = _matrix(
             [(self._atom[p.labels], np.full(p.labels.size, i)) for i, p in enumerate(self._positions)],
             (self._atoms, max(len(self._positions), 1)),
@@ -137,10 +138,28 @@ class Coupling:
         _, signature = np.unique(hashed, return_inverse=True)
         return np.where(stays | empty, -1, signature)
 
+    def _lopsided(self) -> BoolArray:
+        """Units whose slabs would take unequal shares of rows that must lose equally many."""
+        found = np.zeros(self._units, bool)
+        slabbed = np.flatnonzero(np.diff(self._covers.indptr) > np.bincount(self._unit, minlength=self._units))
+        if not slabbed.size:
+            return found
+        covers = self._covers[slabbed].tocsc()
+        for cells, vanish in self._cells:
+            touched = np.unique(covers[:, np.unique(cells)].indices)
+            if not touched.size:
+                continue
+            taken = np.stack([np.asarray(covers[touched][:, row].sum(axis=1)).ravel() for row in cells], axis=1)
+            uneven = (taken != taken[:, :1]).any(axis=1)
+            if vanish:
+                uneven &= ((taken != 0) & (taken != cells.shape[1])).any(axis=1)
+            found[slabbed[touched[uneven]]] = True
+        return found
+
     def _uneven(self) -> list[tuple[IntArray, IntArray]]:
         """Ties for the cell constraints whose rows are not made of the same groups."""
         ties = []
-        for cells in self._cells:
+        for cells, _ in self._cells:
             units = self._unit[cells]
             made = np.sort(self._signature[units], axis=1)
             if bool((made != made[0]).any()) and bool((units != units[0]).any()):
@@ -151,7 +170,7 @@ class Coupling:
         """For each unit a number that tells in which rows of which constraints it lies."""
         hashes = np.zeros(self._units, np.int64)
         rng = np.random.default_rng(1)
-        for cells in self._cells:
+        for cells, _ in self._cells:
             units = self._unit[cells]
             if not bool((units != units[0]).any()):
                 continue

@@ -5,7 +5,7 @@ A `Flow` holds the boxes of every tensor and four relations, solved all at once 
 - *same*: two labels are one channel;
 - *together*: labels that must leave together, although each can also leave in another way;
 - *slab*: a label (a head, a group) that takes others with it when it goes;
-- *cells*: rows of labels that must lose equally many.
+- *cells*: rows of labels that must lose equally many (some may also vanish as a whole).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Relations:
     same: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     together: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     slabs: list[tuple[IntArray, IntArray]] = field(default_factory=list)
-    cells: list[IntArray] = field(default_factory=list)
+    cells: list[tuple[IntArray, bool]] = field(default_factory=list)
     frozen: list[tuple[IntArray, Why]] = field(default_factory=list)
     inexact: list[IntArray] = field(default_factory=list)
 
@@ -130,7 +130,38 @@ class Flow:
             rows = np.moveaxis(box.ids, axis, -1).reshape(-1, part)
         else:
             rows = box.slabs[axis].reshape(-1, part)
-        self.relations.cells.append(rows)
+        self.relations.cells.append((rows, bool(box.slabs)))
+
+    def link(self, source: tuple[int, int], target: tuple[int, int]) -> None:
+        """The code takes the size of one axis (tensor, axis) from another: they keep their proportion."""
+        here = covering(self.boxes.get(source[0], ()), source[1])
+        there = covering(self.boxes.get(target[0], ()), target[1])
+        if (here is None or here.filler) and (there is None or there.filler):
+            return
+        if here is None or there is None:
+            box, axis = (here, source[1]) if here is not None else (there, target[1])
+            if box is not None and not box.filler:
+                self.freeze(self.axis(box, axis), "its size is tied to that of an axis that stays")
+            return
+        mine = here.rows()[0] if source[1] == here.free else here.slabs[source[1]]
+        theirs = there.rows() if target[1] == there.free else there.slabs[target[1]][None]
+        self._proportion(mine, theirs)
+
+    def _proportion(self, mine: IntArray, theirs: IntArray) -> None:
+        """`mine` `[size]` and the rows `theirs` `[rows, size]` of another axis lose in one proportion."""
+        one = theirs[0]
+        if len(mine) == len(one):
+            if bool((mine != one).any()):
+                self.relations.cells.append((np.stack([mine, one]), False))
+        elif len(mine) == theirs.size:
+            self.relations.cells.append((np.stack([mine, theirs.ravel()]), False))
+        elif len(mine) % len(one) == 0:
+            self.tie(mine.reshape(-1, len(one)), np.broadcast_to(one, (len(mine) // len(one), len(one))))
+        elif len(one) % len(mine) == 0:
+            self.tie(one.reshape(-1, len(mine)), np.broadcast_to(mine, (len(one) // len(mine), len(mine))))
+        else:
+            self.block(mine, "its size is tied to that of an axis of no whole multiple")
+            self.block(one, "its size is tied to that of an axis of no whole multiple")
 
     # --- writing -------------------------------------------------------------------------------------------------
 
@@ -269,7 +300,8 @@ class Flow:
                 lying = np.moveaxis(box.ids, axis, 0).reshape(len(slab), -1)
                 self.relations.slabs.append((np.repeat(slab, lying.shape[1]), lying.ravel()))
         if box.slabs:
-            self.relations.cells.append(np.moveaxis(box.ids, box.free, -1).reshape(-1, box.ids.shape[box.free]))
+            rows = np.moveaxis(box.ids, box.free, -1).reshape(-1, box.ids.shape[box.free])
+            self.relations.cells.append((rows, True))
 
     def _reshaped(
         self,

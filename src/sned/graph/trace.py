@@ -19,6 +19,7 @@ from sned.errors import ModelError
 from sned.graph.coupling import Coupling, Position
 from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
 from sned.graph.flow import Flow
+from sned.graph.provenance import Sized, TensorAxis, Use, Watch, functions_opened
 from sned.graph.ir import Affine, Graph, Op, Ref, Tensor
 from sned.graph.rules import RULES
 
@@ -36,6 +37,7 @@ class Recording:
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     constants: dict[int, torch.Tensor] = field(default_factory=dict)
+    uses: list[Use] = field(default_factory=list)
 
 
 class Recorder(TorchDispatchMode):
@@ -73,12 +75,16 @@ class Recorder(TorchDispatchMode):
                 self.recording.parameters[name] = number
         return number
 
+    def known(self, tensor: torch.Tensor) -> int | None:
+        """The number of a tensor that was met already."""
+        return self._numbers.get(id(tensor))
+
     def _plain(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return Ref(self._read(value))
         if isinstance(value, tuple | list):
             return tuple(self._plain(item) for item in value)
-        return value
+        return int(value) if isinstance(value, Sized) else value
 
     def _read(self, tensor: torch.Tensor) -> int:
         known = id(tensor) in self._numbers or id(tensor) in self._names
@@ -141,7 +147,12 @@ def mode_of(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def record(
-    model: nn.Module, example: Example, batch: int | None, *, into: Recording | None = None, device: str = "meta"
+    model: nn.Module,
+    example: Example,
+    batch: int | None,
+    *,
+    into: Recording | None = None,
+    device: str = "meta",
 ) -> Recording:
     """Run `model` once on inputs like `example`, on meta tensors, and return what it did.
 
@@ -170,9 +181,12 @@ def record(
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder.module_paths())
         stack.enter_context(recorder)
+        stack.enter_context(functions_opened())
+        watch = stack.enter_context(Watch(lambda: len(recorder.recording.ops), recorder.known))
         output = torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
     recording = recorder.recording
     recording.inputs = inputs
+    recording.uses = watch.uses
     recording.outputs = tuple(recorder.number(t) for t in tensors_in(output))
     for number in inputs:
         recording.constants.pop(number, None)
@@ -257,6 +271,19 @@ def _affine(a: Any, b: Any) -> Any:
     return a
 
 
+def _link(flow: Flow, use: Use) -> None:
+    """A size in a shape that was taken from an axis of another tensor: both must keep their proportion."""
+    if use.from_end is None or flow.op is None or use.equals is not None:
+        return
+    made = next((n for n in reversed(flow.op.outputs) if n is not None), None)
+    sources = [s for s in use.formula.sources if isinstance(s, TensorAxis)]
+    if made is None or len(sources) != 1 or use.from_end > len(flow.tensors[made].shape):
+        return
+    axis = len(flow.tensors[made].shape) - use.from_end
+    if flow.tensors[made].shape[axis] == use.value > 1:
+        flow.link((sources[0].tensor, sources[0].axis), (made, axis))
+
+
 def build(model: nn.Module, example: Example, recording: Recording, batched: bool) -> Graph:
     """Let labels flow through a recording and solve for the groups."""
     flow = Flow(recording.tensors)
@@ -268,6 +295,9 @@ def build(model: nn.Module, example: Example, recording: Recording, batched: boo
     for op in recording.ops:
         flow.op = op
         RULES.get(op.name, RULES["pointwise"] if op.pointwise else RULES["unknown"])(flow, op)
+    for use in recording.uses:
+        flow.op = recording.ops[use.last_op - 1] if use.last_op <= len(recording.ops) else None
+        _link(flow, use)
     flow.op = None
     for number in recording.outputs:
         flow.freeze_boxes(flow.boxes.get(number, ()), "output of the model")

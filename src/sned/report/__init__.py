@@ -1,12 +1,23 @@
 """What was asked, what was predicted, what was measured, and why each choice was made.
 
-In: the figures of a run. Out: `Report`, which is plain data; as JSON, as one HTML file, or as a table in a terminal.
+In: the figures of a run. Out: `Report`, which is plain data; as JSON, as one HTML file, or as a table in a
+terminal.
 """
 
 from sned.report.environment import Environment, environment
 from sned.report.html import to_html
-from sned.report.model import Asked, Check, Curve, GroupLoss, LayerLoss, Point, Report, State
-from sned.report.model import from_json, to_json
+from sned.report.model import (
+    Asked,
+    Check,
+    Curve,
+    GroupLoss,
+    LayerLoss,
+    Point,
+    Report,
+    State,
+    from_json,
+    to_json,
+)
 
 __all__ = [
     "Asked",

@@ -105,7 +105,9 @@ def curve_chart(report: Report) -> Picture | None:
         unit = ", %" if _fractions(curve) else ""
         axes.set_title(f"{curve.quality}{unit}", loc="left", fontsize=11, color=MUTED)
         axes.tick_params(axis="y", labelcolor=MUTED)
-        description = f"{curve.quality} against predicted latency, {len(points)} plans; the chosen one is marked."
+        description = (
+            f"{curve.quality} against predicted latency, {len(points)} plans; the chosen one is marked."
+        )
         return inline(drawn, name="curve", description=description)
 
 
@@ -168,7 +170,7 @@ def _height(count: int) -> float:
     return 0.95 + 0.27 * max(count, 2)
 
 
-def _most(items: Sequence[Any], weight: Any) -> list[Any]:  # noqa: ANN401
+def _most(items: Sequence[Any], weight: Any) -> list[Any]:
     """Those that weigh most, in their own order."""
     if len(items) <= _MOST_ROWS:
         return list(items)

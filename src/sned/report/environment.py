@@ -1,12 +1,12 @@
 """On what, and with what, figures were obtained."""
 
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
+
+from sned.devices.machine import cores, processor_name
 
 PACKAGES = ("sned", "torch", "numpy", "onnx", "onnxscript", "onnxruntime")
 """Whose versions can change a figure."""
@@ -19,7 +19,7 @@ class Environment:
     Attributes:
         machine: name of the processor, "AMD EPYC 7B13".
         cores: logical ones that this process may use.
-        system: "Linux 6.1 x86_64".
+        system: "Linux x86_64".
         python: "3.11.7".
         versions: package → version.
         created: ISO 8601, to the second, UTC.
@@ -36,9 +36,9 @@ class Environment:
 def environment(packages: Sequence[str] = PACKAGES) -> Environment:
     """Look at the machine that this runs on; packages that are not installed are left out."""
     return Environment(
-        machine=_processor(),
-        cores=_cores(),
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        machine=processor_name() or platform.machine(),
+        cores=cores(),
+        system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         versions={name: version for name in packages if (version := _version(name))},
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -50,18 +50,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
-
-
-def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The name that people know the processor by; `platform` gives only "x86_64" on Linux."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
-    return next(named, "") or platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -51,7 +51,8 @@ def _figures(report: Report) -> list[Figure]:
         ),
         (
             "Predicted beside measured",
-            "Hatched: what the cost model said before anything was built. Filled: the median in the runtime, with a "
+            "Hatched: what the cost model said before anything was built. Filled: the median in the "
+            "runtime, with a "
             "line from the 10th to the 90th percentile.",
             latency_chart(report),
         ),
@@ -79,14 +80,23 @@ def _asked(report: Report) -> list[tuple[str, str]]:
         ("Example", asked.example),
         *budget,
         ("Device", asked.device),
-        ("Runtime", f"{asked.runtime}, batch {asked.batch}, {asked.threads} thread{'s'[: asked.threads != 1]}"),
+        (
+            "Runtime",
+            f"{asked.runtime}, batch {asked.batch}, {asked.threads} thread{'s'[: asked.threads != 1]}",
+        ),
         ("Calibration", asked.calibration),
     ]
 
 
 def _written_limit(report: Report, name: str, value: str) -> str:
     limit = report.asked.limits.get(name)
-    return value if limit is None else f"{value} = {written(name, limit)}" if "%" in value else written(name, limit)
+    return (
+        value
+        if limit is None
+        else f"{value} = {written(name, limit)}"
+        if "%" in value
+        else written(name, limit)
+    )
 
 
 @lru_cache(maxsize=1)

@@ -77,7 +77,8 @@ class GroupLoss:
         name: the module whose outputs the units are.
         before: units.
         after: units kept.
-        macs_share: fraction of the dense network's MACs that would go with the whole group; groups share work,
+        macs_share: fraction of the dense network's MACs that would go with the whole group; groups share
+            work,
             so that shares sum to more than 1.
         latency_share: the same of predicted latency.
         error: what the criterion says the removal costs, in its own unit.
@@ -171,7 +172,9 @@ def from_json(text: str) -> Report:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"This is not a report of sned: {where}: {first['msg']}. Give a report.json.") from error
+        raise UserError(
+            f"This is not a report of sned: {where}: {first['msg']}. Give a report.json."
+        ) from error
     if report.format != FORMAT:
         raise UserError(
             f"This report is of format {report.format}, and this version of sned reads format {FORMAT}. "

@@ -73,7 +73,7 @@ def rows(report: Report) -> list[Row]:
 
 
 def verdicts(report: Report) -> list[Verdict]:
-    """Compare each limit with what was obtained for the pruned network: measured where it was, else predicted."""
+    """Compare each limit with what was obtained for the pruned network: measured, or else predicted."""
     return [_verdict(report, name, limit) for name, limit in report.asked.limits.items()]
 
 
@@ -158,7 +158,9 @@ def _quality(report: Report) -> str:
     if after is None:
         return ""
     what = "accuracy" if name == "accuracy" else "agreement with the dense network"
-    change = f" ({QUANTITIES[name].change(before, after)})" if before is not None and name == "accuracy" else ""
+    change = (
+        f" ({QUANTITIES[name].change(before, after)})" if before is not None and name == "accuracy" else ""
+    )
     return f"{written(name, after)} {what}{change}"
 
 

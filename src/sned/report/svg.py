@@ -1,4 +1,4 @@
-"""matplotlib figures as SVG that belongs to its page: the page's fonts, and colours that follow light and dark."""
+"""matplotlib figures as SVG in the page's own fonts, with colours that follow light and dark."""
 
 import re
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _VARIABLES = {
 }
 """Colours that occur nowhere else, and the variable of the page that takes the place of each."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 11,
@@ -61,7 +61,7 @@ class Picture:
 
 @contextmanager
 def figure(width: float, height: float) -> Iterator["Figure"]:
-    """Yield an empty figure of that many inches in the style of the page; it touches no global state of pyplot."""
+    """Yield an empty figure of that many inches in the style of the page; pyplot is not involved."""
     import matplotlib
     from matplotlib.figure import Figure
 

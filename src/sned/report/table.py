@@ -29,7 +29,8 @@ def noise(report: Report) -> str:
     if not noisy:
         return ""
     return (
-        f"The machine was busy while the network was timed ({' and '.join(noisy)}): the 90th percentile lies far "
+        f"The machine was busy while the network was timed ({' and '.join(noisy)}): the 90th percentile "
+        "lies far "
         "above the median. Close what else is running and measure again before trusting small differences."
     )
 

@@ -31,11 +31,17 @@ def batchnorm(evidence: Evidence) -> Scores:
     gammas = scales(graph)
     importance, without = {}, []
     for group in graph.groups:
-        found = [rows(s, state[s.parameter]).abs().sum(dim=1).cpu().numpy() for s in group.slices if s.parameter in gammas]
+        found = [
+            rows(s, state[s.parameter]).abs().sum(dim=1).cpu().numpy()
+            for s in group.slices
+            if s.parameter in gammas
+        ]
         if not found:
             without.append(group.name)
         importance[group.name] = (
-            mean_one(np.mean([mean_one(f) for f in found], axis=0)) if found else magnitude(graph, group, state, 2)
+            mean_one(np.mean([mean_one(f) for f in found], axis=0))
+            if found
+            else magnitude(graph, group, state, 2)
         )
     note = f"no batch normalisation on {', '.join(without)}: L2 magnitude was used there"
     return from_importance("batchnorm", graph, importance, (note,) if without else ())

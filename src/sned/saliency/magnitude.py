@@ -29,7 +29,9 @@ def magnitude(graph: Graph, group: Group, state: State, power: int) -> FloatArra
 
 def _all(name: str, evidence: Evidence, power: int) -> Scores:
     graph = evidence.graph
-    return from_importance(name, graph, {g.name: magnitude(graph, g, evidence.state, power) for g in graph.groups})
+    return from_importance(
+        name, graph, {g.name: magnitude(graph, g, evidence.state, power) for g in graph.groups}
+    )
 
 
 @criterion("l1", "sum of the absolute weights of a unit")

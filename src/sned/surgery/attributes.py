@@ -1,12 +1,13 @@
 """Numbers in attributes that follow a plan: `num_heads`, `groups`, `hidden_size`, a tuple given to a `view`.
 
-The pruned copy is recorded on meta tensors and held, op by op, against the sizes that the labels promise. At the first
-op that differs, an attribute of the module that made the call (or of one around it) is found that holds the old number.
+`provenance.py` tells which attribute supplied which number of which op; the labels tell what that number must become.
+Afterwards the pruned copy is recorded again and held, op by op, against the sizes that the labels promise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import copy
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,9 @@ from sned.graph.coupling import Keep
 from sned.graph.ir import Graph, Op
 from sned.graph.sizes import Sizes
 from sned.graph.trace import BATCHES, Recording, record
+from sned.graph.provenance import Attribute, Source, TensorAxis, Use, instrumented
 
 TIDY: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
-    nn.modules.conv._ConvNd: {},
     nn.Linear: {"in_features": ("weight", 1), "out_features": ("weight", 0)},
     nn.modules.batchnorm._NormBase: {"num_features": ("running_mean", 0)},
     nn.GroupNorm: {"num_channels": ("weight", 0)},
@@ -35,47 +36,146 @@ class Repair:
 
     module: str
     attribute: str
-    old: Any
-    new: Any
+    old: int
+    new: int
 
 
-def repair_attributes(model: nn.Module, graph: Graph, keep: Keep) -> tuple[Repair, ...]:
-    """Change attributes of `model` (already sliced) until every op has the size that the plan promises.
+def number_uses(model: nn.Module, graph: Graph) -> list[Use]:
+    """Which attributes supply which numbers; `model` is the dense network (a copy: it is instrumented meanwhile)."""
+    with instrumented(model):
+        return record(model, graph.example, _batch(graph)).uses
+
+
+def repair_attributes(model: nn.Module, graph: Graph, keep: Keep, uses: list[Use]) -> tuple[Repair, ...]:
+    """Change attributes of `model` (already sliced) so that every op has the size that the plan promises.
 
     Raises:
         SurgeryError: a number could not be traced to an attribute; names the op and the module.
     """
-    repairs = list(_tidy(model))
-    sizes = Sizes(graph, keep, BATCHES[0] if graph.batched else None)
+    sizes = Sizes(graph, keep, _batch(graph))
     modules = dict(model.named_modules())
-    limit = 4 * len(modules) + 16
-    for _ in range(limit):
-        at, failure = _first_difference(model, graph, sizes)
-        if at is None:
-            return tuple(repairs)
-        made = _repair_at(modules, graph.ops[at], sizes)
-        if not made:
-            op = graph.ops[at]
-            raise SurgeryError(
-                f"Every size that changes must come from a parameter or an attribute, but {op.target} in module "
-                f"{op.module!r} ({type(modules[op.module]).__name__}) keeps its old one{failure}. "
-                "Give that number as an attribute of the module, or protect the group."
-            )
-        repairs += made
-    raise SurgeryError(f"Attributes could not be repaired within {limit} steps. Please report this network.")
+    repairs = [_assign(modules, source, new) for source, new in _solve(graph, sizes, uses).items()]
+    repairs += _tidy(model)
+    at, failure = _first_difference(model, graph, sizes)
+    if at is not None:
+        op = graph.ops[at]
+        raise SurgeryError(
+            f"Every size that changes must come from a parameter or an attribute, but {op.target} in module "
+            f"{op.module!r} ({type(modules[op.module]).__name__}) keeps its old one{failure}. "
+            "Give that number as an attribute of the module, or protect the group."
+        )
+    return tuple(repairs)
+
+
+def _batch(graph: Graph) -> int | None:
+    return BATCHES[0] if graph.batched else None
+
+
+def _solve(graph: Graph, sizes: Sizes, uses: list[Use]) -> dict[Attribute, int]:
+    """New values of the attributes: first from numbers given as they are, then from formulas with one unknown."""
+    news: dict[Source, int] = {
+        source: sizes.shape(source.tensor)[source.axis]
+        for use in uses
+        for source in use.formula.sources
+        if isinstance(source, TensorAxis)
+    }
+    wanted = [(use, new) for use in uses if (new := _wanted(graph, sizes, use, news)) is not None]
+    wanted.sort(key=lambda pair: len(pair[0].formula.sources))
+    for use, new in wanted:
+        if use.formula.evaluate(news) == new:
+            continue
+        unknown = sorted((source for source in use.formula.sources if source not in news), key=str)
+        for source in unknown:
+            found = _invert(use, news, source, new)
+            if found is not None:
+                news[source] = found
+                break
+    return {source: new for source, new in news.items() if isinstance(source, Attribute)}
+
+
+def _invert(use: Use, news: Mapping[Source, int], source: Source, new: int) -> int | None:
+    """The value of one source that gives a formula its new value, if a size up to the old value does."""
+    for candidate in (new, *range(1, max(use.value, new) + 1)):
+        try:
+            if use.formula.evaluate({**news, source: candidate}) == new:
+                return candidate
+        except ZeroDivisionError:
+            continue
+    return None
+
+
+def _wanted(graph: Graph, sizes: Sizes, use: Use, news: Mapping[Source, int]) -> int | None:
+    """What a number must become: as the size that it was compared with, by its place in a shape, or else as equal
+    numbers in the ops of the call."""
+    if use.equals is not None:
+        return use.equals.evaluate(news) if use.equals.sources <= news.keys() else None
+    ops = graph.ops[use.first_op : use.last_op]
+    if use.from_end is not None:
+        number = next((n for n in reversed(ops[-1].outputs) if n is not None), None)
+        if number is not None and use.from_end <= len(sizes.recorded(number)):
+            axis = len(sizes.recorded(number)) - use.from_end
+            return sizes.shape(number)[axis] if sizes.recorded(number)[axis] == use.value else None
+    found = {new for op in ops for old, new in _numbers(op, sizes) if old == use.value}
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def _numbers(op: Op, sizes: Sizes) -> Iterator[tuple[int, int]]:
+    """Pairs (old, new) of every number at an op: its arguments, then axes of its tensors that no argument gives."""
+    args, _ = sizes.arguments(op)
+    own = list(_pairs(sizes.plain(op), args))
+    yield from own
+    given = {old for old, _ in own}
+    for number in op.outputs:
+        if number is not None:
+            axes = zip(sizes.recorded(number), sizes.shape(number), strict=True)
+            yield from ((old, new) for old, new in axes if old not in given)
+
+
+def _pairs(old: Any, new: Any) -> Iterator[tuple[int, int]]:
+    if isinstance(old, tuple | list):
+        for a, b in zip(old, new, strict=True):
+            yield from _pairs(a, b)
+    elif type(old) is int:
+        yield old, new
+
+
+def _assign(modules: Mapping[str, nn.Module], source: Attribute, new: int) -> Repair:
+    module = modules[source.module]
+    if source.holder is not None:
+        shared = getattr(module, source.holder)
+        if not getattr(shared, "_sned_private", None) == source.module:
+            shared = copy.copy(shared)
+            vars(shared)["_sned_private"] = source.module
+            setattr(module, source.holder, shared)
+        old = vars(shared)[source.name]
+        vars(shared)[source.name] = new
+    elif source.item is not None:
+        held = getattr(module, source.name)
+        old = held[source.item]
+        setattr(module, source.name, type(held)(new if i == source.item else v for i, v in enumerate(held)))
+    else:
+        old = getattr(module, source.name)
+        setattr(module, source.name, new)
+    return Repair(source.module, source.name, int(old), new)
 
 
 def _tidy(model: nn.Module) -> Iterator[Repair]:
     for path, module in model.named_modules():
         for kind, fields in TIDY.items():
-            if not isinstance(module, kind):
-                continue
-            for attribute, (parameter, axis) in fields.items():
+            for attribute, (parameter, axis) in fields.items() if isinstance(module, kind) else ():
                 tensor = getattr(module, parameter, None)
                 old = getattr(module, attribute, None)
                 if tensor is not None and isinstance(old, int) and tensor.shape[axis] != old:
                     setattr(module, attribute, tensor.shape[axis])
                     yield Repair(path, attribute, old, tensor.shape[axis])
+        if isinstance(module, nn.modules.conv._ConvNd) and module.weight is not None:
+            first, second = module.weight.shape[:2]
+            inputs, outputs = (first, second * module.groups) if module.transposed else (second * module.groups, first)
+            for attribute, new in (("in_channels", inputs), ("out_channels", outputs)):
+                old = getattr(module, attribute)
+                if old != new:
+                    setattr(module, attribute, new)
+                    yield Repair(path, attribute, old, new)
 
 
 def _first_difference(model: nn.Module, graph: Graph, sizes: Sizes) -> tuple[int | None, str]:
@@ -83,8 +183,8 @@ def _first_difference(model: nn.Module, graph: Graph, sizes: Sizes) -> tuple[int
     partial = Recording()
     failure = ""
     try:
-        record(model, graph.example, BATCHES[0] if graph.batched else None, into=partial)
-    except Exception as error:
+        record(model, graph.example, _batch(graph), into=partial)
+    except Exception as error:  # noqa: BLE001 (the user's forward may raise anything)
         failure = f" ({type(error).__name__}: {str(error).splitlines()[0]})"
     for expected, got in zip(graph.ops, partial.ops, strict=False):
         if expected.target != got.target or not _agrees(expected, got, partial, graph, sizes):
@@ -100,61 +200,3 @@ def _agrees(expected: Op, got: Op, recording: Recording, graph: Graph, sizes: Si
         for number, other in zip(expected.outputs, got.outputs, strict=True)
         if number in graph.read
     )
-
-
-def _changes(op: Op, sizes: Sizes) -> set[tuple[int, int]]:
-    """Pairs (old, new) of every number that changes at an op: in its arguments and in the shapes around it."""
-    pairs: set[tuple[int, int]] = set()
-    args, _ = sizes.arguments(op)
-    pairs.update(_differing(sizes.plain(op), args))
-    for number in (*op.outputs, *op.inputs):
-        if number is not None:
-            pairs.update(_differing(sizes.recorded(number), sizes.shape(number)))
-    return pairs
-
-
-def _differing(old: Any, new: Any) -> Iterator[tuple[int, int]]:
-    if isinstance(old, tuple | list):
-        for a, b in zip(old, new, strict=True):
-            yield from _differing(a, b)
-    elif type(old) is int and old != new:
-        yield old, new
-
-
-def _repair_at(modules: Mapping[str, nn.Module], op: Op, sizes: Sizes) -> list[Repair]:
-    """Change the attributes that hold an old number: of the calling module, else of the nearest one around it."""
-    pairs = _changes(op, sizes)
-    for path in _around(op.module):
-        module = modules.get(path)
-        if module is not None and (made := list(_replace(path, module, pairs))):
-            return made
-    return []
-
-
-def _around(path: str) -> Iterator[str]:
-    yield path
-    while path:
-        path = path.rpartition(".")[0]
-        yield path
-
-
-def _replace(path: str, module: nn.Module, pairs: Iterable[tuple[int, int]]) -> Iterator[Repair]:
-    news: dict[int, set[int]] = {}
-    for old, new in pairs:
-        news.setdefault(old, set()).add(new)
-    for attribute, value in list(vars(module).items()):
-        if attribute.startswith("_") or attribute == "training":
-            continue
-        changed = _renumbered(value, news)
-        if changed != value:
-            setattr(module, attribute, changed)
-            yield Repair(path, attribute, value, changed)
-
-
-def _renumbered(value: Any, news: Mapping[int, set[int]]) -> Any:
-    """An integer (or a tuple or list of them) with the old numbers replaced, where the new one is plain."""
-    if type(value) is int and len(news.get(value, ())) == 1:
-        return next(iter(news[value]))
-    if isinstance(value, tuple | list) and value and all(type(v) is int for v in value):
-        return type(value)(_renumbered(v, news) for v in value)
-    return value

@@ -1,0 +1,28 @@
+"""What a few hundred inputs teach: what enters each consumer, and what the dense network answers.
+
+In: a graph, a state, an iterator over inputs (no labels). Out: a `Calibration` (second moments of the patches that
+enter each consumer, the inputs, the dense outputs) and the least-squares solver over such moments.
+"""
+
+from sned.calibration.calibrate import Calibration, calibrate, synthetic_batches
+from sned.calibration.consumers import Consumer, Geometry, Read, consumers
+from sned.calibration.moments import Moment
+from sned.calibration.removal import Problem, Removal, greedy_removal
+from sned.calibration.solver import Fit, kept_error, least_squares
+
+__all__ = [
+    "Calibration",
+    "Consumer",
+    "Fit",
+    "Geometry",
+    "Moment",
+    "Problem",
+    "Read",
+    "Removal",
+    "calibrate",
+    "consumers",
+    "greedy_removal",
+    "kept_error",
+    "least_squares",
+    "synthetic_batches",
+]

@@ -1,0 +1,210 @@
+"""One pass over the calibration inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sned.calibration.consumers import Consumer, consumers
+from sned.calibration.inputs import KeptInputs, read_inputs
+from sned.calibration.moments import WIDEST, Moment, Sums
+from sned.calibration.patches import CHUNK_VALUES, chunks, share_of
+from sned.calibration.store import RowStore
+from sned.errors import CalibrationError, ModelError
+from sned.graph.example import Example, Inputs
+from sned.graph.ir import Graph, Op
+from sned.graph.replay import Replay, State
+from sned.progress import SILENT, Progress
+
+LIMIT = 1024
+"""Inputs read unless told otherwise."""
+
+LARGEST_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What a few hundred inputs taught about a dense network.
+
+    Attributes:
+        fingerprint: of the graph that it was made for.
+        consumers: every consumer of the graph, in the order of the ops.
+        moments: `{consumer.op: Moment}` of the dense network; consumers that read the same patches share one.
+        count: how many inputs were read.
+        batch: inputs in each batch that `batches` yields.
+        synthetic: whether the inputs are random, for want of real ones.
+    """
+
+    fingerprint: str
+    consumers: tuple[Consumer, ...] = field(repr=False)
+    moments: Mapping[int, Moment] = field(repr=False)
+    count: int
+    batch: int
+    synthetic: bool
+    _inputs: KeptInputs = field(repr=False)
+    _outputs: tuple[RowStore, ...] = field(repr=False)
+
+    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Inputs]:
+        """The inputs `start` to `stop` in batches, as `Replay.run` and the model take them."""
+        return self._inputs.batches(self.batch, start, self.count if stop is None else stop)
+
+    def outputs(self, start: int = 0, stop: int | None = None) -> list[Tensor]:
+        """What the dense network answered to inputs `start` to `stop`: each output tensor, `[n, ...]`."""
+        return [store.read(start, self.count if stop is None else stop) for store in self._outputs]
+
+    @property
+    def note(self) -> str:
+        """Where the inputs came from, for a report."""
+        if self.synthetic:
+            return f"{self.count} random inputs drawn like the example: no calibration data was given"
+        return f"{self.count} calibration inputs, without labels"
+
+
+def calibrate(
+    graph: Graph,
+    state: State,
+    batches: Iterable[Any] | None,
+    *,
+    limit: int = LIMIT,
+    progress: Progress = SILENT,
+    workdir: Path | None = None,
+    seed: int = 0,
+) -> Calibration:
+    """Read inputs once and learn what enters each consumer and what the dense network answers.
+
+    Args:
+        graph: what `sned.trace` made.
+        state: parameters and buffers of the dense network by name.
+        batches: yields inputs as the model takes them (tensors or NumPy arrays, alone or in tuples or dicts), any
+            batch size, no labels; floats of another width are converted. None: random inputs like the example.
+        limit: inputs to read at most.
+        progress: shown while it runs.
+        workdir: where large input sets are spooled to; a temporary folder when None.
+        seed: of the random inputs, and of the choice of patches where not all are taken.
+
+    Returns:
+        The `Calibration`. Its moments take `width²` numbers a consumer, everything else is spooled.
+
+    Raises:
+        CalibrationError: the batches are empty, labelled, or not what the model takes.
+        ModelError: the network answers NaN.
+    """
+    kept, synthetic = _inputs(graph, batches, limit, workdir, seed)
+    found = consumers(graph)
+    size = batch_size(graph)
+    stores: tuple[RowStore, ...] = ()
+    replay = Replay(graph, state)
+    watcher = _Watcher(graph, found, len(kept), seed)
+    with progress.task("calibrating", total=len(kept)) as advance, torch.no_grad():
+        for number, inputs in enumerate(kept.batches(size, 0, len(kept))):
+            outputs, _ = replay.run(inputs, before=watcher.at(number))
+            stores = stores or tuple(RowStore(workdir) for _ in outputs)
+            _check_outputs(outputs)
+            for store, output in zip(stores, outputs, strict=True):
+                store.append(output if output.ndim else output[None])
+            advance(min(size, len(kept) - number * size))
+    return Calibration(
+        fingerprint=graph.fingerprint,
+        consumers=found,
+        moments=watcher.moments(),
+        count=len(kept),
+        batch=size,
+        synthetic=synthetic,
+        _inputs=kept,
+        _outputs=stores,
+    )
+
+
+def synthetic_batches(example: Example, count: int, *, batch: int = 32, seed: int = 0) -> Iterator[Inputs]:
+    """Random inputs like the example (normal floats, integers in the range seen), for want of real ones."""
+    for number, first in enumerate(range(0, count, batch)):
+        args, kwargs = example.random(min(batch, count - first), seed + number)
+        yield kwargs if kwargs and not args else args
+
+
+def batch_size(graph: Graph) -> int:
+    """Inputs to run at once: as many as keep the largest activation within one chunk."""
+    if not graph.batched:
+        return graph.batch
+    held = set(graph.parameters.values()) | set(graph.constants)
+    largest = max((prod(t.shape) for n, t in enumerate(graph.tensors) if n not in held), default=1)
+    return max(1, min(LARGEST_BATCH, CHUNK_VALUES * graph.batch // max(largest, 1)))
+
+
+def _inputs(
+    graph: Graph, batches: Iterable[Any] | None, limit: int, workdir: Path | None, seed: int
+) -> tuple[KeptInputs, bool]:
+    if limit < 1:
+        raise CalibrationError(f"`limit` must be at least 1 input, got {limit}.")
+    if batches is None:
+        size = graph.example.batch if not graph.batched else 32
+        random = synthetic_batches(graph.example, limit, batch=size, seed=seed)
+        return read_inputs(graph.example, random, limit, workdir), True
+    kept = read_inputs(graph.example, batches, limit, workdir)
+    if not graph.batched and len(kept) % graph.batch:
+        raise CalibrationError(
+            f"This model runs at batch size {graph.batch} only, so the number of calibration inputs must be a "
+            f"multiple of it, got {len(kept)}."
+        )
+    return kept, False
+
+
+def _check_outputs(outputs: Iterable[Tensor]) -> None:
+    for output in outputs:
+        if output.is_floating_point() and bool(torch.isnan(output).any()):
+            raise ModelError(
+                "The network answers NaN to finite calibration inputs. Check its weights, and that the inputs are "
+                "prepared as in training."
+            )
+
+
+class _Watcher:
+    """Sums up the patches that enter each consumer while a replay runs."""
+
+    def __init__(self, graph: Graph, found: tuple[Consumer, ...], count: int, seed: int) -> None:
+        self._graph = graph
+        self._seed = seed
+        self._by_op = {consumer.op: consumer for consumer in found}
+        self._first = _first_readers(graph, found)
+        self._sums = {op: Sums(full=self._by_op[op].width <= WIDEST) for op in set(self._first.values())}
+        self._share = {op: share_of(self._by_op[op], graph, count) for op in self._sums}
+
+    def at(self, number: int) -> Callable[[Op, dict[int, Tensor]], None]:
+        """What to do ahead of each op of batch `number`."""
+
+        def before(op: Op, live: dict[int, Tensor]) -> None:
+            if op.index in self._sums:
+                consumer = self._by_op[op.index]
+                size = self._graph.tensors[consumer.output].shape[2:] if consumer.geometry else ()
+                seed = patch_seed(self._seed, consumer, number)
+                share = self._share[op.index]
+                for piece in chunks(consumer, live[consumer.input], size, share=share, seed=seed):
+                    self._sums[op.index].add(piece.x)
+
+        return before
+
+    def moments(self) -> dict[int, Moment]:
+        """The moment of every consumer."""
+        made = {op: sums.moment() for op, sums in self._sums.items()}
+        return {op: made[first] for op, first in self._first.items()}
+
+
+def patch_seed(seed: int, consumer: Consumer, batch: int) -> int:
+    """A seed of its own for every consumer and batch."""
+    return (seed * 1_000_003 + consumer.op) * 1_000_003 + batch * 4096
+
+
+def _first_readers(graph: Graph, found: tuple[Consumer, ...]) -> dict[int, int]:
+    """For each consumer (by op) the first one that reads the very same patches."""
+    written = {number: op.index for op in graph.ops for number in op.outputs if number is not None}
+    first: dict[tuple[Any, ...], int] = {}
+    return {
+        c.op: first.setdefault((c.input, c.geometry, c.parts, c.width, written.get(c.input, -1) < c.op), c.op)
+        for c in found
+    }

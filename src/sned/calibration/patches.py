@@ -1,0 +1,166 @@
+"""What a consumer reads and writes, as columns: patches `[parts, width, n]` beside outputs `[parts, outputs, n]`.
+
+All patches are exact and cost one copy. Where the products would take too long (`MACS`), a random choice of
+positions stands for all of them, drawn anew for every chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sned.calibration.consumers import Consumer, Geometry
+from sned.graph.ir import Graph
+
+MACS = 3.0e10
+"""Multiply-accumulates that the moments of one consumer may take: all patches of 1,024 images of CIFAR-10."""
+
+LEAST_PATCHES_PER_ENTRY = 20
+"""Patches for each entry that are taken at least, whatever they cost: fewer and the moments are noise."""
+
+CHUNK_VALUES = 2**24
+"""Numbers in one chunk of patches (64 MB)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Patches `x` `[parts, width, n]` and, at the same positions, what `values` held `[parts, outputs, n]`."""
+
+    x: Tensor
+    values: tuple[Tensor, ...]
+
+
+def share_of(consumer: Consumer, graph: Graph, count: int) -> float:
+    """The part of the patches of `count` inputs that `MACS` allows, in (0, 1]."""
+    made = prod(graph.tensors[consumer.output].shape) // (consumer.outputs * consumer.parts)
+    if consumer.geometry is None and consumer.parts > 1:
+        made = graph.tensors[consumer.output].shape[1]
+    patches = made * count / graph.batch
+    allowed = max(MACS / (consumer.parts * consumer.width**2), LEAST_PATCHES_PER_ENTRY * consumer.width)
+    return min(1.0, allowed / max(patches, 1))
+
+
+def chunks(
+    consumer: Consumer, x: Tensor, size: tuple[int, ...], values: tuple[Tensor, ...] = (), *, share: float, seed: int
+) -> Iterator[Columns]:
+    """Patches of an activation, in pieces of at most `CHUNK_VALUES` numbers, and the positions of `values` with them.
+
+    Args:
+        consumer: says how the patches lie.
+        x: what enters the consumer, in the dense network or in a pruned one.
+        size: the spatial size of its output (empty unless it is a convolution).
+        values: tensors shaped as its output, with any number of channels.
+        share: the part of the positions to take, in (0, 1].
+        seed: of the choice of positions.
+    """
+    if consumer.geometry is None:
+        yield _rows(consumer, x, values, share, seed)
+        return
+    each = x.shape[1] * consumer.geometry.window * max(1.0, share * prod(size))
+    step = max(1, int(CHUNK_VALUES // each))
+    for first in range(0, len(x), step):
+        piece = slice(first, first + step)
+        taken = tuple(v[piece] for v in values)
+        yield _windows(consumer.geometry, x[piece], size, taken, share, seed + first)
+
+
+def _rows(consumer: Consumer, x: Tensor, values: tuple[Tensor, ...], share: float, seed: int) -> Columns:
+    def flat(tensor: Tensor) -> Tensor:
+        if consumer.parts > 1:  # the leading axis holds the parts
+            return tensor.transpose(1, 2)
+        return tensor.reshape(1, -1, tensor.shape[-1]).transpose(1, 2)
+
+    held = [flat(tensor) for tensor in (x, *values)]
+    chosen = _choice(held[0].shape[-1], share, seed)
+    if chosen is not None:
+        held = [tensor[..., chosen] for tensor in held]
+    return Columns(held[0], tuple(held[1:]))
+
+
+def _windows(
+    geometry: Geometry, x: Tensor, size: tuple[int, ...], values: tuple[Tensor, ...], share: float, seed: int
+) -> Columns:
+    groups = _groups(geometry, x)
+    if geometry.transposed:
+        x, stride, padding = _spread_out(x, geometry, size)
+    else:
+        stride, padding = geometry.stride, geometry.padding
+    wide = functional.pad(x.transpose(0, 1), [p for pad in reversed(padding) for p in (pad, pad)]).contiguous()
+    chosen = _choice(prod(size), share, seed)
+    taken = [v.transpose(0, 1).reshape(groups, v.shape[1] // groups, v.shape[0], -1) for v in values]
+    if chosen is None:
+        patches = _all_windows(wide, geometry, stride, size)
+    else:
+        patches = _some_windows(wide, geometry, stride, size, chosen)
+        taken = [v[..., chosen] for v in taken]
+    return Columns(
+        patches.reshape(groups, patches.shape[0] // groups * geometry.window, -1),
+        tuple(v.reshape(groups, v.shape[1], -1) for v in taken),
+    )
+
+
+def _groups(geometry: Geometry, x: Tensor) -> int:
+    """Groups left: whole ones leave where each has one channel, else all stay and shrink."""
+    return min(geometry.groups, x.shape[1]) if geometry.groups > 1 else 1
+
+
+def _spread_out(
+    x: Tensor, geometry: Geometry, size: tuple[int, ...]
+) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
+    """The input of a transposed convolution as an ordinary one sees it: zeros between, and as many around."""
+    gaps = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], geometry.stride, strict=True)]
+    wide = x.new_zeros(*x.shape[:2], *gaps)
+    wide[(..., *(slice(None, None, s) for s in geometry.stride))] = x
+    reach = [d * (k - 1) for d, k in zip(geometry.dilation, geometry.kernel, strict=True)]
+    before = [r - p for r, p in zip(reach, geometry.padding, strict=True)]
+    after = [n + r - b - g for n, r, b, g in zip(size, reach, before, gaps, strict=True)]
+    pads = [p for b, a in zip(reversed(before), reversed(after), strict=True) for p in (b, a)]
+    ones = (1,) * len(size)
+    return functional.pad(wide, pads), ones, (0,) * len(size)
+
+
+def _all_windows(wide: Tensor, geometry: Geometry, stride: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
+    """`[channels, *kernel, batch, *size]`, a view of `wide` `[channels, batch, *padded]`."""
+    steps = wide.stride()
+    inner = steps[2:]
+    return wide.as_strided(
+        (wide.shape[0], *geometry.kernel, wide.shape[1], *size),
+        (
+            steps[0],
+            *(s * d for s, d in zip(inner, geometry.dilation, strict=True)),
+            steps[1],
+            *(s * t for s, t in zip(inner, stride, strict=True)),
+        ),
+    )
+
+
+def _some_windows(
+    wide: Tensor, geometry: Geometry, stride: tuple[int, ...], size: tuple[int, ...], chosen: Tensor
+) -> Tensor:
+    """`[channels, window, batch, n]` at the chosen positions of the output."""
+    plane = torch.arange(prod(wide.shape[2:])).reshape(wide.shape[2:])
+    ahead = plane.as_strided(
+        (*geometry.kernel, *size),
+        (
+            *(s * d for s, d in zip(plane.stride(), geometry.dilation, strict=True)),
+            *(s * t for s, t in zip(plane.stride(), stride, strict=True)),
+        ),
+    )
+    where = ahead.reshape(geometry.window, -1)[:, chosen.cpu()].to(wide.device)
+    gathered = wide.flatten(2)[:, :, where.flatten()]
+    return gathered.unflatten(2, tuple(where.shape)).transpose(1, 2)
+
+
+def _choice(count: int, share: float, seed: int) -> Tensor | None:
+    """Some of `count` positions, sorted; None for all."""
+    wanted = max(1, round(share * count))
+    if wanted >= count:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[:wanted].sort().values
+

@@ -1,0 +1,181 @@
+"""`sned inspect`: what of a network can go, and what cannot."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sned.cli.inputs import load_example, load_model
+from sned.cli.options import Batch, Device, Example, Json, Model, Threads, Weights
+from sned.cli.output import progress, show, show_json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from sned.graph import Graph, Group
+    from sned.report.shares import Share
+
+_MEMBERS_SHOWN = 4
+
+
+def command(
+    model: Model,
+    example: Example,
+    weights: Weights = None,
+    device: Device = "host",
+    batch: Batch = 1,
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Show the groups of units that go together, what each is worth, and what has to stay.
+
+    A group is a set of interchangeable units (channels, neurons, heads); removing one removes its slice of
+    every parameter named beside it. The shares say how much of the network's MACs, parameters and predicted
+    latency would go with the whole group. "Exact" means that removing a unit equals setting it to zero.
+
+    [bold]Example:[/bold]
+
+    sned inspect torchvision:resnet18 --example 1,3,224,224
+    """
+    from sned.devices import cost_model, find_device
+    from sned.graph import trace
+    from sned.report.shares import shares
+
+    target = find_device(device)
+    built, inputs = load_model(model, weights), load_example(example)
+    shown = progress()
+    with shown.task("tracing", total=1) as advance:
+        graph = trace(built, inputs)
+        advance(1)
+    cost = cost_model(graph, target, batch=batch, threads=threads, progress=shown)
+    dense = cost.evaluate(_sizes(graph)).at(0)
+    worth = shares(graph, cost)
+    if json:
+        show_json(_data(graph, worth, dense))
+    else:
+        for part in _tables(graph, worth, dense, f"{device}, batch {batch}"):
+            show(part)
+
+
+def _sizes(graph: "Graph") -> Any:
+    import numpy as np
+
+    return np.array([[group.size for group in graph.groups]], np.float64)
+
+
+def _data(graph: "Graph", worth: "Sequence[Share]", dense: Mapping[str, float]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    groups = [
+        {
+            "name": group.name,
+            "units": group.size,
+            "cells": group.cell_count,
+            "exact": group.exact,
+            "macs_share": share.macs,
+            "parameters_share": share.parameters,
+            "latency_share": share.latency,
+            "members": [
+                {
+                    "parameter": part.parameter,
+                    "axis": part.axis,
+                    "positions_per_unit": int(part.positions.shape[1]),
+                }
+                for part in group.slices
+            ],
+        }
+        for group, share in zip(graph.groups, worth, strict=True)
+    ]
+    frozen = [asdict(item) for item in graph.frozen]
+    return {"dense": dict(dense), "groups": groups, "frozen": frozen, "unread": _unread(graph)}
+
+
+def _tables(
+    graph: "Graph", worth: "Sequence[Share]", dense: Mapping[str, float], where: str
+) -> "list[RenderableType]":
+    parts: list[RenderableType] = [_summary(graph, dense, where), _groups(graph, worth)]
+    if graph.frozen:
+        parts.append(_frozen(graph))
+    if unread := _unread(graph):
+        parts.append(f"Never read on this example, so left alone: {_listed(unread)}.")
+    return parts
+
+
+def _summary(graph: "Graph", dense: Mapping[str, float], where: str) -> str:
+    from sned.report.figures import written
+
+    costs = {name: written(name, value) for name, value in dense.items()}
+    units = sum(group.size for group in graph.groups)
+    return (
+        f"{units} units in {len(graph.groups)} groups can go. Dense: {costs['macs']} MACs, "
+        f"{costs['parameters']} parameters, {costs['latency_ms']} predicted on {where}."
+    )
+
+
+def _groups(graph: "Graph", worth: "Sequence[Share]") -> "Table":
+    from rich.table import Table
+
+    from sned.report.figures import percent
+
+    table = Table(title="What can go", title_justify="left")
+    table.add_column("group", overflow="fold")
+    for heading in ("units", "MACs", "parameters", "latency"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("exact")
+    table.add_column("goes with each unit", style="dim", overflow="fold")
+    for group, share in zip(graph.groups, worth, strict=True):
+        fractions = (share.macs, share.parameters, share.latency)
+        exact = "yes" if group.exact else "no"
+        table.add_row(group.name, _units(group), *map(percent, fractions), exact, _members(graph, group))
+    return table
+
+
+def _units(group: "Group") -> str:
+    """How many, and of how many cells each must keep equally many."""
+    return str(group.size) if group.cell_count == 1 else f"{group.cell_count} × {group.cell_size}"
+
+
+def _members(graph: "Graph", group: "Group") -> str:
+    """What goes, shortly: "conv1.weight[0], bn1, conv2.weight[1]", the numbers being axes.
+
+    A layer that holds only vectors (a normalisation) is one member, and a bias goes without saying.
+    """
+    matrices = [part for part in group.slices if len(_shape(graph, part.parameter)) > 1]
+    with_matrix = {_layer(part.parameter) for part in matrices}
+    names: dict[str, None] = {}
+    for part in group.slices:
+        if any(part is matrix for matrix in matrices):
+            names.setdefault(f"{part.parameter}[{part.axis}]")
+        elif _layer(part.parameter) not in with_matrix:
+            names.setdefault(_layer(part.parameter))
+    return _listed(list(names))
+
+
+def _layer(parameter: str) -> str:
+    return parameter.rpartition(".")[0] or parameter
+
+
+def _shape(graph: "Graph", parameter: str) -> tuple[int, ...]:
+    return graph.tensors[graph.parameters[parameter]].shape
+
+
+def _frozen(graph: "Graph") -> "Table":
+    from rich.table import Table
+
+    table = Table(title="What has to stay", title_justify="left")
+    table.add_column("units of", overflow="fold")
+    table.add_column("how many", justify="right")
+    for heading in ("because of", "in module", "why"):
+        table.add_column(heading, overflow="fold")
+    for item in graph.frozen:
+        table.add_row(item.name, str(item.size), item.op, item.module or "the model", item.reason)
+    return table
+
+
+def _unread(graph: "Graph") -> list[str]:
+    """Parameters that no pass read, without the counters that BatchNorm keeps and no one reads."""
+    return [name for name in graph.unread if not name.endswith(".num_batches_tracked")]
+
+
+def _listed(names: "Sequence[str]") -> str:
+    shown = ", ".join(names[:_MEMBERS_SHOWN])
+    return shown if len(names) <= _MEMBERS_SHOWN else f"{shown} and {len(names) - _MEMBERS_SHOWN} more"

@@ -1,0 +1,36 @@
+"""Options that more than one command takes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="path/to/file.py:make_model, package.module:factory, torchvision:resnet50 or timm:NAME.",
+    ),
+]
+Example = Annotated[
+    str,
+    typer.Option(
+        "--example",
+        "-e",
+        metavar="SHAPE|FILE:NAME",
+        help="What the model is called with: a shape with its batch, 1,3,32,32, or file.py:example for "
+        "a tensor, a tuple of arguments or a dict of keyword arguments.",
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights", "-w", metavar="FILE", help="A .safetensors file, or a state dict saved by PyTorch."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads inside an operator.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Inputs a run.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="What will run the model: see `sned devices list`.")
+]

@@ -1,0 +1,158 @@
+"""`sned prune`: the short road through everything, for a model of one's own."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sned.cli.inputs import load_batches, load_evaluate, load_example, load_model
+from sned.cli.options import Batch, Device, Example, Json, Model, Threads, Weights
+from sned.cli.output import progress, say, show
+from sned.cli.stopping import keeping
+from sned.errors import BudgetError
+
+if TYPE_CHECKING:
+    from sned.devices import Budget
+    from sned.report import Report
+
+_SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_AMOUNT = "What may remain: a number, 50%, or 2x (a half)."
+_ASKED = "Budget"
+
+
+def _amount(name: str, what: str) -> Any:
+    return typer.Option(f"--{name}", metavar="AMOUNT", help=what, rich_help_panel=_ASKED)
+
+
+def command(
+    model: Model,
+    example: Example,
+    weights: Weights = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration",
+            "-c",
+            metavar="FILE:NAME",
+            help="Batches of inputs, without labels, to study the network on: file.py:batches.",
+        ),
+    ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            "--evaluate", metavar="FILE:NAME", help="How good a model is, higher is better: file.py:accuracy."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Where model.safetensors, plan.json, model.onnx and the report go.",
+        ),
+    ] = None,
+    latency_ms: Annotated[str | None, _amount("latency-ms", f"Time of a run. {_AMOUNT}")] = None,
+    energy_mj: Annotated[str | None, _amount("energy-mj", "Energy of a run, millijoules.")] = None,
+    size_bytes: Annotated[
+        str | None, _amount("size-bytes", "Size of the exported file; 5M and 300k too.")
+    ] = None,
+    macs: Annotated[str | None, _amount("macs", "Multiply-accumulates of a run.")] = None,
+    parameters: Annotated[str | None, _amount("parameters", "Number of parameters.")] = None,
+    peak_memory_bytes: Annotated[str | None, _amount("peak-memory-bytes", "Memory needed to run.")] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option("--sparsity", help="Fraction of each group's units to remove.", rich_help_panel=_ASKED),
+    ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            "--max-loss",
+            help="How much accuracy may go, with --evaluate: 0.01 is one point of a hundred.",
+            rich_help_panel=_ASKED,
+        ),
+    ] = None,
+    device: Device = "host",
+    runtime: Annotated[str, typer.Option("--runtime", help="What will run the file.")] = "onnxruntime",
+    batch: Batch = 1,
+    threads: Threads = 1,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of weights and activations.")] = "float32",
+    json: Json = False,
+) -> None:
+    """Cut a model down to a budget, repair it without training, and prove what was gained.
+
+    Every amount of the budget is absolute, or relative to what the model costs now: [bold]--macs 67%[/bold]
+    keeps two thirds. The model is pruned on a copy, verified, exported to ONNX, and both are timed in the
+    runtime. With [bold]--out[/bold] the model, the plan, the ONNX file and the report are kept.
+
+    [bold]Examples:[/bold]
+
+    sned prune model.py:make_model --example 1,3,32,32 --latency-ms 2 --out out/
+
+    sned prune model.py:make_model -w model.pt -e 1,3,32,32 -c model.py:batches --macs 50% --out out/
+
+    sned prune model.py:make_model -e 1,3,32,32 --evaluate model.py:accuracy --max-loss 0.01 --out out/
+    """
+    asked = _budget(
+        latency_ms=latency_ms,
+        energy_mj=energy_mj,
+        size_bytes=size_bytes,
+        macs=macs,
+        parameters=parameters,
+        peak_memory_bytes=peak_memory_bytes,
+        sparsity=sparsity,
+        max_loss=max_loss,
+        device=device,
+        runtime=runtime,
+        batch=batch,
+        threads=threads,
+        dtype=dtype,
+    )
+    if max_loss is not None and evaluate is None:
+        raise BudgetError(
+            "`--max-loss` needs `--evaluate FILE:NAME`, a function that says how good a model is."
+        )
+    from sned.devices import find_device
+    from sned.pipeline import prune
+
+    find_device(asked.device)  # a wrong name is found before anything is built
+    built, inputs = load_model(model, weights), load_example(example)
+    batches = load_batches(calibration) if calibration else None
+    measure = load_evaluate(evaluate) if evaluate else None
+    with keeping(out):
+        result = prune(
+            built, inputs, budget=asked, calibration=batches, evaluate=measure, out=out, progress=progress()
+        )
+    show_report(result.report, out, as_json=json)
+
+
+def show_report(report: "Report", out: Path | None, *, as_json: bool) -> None:
+    """Show the report of a run, and say where the rest of it is."""
+    from sned.report import to_json
+    from sned.report.table import to_table
+
+    if as_json:
+        typer.echo(to_json(report))
+    else:
+        show(to_table(report))
+    if out is None:
+        say("Nothing was written. Give --out DIR to keep the model, the plan, the ONNX file and the report.")
+    else:
+        say(f"Open {out / 'report.html'} for the whole report; the model is in {out / 'model.safetensors'}.")
+
+
+def _budget(**fields: Any) -> "Budget":
+    from sned.devices import Budget
+
+    return Budget(**{name: _expanded(value) for name, value in fields.items() if value is not None})
+
+
+def _expanded(value: Any) -> Any:
+    """ "40M" → 40000000.0; all else as it is, for `Budget` to judge."""
+    found = (
+        re.fullmatch(r"([\d.]+)\s*([kmgt])b?", value.strip(), re.IGNORECASE)
+        if isinstance(value, str)
+        else None
+    )
+    return float(found[1]) * _SUFFIXES[found[2].lower()] if found else value

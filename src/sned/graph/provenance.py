@@ -1,0 +1,261 @@
+"""Where the numbers in a forward pass come from: integers that remember the attribute or the axis that supplied them.
+
+While a pass is recorded, sizes of tensors (and, where asked, integers in attributes of modules) are handed out as
+`Sized`: an `int` that carries its formula through arithmetic. Where one arrives in a call of PyTorch, the ops that the
+call made are known, and so what that number must become when units leave.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+SHAPED = frozenset({"view", "reshape", "expand", "unflatten", "zeros", "ones", "full", "empty", "new_zeros", "new_ones",
+                    "new_full", "new_empty", "broadcast_to"})  # fmt: skip
+"""Functions whose integers are, in order, the last sizes of what they return."""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An integer in an attribute: of a module, of an object that the module holds, or inside a tuple or list."""
+
+    module: str
+    name: str
+    holder: str | None = None
+    item: int | None = None
+
+
+@dataclass(frozen=True)
+class TensorAxis:
+    """The size of an axis of a recorded tensor."""
+
+    tensor: int
+    axis: int
+
+
+Source = Attribute | TensorAxis
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A number as a function of its sources; those not given keep their old value."""
+
+    sources: frozenset[Source]
+    evaluate: Callable[[Mapping[Source, int]], int]
+
+
+class Sized(int):
+    """An integer that remembers the formula that it came from."""
+
+    formula: Formula
+    compared: ClassVar[Callable[[Sized, Sized], None] | None] = None
+    """Told of pairs found equal: `assert x.shape[-1] == self.width` asks as much of an attribute as a `view` does."""
+
+    def __new__(cls, value: int, formula: Formula) -> Sized:
+        made = super().__new__(cls, value)
+        made.formula = formula
+        return made
+
+    @staticmethod
+    def of(value: int, source: Source) -> Sized:
+        """A number straight from its source."""
+        return Sized(value, Formula(frozenset([source]), lambda news: news.get(source, value)))
+
+    def __eq__(self, other: object) -> bool:
+        same = int.__eq__(self, other)  # type: ignore[arg-type]
+        if Sized.compared is not None and isinstance(other, Sized) and same:
+            Sized.compared(self, other)
+        return same
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = int.__hash__
+
+    def __deepcopy__(self, _: dict[int, object]) -> Sized:
+        return self
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        return int, (int(self),)
+
+
+def _arithmetic(name: str) -> Callable[[Any, Any], Any]:
+    plain = getattr(int, name)
+
+    def method(self: Sized, other: Any) -> Any:  # noqa: ANN401 (whatever int takes)
+        value = plain(self, other)
+        if value is NotImplemented or not isinstance(other, int):
+            return value
+        mine, theirs = self.formula, getattr(other, "formula", None)
+        fixed = int(other)
+
+        def evaluate(news: Mapping[Source, int]) -> int:
+            return int(plain(mine.evaluate(news), theirs.evaluate(news) if theirs else fixed))
+
+        sources = mine.sources | (theirs.sources if theirs else frozenset())
+        return Sized(value, Formula(sources, evaluate))
+
+    return method
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod", "rmod"):
+    setattr(Sized, f"__{_name}__", _arithmetic(f"__{_name}__"))
+
+
+@dataclass(frozen=True)
+class Use:
+    """A formula that arrived in a call, or was compared with a number.
+
+    Attributes:
+        formula: where the number came from.
+        value: what it was.
+        first_op, last_op: range of the ops that the call made (empty for a comparison).
+        from_end: its place among the integers of a shape, counted from the end; None elsewhere.
+        equals: what it was found equal to, in a comparison.
+    """
+
+    formula: Formula
+    value: int
+    first_op: int
+    last_op: int
+    from_end: int | None
+    equals: Formula | None = None
+
+
+@dataclass
+class Watch(TorchFunctionMode):
+    """Hands out sizes of tensors as `Sized`, and notes every `Sized` that arrives in a call.
+
+    Args:
+        position: tells how many ops were recorded so far.
+        number: tells the number of a tensor, or None for one not met yet.
+    """
+
+    position: Callable[[], int]
+    number: Callable[[torch.Tensor], int | None]
+    uses: list[Use] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __enter__(self) -> Watch:
+        Sized.compared = self._compared
+        super().__enter__()
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        Sized.compared = None
+        super().__exit__(*problem)
+
+    def _compared(self, one: Sized, other: Sized) -> None:
+        now = self.position()
+        self.uses.append(Use(one.formula, int(one), now, now, None, equals=other.formula))
+        self.uses.append(Use(other.formula, int(other), now, now, None, equals=one.formula))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        start = self.position()
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in ("__get__", "size"):
+            return self._with_sources(args[0], result, args[1:] or tuple((kwargs or {}).values()))
+        numbers = list(_integers((args, tuple((kwargs or {}).values()))))
+        if any(isinstance(v, Sized) for v in numbers) and self.position() > start:
+            for place, value in enumerate(numbers):
+                if isinstance(value, Sized):
+                    from_end = len(numbers) - place if name in SHAPED else None
+                    self.uses.append(Use(value.formula, int(value), start, self.position(), from_end))
+        return result
+
+    def _with_sources(self, tensor: torch.Tensor, result: Any, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
+        if not isinstance(result, torch.Size) and type(result) is not int:
+            return result
+        number = self.number(tensor)
+        if number is None:
+            return result
+        if isinstance(result, torch.Size):
+            return torch.Size([Sized.of(size, TensorAxis(number, axis)) for axis, size in enumerate(result)])
+        axis = args[0] if args and isinstance(args[0], int) else None
+        return result if axis is None else Sized.of(result, TensorAxis(number, int(axis) % tensor.ndim))
+
+
+def _integers(value: Any) -> Iterator[int]:  # noqa: ANN401 (nested arguments)
+    if isinstance(value, int) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _integers(item)
+
+
+@contextmanager
+def functions_opened() -> Iterator[None]:
+    """Let the Python bodies of PyTorch's functions run under a function mode, so that it sees the calls inside them."""
+    checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    patched = [
+        (module, name, getattr(module, name))
+        for module in (torch.nn.functional, torch.functional, torch._tensor)
+        for name in checks
+        if hasattr(module, name)
+    ]
+    try:
+        for module, name, _ in patched:
+            setattr(module, name, lambda *_: False)
+        yield
+    finally:
+        for module, name, original in patched:
+            setattr(module, name, original)
+
+
+@contextmanager
+def instrumented(model: nn.Module) -> Iterator[None]:
+    """Swap the integers in the attributes of every module for `Sized` ones, and back."""
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for path, module in model.named_modules():
+            held = vars(module)
+            for name, value in list(held.items()):
+                if name.startswith("__") or name in _OF_EVERY_MODULE:
+                    continue
+                swapped = _swapped(value, path, name)
+                if swapped is not value:
+                    undo.append((held, name, value))
+                    held[name] = swapped
+        yield
+    finally:
+        for held, name, value in reversed(undo):
+            held[name] = value
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _swapped(value: Any, path: str, name: str) -> Any:  # noqa: ANN401 (any attribute)
+    if _is_integer(value):
+        return Sized.of(value, Attribute(path, name))
+    if type(value) in (tuple, list) and value and all(_is_integer(v) for v in value):
+        return type(value)(Sized.of(v, Attribute(path, name, item=i)) for i, v in enumerate(value))
+    if is_configuration(value):
+        twin = copy.copy(value)
+        for inner, number in list(vars(twin).items()):
+            if _is_integer(number):
+                vars(twin)[inner] = Sized.of(number, Attribute(path, inner, holder=name))
+        return twin
+    return value
+
+
+def is_configuration(value: object) -> bool:
+    """Whether a value is a plain object that holds settings: attributes, no tensors, no modules, no code."""
+    if isinstance(value, nn.Module | torch.Tensor | type) or callable(value) or type(value).__module__ == "builtins":
+        return False
+    held = getattr(value, "__dict__", None)
+    return bool(held) and not any(isinstance(v, nn.Module | torch.Tensor) for v in held.values())
+
+
+def _is_integer(value: object) -> bool:
+    return type(value) is int

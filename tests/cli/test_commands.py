@@ -1,0 +1,107 @@
+"""`inspect`, `export` and `measure`, on a user's own file."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.cli.conftest import Shell
+
+
+@pytest.fixture
+def exported(shell: Shell, user_file: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    ended = shell("export", f"{user_file}:make_model", "--example", "1,3,8,8", "--out", path)
+    assert ended.code == 0, ended.err
+    return path
+
+
+def test_export_writes_a_file_and_says_how_well_it_agrees(
+    exported: Path, shell: Shell, user_file: Path
+) -> None:
+    assert onnx.load(exported).graph.input[0].name == "x"
+    again = shell("export", f"{user_file}:make_model", "-e", f"{user_file}:example", "-o", exported, "--json")
+    told = json.loads(again.out)
+    assert told["size_bytes"] == exported.stat().st_size
+    assert told["parity"]["max_abs_diff"] < 1e-5
+    assert told["dynamic_batch"] is True
+
+
+def test_measure_compares_files_turn_about(exported: Path, shell: Shell, tmp_path: Path) -> None:
+    other = tmp_path / "other.onnx"
+    other.write_bytes(exported.read_bytes())
+    ended = shell("measure", exported, other, "--runs", "6", "--json", "--batch", "2")
+    told = json.loads(ended.out)
+    assert told["inputs"] == {"x": [2, 3, 8, 8]}
+    assert {name: file["runs"] for name, file in told["files"].items()} == {"model.onnx": 6, "other.onnx": 6}
+    table = shell("measure", exported, "--runs", "5", "--threads", "1", "--shape", "x=3,3,8,8").out
+    assert re.search(r"x 3×3×8×8; 1 thread, 5 interleaved runs", table)
+    assert "×1.00" in table
+
+
+def test_measure_takes_arrays(exported: Path, shell: Shell, tmp_path: Path) -> None:
+    np.savez(tmp_path / "feeds.npz", x=np.zeros((4, 3, 8, 8), np.float32))
+    ended = shell("measure", exported, "--inputs", tmp_path / "feeds.npz", "--runs", "5", "--json")
+    assert json.loads(ended.out)["inputs"] == {"x": [4, 3, 8, 8]}
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("--shape", "x:1,2"), r"Give `--shape` as NAME=1,3,32,32, got 'x:1,2'"),
+        (("--shape", "y=1,2"), r"has no input 'y'\. Its inputs are 'x'"),
+        (("--inputs", "absent.npz"), r"There is no file 'absent\.npz'"),
+        (("--inputs", "absent.npz", "--shape", "x=1"), r"Give either `--inputs` or `--shape`"),
+    ],
+)
+def test_measure_refuses_what_it_cannot_feed(
+    exported: Path, shell: Shell, words: tuple[str, ...], match: str
+) -> None:
+    ended = shell("measure", exported, *words)
+    assert ended.code == 2
+    assert re.search(match, ended.err)
+
+
+def test_inspect_prints_every_group_and_what_has_to_stay(shell: Shell, user_file: Path) -> None:
+    told = json.loads(shell("inspect", f"{user_file}:make_model", "--example", "1,3,8,8", "--json").out)
+    assert [(group["name"], group["units"]) for group in told["groups"]] == [("features.0", 8), ("more.0", 8)]
+    members = {(part["parameter"], part["axis"]) for part in told["groups"][0]["members"]}
+    assert {("features.0.weight", 0), ("features.1.bias", 0), ("more.0.weight", 1)} <= members
+    # Cut to one unit of eight, `more` keeps an eighth of the MACs of its convolution and of the head.
+    convolutions, head = 64 * 9 * 8 * 3 + 64 * 9 * 8 * 8, 8 * 4
+    assert told["dense"]["macs"] == convolutions + head
+    assert told["groups"][1]["macs_share"] == pytest.approx(
+        7 / 8 * (64 * 9 * 8 * 8 + head) / (convolutions + head)
+    )
+    assert told["frozen"][0]["name"] == "head"
+    assert told["unread"] == []
+    table = shell("inspect", f"{user_file}:make_model", "--example", "1,3,8,8").out
+    assert re.search(r"features\.0 .*8 .*features\.0\.weight\[0\], features\.1, more\.0\.weight\[1\]", table)
+    assert re.search(r"head .* 4 .*output of the model", table)
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (
+            ("{file}:make_model", "-e", "1,4,8,8"),
+            r"must run on the example inputs.*1, 4, 8, 8.*RuntimeError",
+        ),
+        (("{file}:make_mdoel", "-e", "1,3,8,8"), r"has no 'make_mdoel'\. Did you mean 'make_model'"),
+        (("absent.py:make_model", "-e", "1,3,8,8"), r"There is no file 'absent\.py'"),
+        (("{file}:make_model", "-e", "8"), r"must run on the example inputs"),
+        (
+            ("{file}:make_model", "-e", "1,3,8,8", "--device", "hsot"),
+            r"no device 'hsot'.*Did you mean 'host'",
+        ),
+    ],
+)
+def test_inspect_says_what_is_wrong(
+    shell: Shell, user_file: Path, words: tuple[str, ...], match: str
+) -> None:
+    ended = shell("inspect", *(word.format(file=user_file) for word in words))
+    assert ended.code == 2
+    assert re.search(match, ended.err), ended.err
