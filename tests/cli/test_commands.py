@@ -1,5 +1,6 @@
 """`inspect`, `export` and `measure`, on a user's own file."""
 
+import errno
 import json
 import re
 from pathlib import Path
@@ -8,26 +9,48 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.cli.conftest import Shell
+from sned.cli.inputs import load_example, load_model
+from sned.export import export_onnx
+from tests.cli.conftest import USER_FILE, Shell
 
 
-@pytest.fixture
-def exported(shell: Shell, user_file: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "model.onnx"
-    ended = shell("export", f"{user_file}:make_model", "--example", "1,3,8,8", "--out", path)
-    assert ended.code == 0, ended.err
-    return path
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    (folder / "my_model.py").write_text(USER_FILE, encoding="utf-8")
+    model = load_model(f"{folder}/my_model.py:make_model")
+    return export_onnx(model, load_example("1,3,8,8"), folder / "model.onnx").path
 
 
+@pytest.mark.parametrize("as_json", [True, False])
 def test_export_writes_a_file_and_says_how_well_it_agrees(
-    exported: Path, shell: Shell, user_file: Path
+    shell: Shell, user_file: Path, tmp_path: Path, as_json: bool
 ) -> None:
-    assert onnx.load(exported).graph.input[0].name == "x"
-    again = shell("export", f"{user_file}:make_model", "-e", f"{user_file}:example", "-o", exported, "--json")
-    told = json.loads(again.out)
-    assert told["size_bytes"] == exported.stat().st_size
-    assert told["parity"]["max_abs_diff"] < 1e-5
-    assert told["dynamic_batch"] is True
+    path = tmp_path / "model.onnx"
+    words = ("export", f"{user_file}:make_model", "-e", f"{user_file}:example", "-o", path)
+    ended = shell(*words, *["--json"][: int(as_json)])
+    assert onnx.load(path).graph.input[0].name == "x"
+    if as_json:
+        told = json.loads(ended.out)
+        assert told["size_bytes"] == path.stat().st_size
+        assert told["parity"]["max_abs_diff"] < 1e-5
+        assert told["dynamic_batch"] is True
+    else:
+        assert re.search(r"batch .* any .*same class .* 100\.0 % of 6", " ".join(ended.out.split()))
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_written_file(
+    shell: Shell, user_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("sned.files._flush_to_disk", full)
+    before = sorted(tmp_path.iterdir())
+    ended = shell("export", f"{user_file}:make_model", "-e", "1,3,8,8", "-o", tmp_path / "model.onnx")
+    assert ended.code == 2
+    assert re.search(r"Could not write '.*model\.onnx': the disk is full\. Free some space", ended.err)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_measure_compares_files_turn_about(exported: Path, shell: Shell, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sned.calibration.consumers import Consumer, consumers
 from sned.calibration.inputs import KeptInputs, read_inputs
 from sned.calibration.moments import WIDEST, Moment, Sums
-from sned.calibration.patches import CHUNK_VALUES, chunks, share_of
+from sned.calibration.patches import chunks, share_of
 from sned.calibration.store import RowStore
 from sned.errors import CalibrationError, ModelError
 from sned.graph.example import Example, Inputs
@@ -26,6 +26,9 @@ LIMIT = 1024
 """Inputs read unless told otherwise."""
 
 LARGEST_BATCH = 64
+
+ACTIVATION_VALUES = 2**24
+"""Numbers in the largest activation of one batch (64 MB)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +137,7 @@ def batch_size(graph: Graph) -> int:
         return graph.batch
     held = set(graph.parameters.values()) | set(graph.constants)
     largest = max((prod(t.shape) for n, t in enumerate(graph.tensors) if n not in held), default=1)
-    return max(1, min(LARGEST_BATCH, CHUNK_VALUES * graph.batch // max(largest, 1)))
+    return max(1, min(LARGEST_BATCH, ACTIVATION_VALUES * graph.batch // max(largest, 1)))
 
 
 def _inputs(

@@ -18,10 +18,11 @@ from sned.graph.ir import Graph, IntArray, Op, Ref, Slices
 from sned.graph.replay import overload
 from sned.graph.sizes import Sizes
 
+PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
+
 VIEWS = frozenset(
-    {"t", "transpose", "permute", "view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "clone",
-     "contiguous", "alias", "detach"}
-)  # fmt: skip
+    "t transpose permute view _unsafe_view reshape expand unsqueeze squeeze clone contiguous alias detach".split()
+)
 """Ops that only rearrange: an index sent through them tells where every weight ends up."""
 
 
@@ -201,9 +202,14 @@ class _Finder:
 
     def found(self) -> tuple[Consumer, ...]:
         """All consumers; a weight that several of them read is marked shared."""
-        made = [self.convolution(op) if op.name == "convolution" else self.product(op) for op in self.graph.ops]
-        kept = [consumer for consumer in made if consumer is not None]
-        return tuple(kept)
+        made = [self.find(op) for op in self.graph.ops]
+        return tuple(consumer for consumer in made if consumer is not None)
+
+    def find(self, op: Op) -> Consumer | None:
+        """An op as a consumer, None where it is none."""
+        if op.name == "convolution":
+            return self.convolution(op)
+        return self.product(op) if op.name in PRODUCTS else None
 
     def source(self, ref: Any) -> str | None:
         """The parameter that a tensor is a view of, None where it is anything else."""
@@ -226,15 +232,22 @@ class _Finder:
         shape = self.graph.tensors[weight.id].shape
         stride, padding, dilation, transposed, output_padding, groups = op.args[3:9]
         rank = len(shape) - 2
-        spread = [_spread(tuple(v), rank) for v in (stride, padding, dilation, output_padding)]
-        geometry = Geometry(shape[2:], *spread[:3], bool(transposed), spread[3], int(groups))
+        geometry = Geometry(
+            kernel=shape[2:],
+            stride=_spread(stride, rank),
+            padding=_spread(padding, rank),
+            dilation=_spread(dilation, rank),
+            transposed=bool(transposed),
+            output_padding=_spread(output_padding, rank),
+            groups=int(groups),
+        )
         depthwise = groups > 1 and groups == self.graph.tensors[x.id].shape[1]
         kind = "depthwise" if depthwise else "convolution"
         return self._consumer(op, kind, name, bias, x.id, 1, geometry)
 
     def product(self, op: Op) -> Consumer | None:
         """A matrix product with a view of a parameter on the right."""
-        if op.name not in ("mm", "addmm", "bmm", "baddbmm") or any(v != 1 for v in op.kwargs.values()):
+        if any(scale != 1 for scale in op.kwargs.values()):
             return None
         left, right, bias = _product_operands(op)
         name = self.source(right)

@@ -58,7 +58,9 @@ class Sums:
     def add(self, x: Tensor, targets: Sequence[Tensor] = ()) -> None:
         """Take in patches `[parts, width, n]` and targets `[parts, outputs, n]`."""
         x = x.float()
-        terms = [x.sum(-1), x.square().sum(-1), x @ x.mT if self._full else x.new_zeros(0)]
+        second = x @ x.mT if self._full else x.new_zeros(0)
+        diagonal = second.diagonal(dim1=1, dim2=2) if self._full else x.square().sum(-1)
+        terms = [x.sum(-1), diagonal, second]
         for target in targets:
             y = target.float()
             terms += [y.sum(-1), y.square().sum(-1), y @ x.mT]

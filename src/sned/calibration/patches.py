@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +24,8 @@ MACS = 3.0e10
 LEAST_PATCHES_PER_ENTRY = 20
 """Patches for each entry that are taken at least, whatever they cost: fewer and the moments are noise."""
 
-CHUNK_VALUES = 2**24
-"""Numbers in one chunk of patches (64 MB)."""
+CHUNK_VALUES = 2**21
+"""Numbers in one chunk of patches: 8 MB stay near the cache, and allocators hand them out without asking the system."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,14 @@ def share_of(consumer: Consumer, graph: Graph, count: int) -> float:
 
 
 def chunks(
-    consumer: Consumer, x: Tensor, size: tuple[int, ...], values: tuple[Tensor, ...] = (), *, share: float, seed: int
+    consumer: Consumer,
+    x: Tensor,
+    size: tuple[int, ...],
+    values: tuple[Tensor, ...] = (),
+    *,
+    share: float,
+    seed: int,
+    parts: int | None = None,
 ) -> Iterator[Columns]:
     """Patches of an activation, in pieces of at most `CHUNK_VALUES` numbers, and the positions of `values` with them.
 
@@ -57,21 +65,23 @@ def chunks(
         values: tensors shaped as its output, with any number of channels.
         share: the part of the positions to take, in (0, 1].
         seed: of the choice of positions.
+        parts: how many parts a plan leaves; those of the dense network when None.
     """
+    groups = consumer.parts if parts is None else parts
     if consumer.geometry is None:
-        yield _rows(consumer, x, values, share, seed)
+        yield _rows(groups, x, values, share, seed)
         return
     each = x.shape[1] * consumer.geometry.window * max(1.0, share * prod(size))
     step = max(1, int(CHUNK_VALUES // each))
     for first in range(0, len(x), step):
         piece = slice(first, first + step)
         taken = tuple(v[piece] for v in values)
-        yield _windows(consumer.geometry, x[piece], size, taken, share, seed + first)
+        yield _windows(consumer.geometry, groups, x[piece], size, taken, share, seed + first)
 
 
-def _rows(consumer: Consumer, x: Tensor, values: tuple[Tensor, ...], share: float, seed: int) -> Columns:
+def _rows(parts: int, x: Tensor, values: tuple[Tensor, ...], share: float, seed: int) -> Columns:
     def flat(tensor: Tensor) -> Tensor:
-        if consumer.parts > 1:  # the leading axis holds the parts
+        if parts > 1:  # the leading axis holds the parts
             return tensor.transpose(1, 2)
         return tensor.reshape(1, -1, tensor.shape[-1]).transpose(1, 2)
 
@@ -83,14 +93,21 @@ def _rows(consumer: Consumer, x: Tensor, values: tuple[Tensor, ...], share: floa
 
 
 def _windows(
-    geometry: Geometry, x: Tensor, size: tuple[int, ...], values: tuple[Tensor, ...], share: float, seed: int
+    geometry: Geometry,
+    groups: int,
+    x: Tensor,
+    size: tuple[int, ...],
+    values: tuple[Tensor, ...],
+    share: float,
+    seed: int,
 ) -> Columns:
-    groups = _groups(geometry, x)
     if geometry.transposed:
         x, stride, padding = _spread_out(x, geometry, size)
     else:
         stride, padding = geometry.stride, geometry.padding
-    wide = functional.pad(x.transpose(0, 1), [p for pad in reversed(padding) for p in (pad, pad)]).contiguous()
+    wide = functional.pad(
+        x.transpose(0, 1), [p for pad in reversed(padding) for p in (pad, pad)]
+    ).contiguous()
     chosen = _choice(prod(size), share, seed)
     taken = [v.transpose(0, 1).reshape(groups, v.shape[1] // groups, v.shape[0], -1) for v in values]
     if chosen is None:
@@ -104,18 +121,14 @@ def _windows(
     )
 
 
-def _groups(geometry: Geometry, x: Tensor) -> int:
-    """Groups left: whole ones leave where each has one channel, else all stay and shrink."""
-    return min(geometry.groups, x.shape[1]) if geometry.groups > 1 else 1
-
-
 def _spread_out(
     x: Tensor, geometry: Geometry, size: tuple[int, ...]
 ) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
     """The input of a transposed convolution as an ordinary one sees it: zeros between, and as many around."""
     gaps = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], geometry.stride, strict=True)]
     wide = x.new_zeros(*x.shape[:2], *gaps)
-    wide[(..., *(slice(None, None, s) for s in geometry.stride))] = x
+    spread: tuple[Any, ...] = (..., *(slice(None, None, s) for s in geometry.stride))
+    wide[spread] = x
     reach = [d * (k - 1) for d, k in zip(geometry.dilation, geometry.kernel, strict=True)]
     before = [r - p for r, p in zip(reach, geometry.padding, strict=True)]
     after = [n + r - b - g for n, r, b, g in zip(size, reach, before, gaps, strict=True)]
@@ -153,7 +166,7 @@ def _some_windows(
     )
     where = ahead.reshape(geometry.window, -1)[:, chosen.cpu()].to(wide.device)
     gathered = wide.flatten(2)[:, :, where.flatten()]
-    return gathered.unflatten(2, tuple(where.shape)).transpose(1, 2)
+    return gathered.reshape(*gathered.shape[:2], *where.shape).transpose(1, 2)
 
 
 def _choice(count: int, share: float, seed: int) -> Tensor | None:
@@ -163,4 +176,3 @@ def _choice(count: int, share: float, seed: int) -> Tensor | None:
         return None
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(count, generator=generator)[:wanted].sort().values
-

@@ -70,8 +70,8 @@ class _Elimination:
         self._alive = np.ones(len(rows), bool)
         entries = torch.arange(problem.second.shape[0])
         order = torch.cat([rows.flatten(), entries[~torch.isin(entries, rows.flatten())]])
-        second = problem.second.double()[order][:, order]
-        self._weight = problem.weight.double()[:, order]
+        second = problem.second.detach().double()[order][:, order]
+        self._weight = problem.weight.detach().double()[:, order]
         energy = float((self._weight @ second * self._weight).sum())
         self._scale = problem.share / energy if energy > 0 else 0.0
         self._inverse = torch.cholesky_inverse(factor(second, ridge)[0])
@@ -80,8 +80,9 @@ class _Elimination:
         """What each unit that remains would cost, in the order of their numbers."""
         k, stored = self._k, len(self._stored)
         square = self._inverse[: stored * k, : stored * k].reshape(stored, k, stored, k)
-        diagonal = square.diagonal(dim1=0, dim2=2).permute(2, 0, 1)[torch.from_numpy(self._alive)]
-        own = self._weight[:, : stored * k].reshape(-1, stored, k).permute(1, 2, 0)[torch.from_numpy(self._alive)]
+        alive = torch.from_numpy(self._alive)
+        diagonal = square.diagonal(dim1=0, dim2=2).permute(2, 0, 1)[alive]
+        own = self._weight[:, : stored * k].reshape(-1, stored, k).permute(1, 2, 0)[alive]
         losses: FloatArray = (own * torch.linalg.solve(diagonal, own)).sum((1, 2)).numpy()
         return self._scale * losses
 

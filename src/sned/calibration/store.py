@@ -44,7 +44,9 @@ class RowStore:
         self._row, self._dtype = tuple(rows.shape[1:]), rows.dtype
         self._count += len(rows)
         self._bytes += rows.numel() * rows.element_size()
-        self._parts.append(rows if self._file or rows.untyped_storage().nbytes() == rows.nbytes else rows.clone())
+        self._parts.append(
+            rows if self._file or rows.untyped_storage().nbytes() == rows.nbytes else rows.clone()
+        )
         if self._file or self._bytes > self._limit:
             self._flush()
 

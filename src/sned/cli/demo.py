@@ -16,7 +16,7 @@ _CALIBRATED_ON = 512
 def command(
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="DIR", help="Where the models and the report go.")
-    ] = Path("sned-demo"),
+    ] = Path("out/demo"),
     latency_ms: Annotated[
         str, typer.Option("--latency-ms", metavar="AMOUNT", help="What may remain of the latency.")
     ] = "50%",

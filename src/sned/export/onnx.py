@@ -88,8 +88,8 @@ def export_onnx(
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; a tensor whose first
             axis is as long as the first tensor's is taken to have the batch there.
         path: of the file to write.
-        tolerance: how far an element may be off, absolute or relative to the largest magnitude in its output;
-            None for 1e-4, and more where weights are of half precision.
+        tolerance: how far an element may be off, as a fraction of the largest magnitude in its output; None
+            for 1e-4, and more where weights are of half precision.
         opset_version: of the ONNX operators; None for the exporter's default. Below 18 the file may have a
             newer one.
         seed: of the fresh inputs.

@@ -8,7 +8,9 @@ call made are known, and so what that number must become when units leave.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -48,7 +50,7 @@ class Formula:
     """A number as a function of its sources; those not given keep their old value."""
 
     sources: frozenset[Source]
-    evaluate: Callable[[Mapping[Source, int]], int]
+    evaluate: Callable[[Mapping[Source, int]], Any]
 
 
 class Sized(int):
@@ -86,27 +88,63 @@ class Sized(int):
         return int, (int(self),)
 
 
-def _arithmetic(name: str) -> Callable[[Any, Any], Any]:
-    plain = getattr(int, name)
+class SizedFloat(float):
+    """A float that was worked out from a `Sized`, such as `head_dim ** -0.5`."""
 
-    def method(self: Sized, other: Any) -> Any:  # noqa: ANN401 (whatever int takes)
-        value = plain(self, other)
-        if value is NotImplemented or not isinstance(other, int):
-            return value
-        mine, theirs = self.formula, getattr(other, "formula", None)
-        fixed = int(other)
+    formula: Formula
 
-        def evaluate(news: Mapping[Source, int]) -> int:
-            return int(plain(mine.evaluate(news), theirs.evaluate(news) if theirs else fixed))
+    def __new__(cls, value: float, formula: Formula) -> SizedFloat:
+        made = super().__new__(cls, value)
+        made.formula = formula
+        return made
 
-        sources = mine.sources | (theirs.sources if theirs else frozenset())
-        return Sized(value, Formula(sources, evaluate))
+    def __deepcopy__(self, _: dict[int, object]) -> SizedFloat:
+        return self
+
+    def __reduce__(self) -> tuple[type[float], tuple[float]]:
+        return float, (float(self),)
+
+
+def _with_formula(value: Any, evaluate: Callable[..., Any], operands: Sequence[Any]) -> Any:  # noqa: ANN401
+    """A result that remembers how it came from its operands."""
+    formulas = [getattr(operand, "formula", None) for operand in operands]
+    plain = [_plain(v) for v in operands]
+
+    def again(news: Mapping[Source, int]) -> Any:  # noqa: ANN401
+        return evaluate(*(f.evaluate(news) if f else p for f, p in zip(formulas, plain, strict=True)))
+
+    made = Formula(frozenset().union(*(f.sources for f in formulas if f)), again)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Sized(value, made)
+    return SizedFloat(value, made) if isinstance(value, float) else value
+
+
+def _plain(value: int | float) -> int | float:
+    return int(value) if isinstance(value, int) else float(value)
+
+
+def _arithmetic(compute: Callable[[Any, Any], Any], *, swapped: bool) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:  # noqa: ANN401 (whatever a number takes)
+        if not isinstance(other, int | float):
+            return NotImplemented
+        pair = (other, self) if swapped else (self, other)
+        return _with_formula(compute(_plain(pair[0]), _plain(pair[1])), compute, pair)
 
     return method
 
 
-for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod", "rmod"):
-    setattr(Sized, f"__{_name}__", _arithmetic(f"__{_name}__"))
+for _operation in ("add", "sub", "mul", "floordiv", "mod", "pow", "truediv"):
+    for _kind in (Sized, SizedFloat):
+        setattr(_kind, f"__{_operation}__", _arithmetic(getattr(operator, _operation), swapped=False))
+        setattr(_kind, f"__r{_operation}__", _arithmetic(getattr(operator, _operation), swapped=True))
+
+
+_plain_sqrt = math.sqrt
+
+
+def _sqrt(value: Any) -> Any:  # noqa: ANN401
+    root = _plain_sqrt(value)
+    return _with_formula(root, _plain_sqrt, (value,)) if isinstance(value, Sized | SizedFloat) else root
 
 
 @dataclass(frozen=True)
@@ -129,6 +167,16 @@ class Use:
     equals: Formula | None = None
 
 
+@dataclass(frozen=True)
+class Scale:
+    """A float that was worked out from sizes and arrived in a call: its old value, and the ops that the call made."""
+
+    formula: Formula
+    value: float
+    first_op: int
+    last_op: int
+
+
 @dataclass
 class Watch(TorchFunctionMode):
     """Hands out sizes of tensors as `Sized`, and notes every `Sized` that arrives in a call.
@@ -141,6 +189,7 @@ class Watch(TorchFunctionMode):
     position: Callable[[], int]
     number: Callable[[torch.Tensor], int | None]
     uses: list[Use] = field(default_factory=list)
+    scales: list[Scale] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -165,6 +214,7 @@ class Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in ("__get__", "size"):
             return self._with_sources(args[0], result, args[1:] or tuple((kwargs or {}).values()))
+        self._scales(name, args, kwargs or {}, start)
         numbers = list(_integers((args, tuple((kwargs or {}).values()))))
         if any(isinstance(v, Sized) for v in numbers) and self.position() > start:
             for place, value in enumerate(numbers):
@@ -172,6 +222,19 @@ class Watch(TorchFunctionMode):
                     from_end = len(numbers) - place if name in SHAPED else None
                     self.uses.append(Use(value.formula, int(value), start, self.position(), from_end))
         return result
+
+    def _scales(self, name: str, args: Any, kwargs: Mapping[str, Any], start: int) -> None:  # noqa: ANN401
+        """Note factors that follow from a size: floats given, and what attention uses when it is given none."""
+        end = self.position()
+        for value in _floats((args, tuple(kwargs.values()))):
+            self.scales.append(Scale(value.formula, float(value), start, end))
+        if name == "scaled_dot_product_attention" and kwargs.get("scale") is None and len(args) < 7:
+            query = args[0] if args else kwargs["query"]
+            number = self.number(query)
+            if number is not None:
+                size = Sized.of(int(query.size(-1)), TensorAxis(number, query.ndim - 1))
+                for root in (size**-0.5, size**-0.25):
+                    self.scales.append(Scale(root.formula, float(root), start, end))
 
     def _with_sources(self, tensor: torch.Tensor, result: Any, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
         if not isinstance(result, torch.Size) and type(result) is not int:
@@ -193,9 +256,17 @@ def _integers(value: Any) -> Iterator[int]:  # noqa: ANN401 (nested arguments)
             yield from _integers(item)
 
 
+def _floats(value: Any) -> Iterator[SizedFloat]:  # noqa: ANN401 (nested arguments)
+    if isinstance(value, SizedFloat):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _floats(item)
+
+
 @contextmanager
 def functions_opened() -> Iterator[None]:
-    """Let the Python bodies of PyTorch's functions run under a function mode, so that it sees the calls inside them."""
+    """Let a function mode see inside PyTorch's functions that are written in Python, and through `math.sqrt`."""
     checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
     patched = [
         (module, name, getattr(module, name))
@@ -203,9 +274,11 @@ def functions_opened() -> Iterator[None]:
         for name in checks
         if hasattr(module, name)
     ]
+    patched.append((math, "sqrt", math.sqrt))
     try:
         for module, name, _ in patched:
             setattr(module, name, lambda *_: False)
+        math.sqrt = _sqrt
         yield
     finally:
         for module, name, original in patched:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from sned.graph.coupling import Keep
 from sned.graph.example import Inputs, arguments, tensors_in
 from sned.graph.ir import Graph, Op, Ref
 from sned.graph.plan import Plan
+from sned.graph.provenance import TensorAxis
 from sned.graph.sizes import Sizes
 
 State = Mapping[str, torch.Tensor]
@@ -30,6 +32,32 @@ def slice_state(state: State, plan: Plan) -> dict[str, torch.Tensor]:
             tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
         sliced[name] = tensor
     return sliced
+
+
+def made_up(graph: Graph, plan: Plan, sliced: State) -> dict[str, torch.Tensor]:
+    """Sliced weights as the pruned module needs them: multiplied by what makes up for factors that it derives anew.
+
+    The replay uses the recorded factors and needs none of this.
+    """
+    state = dict(sliced)
+    sizes = Sizes(graph, keep_of(graph, plan))
+    for rescale in graph.rescales:
+        news = {s: sizes.shape(s.tensor)[s.axis] for s in rescale.formula.sources if isinstance(s, TensorAxis)}
+        factor = (rescale.value / rescale.formula.evaluate(news)) ** rescale.power
+        if factor == 1.0:
+            continue
+        for site in rescale.sites:
+            tensor = state[site.parameter].clone()
+            if site.positions is None:
+                tensor *= factor
+            else:
+                kept = plan.kept.get(site.parameter, {}).get(site.axis)
+                everything = np.arange(graph.tensors[graph.parameters[site.parameter]].shape[site.axis])
+                there = np.flatnonzero(np.isin(everything if kept is None else kept, site.positions))
+                index = torch.from_numpy(there).to(tensor.device)
+                tensor.index_copy_(site.axis, index, tensor.index_select(site.axis, index) * factor)
+            state[site.parameter] = tensor
+    return state
 
 
 def keep_of(graph: Graph, plan: Plan | None) -> Keep:
@@ -88,7 +116,7 @@ class Replay:
         Returns:
             The output tensors in order (empty when stopped early), and the watched tensors by number.
         """
-        tensors = tensors_in(arguments(inputs))
+        tensors = tensors_in(inputs if _split(inputs) else arguments(inputs))
         batch = next((t.shape[0] for t in tensors if t.ndim), 1)
         live: dict[int, torch.Tensor] = dict(zip(self.graph.inputs, tensors, strict=True))
         live |= {number: self.state[name] for name, number in self.graph.parameters.items()}
@@ -121,6 +149,11 @@ class Replay:
         for number, value in zip(op.outputs, listed, strict=True):
             if number is not None:
                 live[number] = value
+
+
+def _split(inputs: Inputs) -> bool:
+    """Whether inputs come as (positional, keyword) arguments already."""
+    return isinstance(inputs, tuple) and len(inputs) == 2 and type(inputs[0]) is tuple and type(inputs[1]) is dict
 
 
 def overload(target: str) -> Any:

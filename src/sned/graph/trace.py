@@ -6,7 +6,7 @@ at two batch sizes: integers that differ between them depend on the batch, and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +19,9 @@ from sned.errors import ModelError
 from sned.graph.coupling import Coupling, Position
 from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
 from sned.graph.flow import Flow
-from sned.graph.provenance import Sized, TensorAxis, Use, Watch, functions_opened
+from sned.graph.provenance import Scale, Sized, SizedFloat, TensorAxis, Use, Watch, functions_opened
+from sned.graph.labels import covering
+from sned.graph.rescale import Rescale, Upstream, rescales
 from sned.graph.ir import Affine, Graph, Op, Ref, Tensor
 from sned.graph.rules import RULES
 
@@ -38,6 +40,7 @@ class Recording:
     outputs: tuple[int, ...] = ()
     constants: dict[int, torch.Tensor] = field(default_factory=dict)
     uses: list[Use] = field(default_factory=list)
+    scales: list[Scale] = field(default_factory=list)
 
 
 class Recorder(TorchDispatchMode):
@@ -84,7 +87,9 @@ class Recorder(TorchDispatchMode):
             return Ref(self._read(value))
         if isinstance(value, tuple | list):
             return tuple(self._plain(item) for item in value)
-        return int(value) if isinstance(value, Sized) else value
+        if isinstance(value, Sized | SizedFloat):
+            return int(value) if isinstance(value, Sized) else float(value)
+        return value
 
     def _read(self, tensor: torch.Tensor) -> int:
         known = id(tensor) in self._numbers or id(tensor) in self._names
@@ -186,7 +191,7 @@ def record(
         output = torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
     recording = recorder.recording
     recording.inputs = inputs
-    recording.uses = watch.uses
+    recording.uses, recording.scales = watch.uses, watch.scales
     recording.outputs = tuple(recorder.number(t) for t in tensors_in(output))
     for number in inputs:
         recording.constants.pop(number, None)
@@ -284,6 +289,25 @@ def _link(flow: Flow, use: Use) -> None:
         flow.link((sources[0].tensor, sources[0].axis), (made, axis))
 
 
+def _make_up(flow: Flow, recording: Recording, positions: Sequence[Position]) -> Iterator[Rescale]:
+    """Weights that make up for factors that follow from sizes; where there are none, the size stays."""
+    upstream = Upstream(
+        recording.ops,
+        {number: name for name, number in recording.parameters.items()},
+        {(p.parameter, p.axis): int(p.labels[0]) for p in positions},
+        [tensor.shape for tensor in recording.tensors],
+        flow.boxes,
+    )
+    for found in rescales(recording.ops, recording.scales, upstream):
+        if isinstance(found, Rescale):
+            yield found
+            continue
+        for source in found.formula.sources:
+            box = covering(flow.boxes.get(source.tensor, ()), source.axis) if isinstance(source, TensorAxis) else None
+            if box is not None and isinstance(source, TensorAxis):
+                flow.block(flow.axis(box, source.axis), "the code derives a factor from this size")
+
+
 def build(model: nn.Module, example: Example, recording: Recording, batched: bool) -> Graph:
     """Let labels flow through a recording and solve for the groups."""
     flow = Flow(recording.tensors)
@@ -299,6 +323,7 @@ def build(model: nn.Module, example: Example, recording: Recording, batched: boo
         flow.op = recording.ops[use.last_op - 1] if use.last_op <= len(recording.ops) else None
         _link(flow, use)
     flow.op = None
+    made_up = tuple(_make_up(flow, recording, positions))
     for number in recording.outputs:
         flow.freeze_boxes(flow.boxes.get(number, ()), "output of the model")
     order = {name: i for i, name in enumerate(recording.parameters)}
@@ -322,4 +347,6 @@ def build(model: nn.Module, example: Example, recording: Recording, batched: boo
         batched=batched,
         example=example,
         coupling=Coupling(flow.relations, positions, flow.boxes, order),
+        rescales=made_up,
+        model=model,
     )

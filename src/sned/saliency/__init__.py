@@ -1,7 +1,7 @@
 """Which units matter.
 
-In: a graph, its weights, and (for some criteria) what calibration taught. Out: `Scores`: for every group the order in
-which its units should go, and what going so far costs.
+In: a graph, its weights, and (for some criteria) what calibration taught. Out: `Scores`: for every group the
+order in which its units should go, and what going so far costs.
 """
 
 from sned.saliency import batchnorm, geometric_median, lamp, magnitude, random

@@ -1,7 +1,8 @@
-"""Channels that batch normalisation scales down go first: `importance(u) = |gamma_u|`, 1 on average in every group.
+"""Channels that batch normalisation scales down go first: `importance(u) = |gamma_u|`, 1 on average in every
+group.
 
-Where several normalisations share a group (a residual stream), their means. Groups without one fall back to L2 magnitude,
-and the scores say so.
+Where several normalisations share a group (a residual stream), their means. Groups without one fall back to
+L2 magnitude, and the scores say so.
 
 Reference: Liu et al., Learning Efficient Convolutional Networks through Network Slimming, 2017.
 """

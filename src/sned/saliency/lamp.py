@@ -1,10 +1,11 @@
 """Magnitude, judged by what would be left: comparable across layers without choosing a sparsity for each.
 
-`importance(u) = |W_u|^2 / sum over v with |W_v| >= |W_u| of |W_v|^2`: 1 for the largest unit of a layer, so no layer is
-emptied before another.
+`importance(u) = |W_u|^2 / sum over v with |W_v| >= |W_u| of |W_v|^2`: 1 for the largest unit of a layer, so
+no layer is emptied before another.
 
-Reference: Lee et al., Layer-Adaptive Sparsity for the Magnitude-based Pruning (LAMP), 2021, equation 4; there of single
-weights, here of units, with the normalised sum over all weights that leave with one (`magnitude.py`).
+Reference: Lee et al., Layer-Adaptive Sparsity for the Magnitude-based Pruning (LAMP), 2021, equation 4; there
+of single weights, here of units, with the normalised sum over all weights that leave with one
+(`magnitude.py`).
 """
 
 from __future__ import annotations

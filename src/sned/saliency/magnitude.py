@@ -1,11 +1,12 @@
 """Units with small weights go first.
 
-`importance(u) = mean over the weights W of the group of  |W_u|_p^p / mean_v |W_v|_p^p`, over everything that leaves
-with the unit: its filter, and the columns of those that read it. The mean over units is 1 in every layer, so layers of
-any width and scale compare.
+`importance(u) = mean over the weights W of the group of  |W_u|_p^p / mean_v |W_v|_p^p`, over everything that
+leaves with the unit: its filter, and the columns of those that read it. The mean over units is 1 in every
+layer, so layers of any width and scale compare.
 
-Reference: Li et al., Pruning Filters for Efficient ConvNets, 2017 (L1); Fang et al., DepGraph, 2023, equation 6, for the
-sum over all that a group couples (they do not divide by the mean of each weight; we do, so that no one tensor decides).
+Reference: Li et al., Pruning Filters for Efficient ConvNets, 2017 (L1); Fang et al., DepGraph, 2023, equation
+6, for the sum over all that a group couples (they do not divide by the mean of each weight; we do, so that no
+one tensor decides).
 """
 
 from __future__ import annotations

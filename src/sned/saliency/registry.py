@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,7 +14,7 @@ from sned.progress import SILENT, Progress
 from sned.saliency.scores import Scores
 
 if TYPE_CHECKING:
-    from sned.calibration import Moments
+    from sned.calibration import Calibration
 
 State = Mapping[str, torch.Tensor]
 
@@ -26,56 +26,56 @@ class Evidence:
     Attributes:
         graph: the network's structure.
         state: parameters and buffers by name, of the dense network.
-        moments: what its consumers' inputs look like (`sned.calibration`).
-        batches: inputs as the model takes them.
-        labels: int64 class labels `[n]`, one tensor a batch; without them, gradient criteria use the network's own
-            answers.
+        calibration: what a few hundred inputs taught (`sned.calibration`).
+        labels: int64 class labels `[n]` of the calibration inputs, in their order; without them, criteria that need
+            a loss use the network's own answers.
         seed: of whatever is drawn at random.
         progress: told how far it is.
     """
 
     graph: Graph
     state: State
-    moments: Moments | None = None
-    batches: Sequence[Any] = ()
-    labels: Sequence[torch.Tensor] = ()
+    calibration: Calibration | None = None
+    labels: torch.Tensor | None = None
     seed: int = 0
     progress: Progress = field(default=SILENT)
+
+    @property
+    def learnt(self) -> Calibration:
+        """The calibration.
+
+        Raises:
+            CalibrationError: there is none.
+        """
+        if self.calibration is None:
+            raise CalibrationError(
+                "This criterion looks at what enters each layer, but no calibration was given. Pass calibration "
+                "inputs, or use a criterion that looks at weights only, such as 'l2'."
+            )
+        return self.calibration
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A way to say which units matter.
-
-    Attributes:
-        name: as the literature names it.
-        summary: one line for lists.
-        run: the criterion itself.
-        needs: the fields of `Evidence` that must not be empty.
-    """
+    """A way to say which units matter: as the literature names it, one line for lists, and the function."""
 
     name: str
     summary: str
     run: Callable[[Evidence], Scores]
-    needs: tuple[str, ...] = ()
+    calibrated: bool
 
 
 CRITERIA: dict[str, Criterion] = {}
 """Every criterion by name; importing `sned.saliency` fills it."""
 
-_WHERE = {
-    "moments": "pass calibration inputs",
-    "batches": "pass calibration inputs",
-}
-
 
 def criterion(
-    name: str, summary: str, *, needs: tuple[str, ...] = ()
+    name: str, summary: str, *, calibrated: bool = False
 ) -> Callable[[Callable[[Evidence], Scores]], Callable[[Evidence], Scores]]:
-    """Register a function from `Evidence` to `Scores` under a name."""
+    """Register a function from `Evidence` to `Scores` under a name; `calibrated`: it needs calibration inputs."""
 
     def register(run: Callable[[Evidence], Scores]) -> Callable[[Evidence], Scores]:
-        CRITERIA[name] = Criterion(name, summary, run, needs)
+        CRITERIA[name] = Criterion(name, summary, run, calibrated)
         return run
 
     return register
@@ -91,10 +91,4 @@ def score(name: str, evidence: Evidence) -> Scores:
     found = CRITERIA.get(name)
     if found is None:
         raise UserError(f"No saliency criterion is called {name!r}. {close_names(name, CRITERIA)}")
-    for need in found.needs:
-        if not getattr(evidence, need):
-            raise CalibrationError(
-                f"The criterion {name!r} needs {need}, which were not given: {_WHERE[need]}, or use a criterion that "
-                "looks at weights only, such as 'l2'."
-            )
     return found.run(evidence)

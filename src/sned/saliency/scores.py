@@ -20,11 +20,12 @@ class Scores:
 
     Attributes:
         criterion: its name, as in the registry.
-        order: `{group: int64 [size]}`, units from least to most important; the cells of a group take turns, so that
-            the first `k * cell_count` units are `k` of every cell.
-        error: `{group: float64 [size + 1]}`; `error[k]` is what is lost when the first `k` of `order` are gone:
-            0 at 0, finite, never falling. Its unit is the criterion's own, the same for all groups.
-        notes: what a reader should know: groups on which the criterion could not be used, and what was used instead.
+        order: `{group: int64 [size]}`, units from least to most important; the cells of a group take turns,
+            so that the first `k * cell_count` units are `k` of every cell.
+        error: `{group: float64 [size + 1]}`; `error[k]` is what is lost when the first `k` of `order` are
+            gone: 0 at 0, finite, never falling. Its unit is the criterion's own, the same for all groups.
+        notes: what a reader should know: groups on which the criterion could not be used, and what was used
+            instead.
     """
 
     criterion: str
@@ -54,7 +55,7 @@ def from_importance(
 
 
 def interleaved(group: Group, rank: FloatArray) -> IntArray:
-    """Units from lowest to highest `rank` `[size]`, the cells taking turns: round `r` takes the r-th of each cell."""
+    """Units from lowest to highest `rank` `[size]`, the cells taking turns: round r takes the r-th of each."""
     by_rank = np.argsort(rank, kind="stable")
     turn = np.empty(group.size, np.int64)
     for cell in range(group.cell_count):
@@ -77,7 +78,8 @@ def least_important(group: Group, order: IntArray, count: int) -> IntArray:
     cells = group.cell_count
     if count % cells or not 0 <= count < group.size:
         raise PlanError(
-            f"Of {group.name!r} a multiple of {cells} units can go, from 0 to {group.size - cells}, got {count}."
+            f"Of {group.name!r} a multiple of {cells} units can go, from 0 to {group.size - cells}, "
+            f"got {count}."
         )
     chosen = [order[group.cells[order] == cell][: count // cells] for cell in range(cells)]
     return np.sort(np.concatenate(chosen))

@@ -12,13 +12,14 @@ from sned.saliency.registry import State
 
 def rows(slices: Slices, tensor: torch.Tensor) -> torch.Tensor:
     """`[size, m]` in float64: every value of `tensor` that goes with each unit."""
-    size, width = slices.positions.shape
+    size = len(slices.positions)
     at = torch.from_numpy(slices.positions.reshape(-1)).to(tensor.device)
     return tensor.detach().index_select(slices.axis, at).movedim(slices.axis, 0).reshape(size, -1).double()
 
 
 def weights(graph: Graph, group: Group) -> Iterator[Slices]:
-    """The slices of a group in matrices and kernels; in all trainable parameters where it is in none of those.
+    """The slices of a group in matrices and kernels; in all trainable parameters where it is in none of
+    those.
 
     Biases and normalisation are left out: their magnitude says nothing of what a unit computes.
     """
@@ -28,7 +29,7 @@ def weights(graph: Graph, group: Group) -> Iterator[Slices]:
 
 
 def producers(graph: Graph, group: Group) -> list[Slices]:
-    """The weights whose first axis is the group's units (its filters); all of its weights where there are none."""
+    """The weights whose first axis is the group's units (its filters); all of its weights if there are none."""
     held = list(weights(graph, group))
     return [s for s in held if s.axis == 0] or held
 

@@ -14,14 +14,14 @@ from sned.search.space import Found, Problem, Space
 def global_ranking(problem: Problem) -> Found:
     """Remove units in the order of what each adds to the error, across all groups, until the limits are met.
 
-    What a unit costs plays no part. Where the rules allow only some counts, the units between two of them rank by
-    their mean. A group's ranks never fall, so that its own order holds.
+    What a unit costs plays no part. Where the rules allow only some counts, the units between two of them
+    rank by their mean. A group's ranks never fall, so that its own order holds.
 
     Raises:
         BudgetError: the limits cannot be met.
     """
     space = Space(problem)
-    group, level = np.nonzero((np.arange(space.kept.shape[1])[None] <= space.tops[:, None]))
+    group, level = np.nonzero(np.arange(space.kept.shape[1])[None] <= space.tops[:, None])
     group, level = group[level > 0], level[level > 0]
     units = space.kept[group, level - 1] - space.kept[group, level]
     rank = (space.error[group, level] - space.error[group, level - 1]) / units

@@ -1,12 +1,13 @@
 """The plan of least error within the limits, where a group's cost depends on what its neighbours keep.
 
-The errors of groups add up, their costs do not (a convolution's cost is a product of two widths, and latencies have
-stairs), so this is a knapsack over the true cost of whole plans: a greedy path from the whole network downwards, each
-time the step of any width in any group that adds the least error for what it saves (the discrete form of a Lagrangian);
-then exchanges, one group up and another down, until none helps.
+The errors of groups add up, their costs do not (a convolution's cost is a product of two widths, and
+latencies have stairs), so this is a knapsack over the true cost of whole plans: a greedy path from the whole
+network downwards, each time the step of any width in any group that adds the least error for what it saves
+(the discrete form of a Lagrangian); then exchanges, one group up and another down, until none helps.
 
-Reference: Everett, Generalized Lagrange multiplier method, 1963, for why the ratio of error to saving is what must be
-equal across groups at the optimum; steps of several widths stand for the lower convex hull of each error curve.
+Reference: Everett, Generalized Lagrange multiplier method, 1963, for why the ratio of error to saving is what
+must be equal across groups at the optimum; steps of several widths stand for the lower convex hull of each
+error curve.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def _best(space: Space, moves: Moves, saved: FloatArray, excess: FloatArray) -> 
 
 
 def refined(space: Space, steps: Neighbourhood, levels: IntArray) -> IntArray:
-    """A choice of no more error that still fits: units come back where there is room, and groups exchange units."""
+    """A choice of no more error that still fits: units come back where there is room, groups exchange some."""
     levels = _filled(space, steps, levels)
     for _ in range(EXCHANGES):
         better = _exchange(space, steps, levels)

@@ -11,13 +11,15 @@ from sned.saliency.scores import FloatArray
 from sned.search.space import Space
 
 STRIDES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Rungs at a time: all the small ones, then ever wider, so that a flat stretch of a cost is jumped in one go."""
+"""Rungs at a time: all the small ones, then ever wider, so that a flat stretch of a cost is jumped in one
+go."""
 
 STAIRS = (8, 16, 32)
 """Kernels like widths that are multiples of these: the next of each is always among the steps."""
 
 FINEST = 48
-"""The path from the whole network to the smallest takes steps of at least this fraction of a group's ladder."""
+"""The path from the whole network to the smallest takes steps of at least this fraction of a group's
+ladder."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,7 @@ class Neighbourhood:
         self._up = [_steps(space, g, down=False) for g in range(len(space.groups))]
 
     def down(self, levels: IntArray, *, coarse: bool = False) -> Moves:
-        """Steps that keep fewer units; `coarse` leaves out those too small for a path through a large network."""
+        """Steps that keep fewer units; `coarse` leaves out the smallest of large groups."""
         least = np.maximum(1, self._space.tops // FINEST) if coarse else np.ones_like(levels)
         return self._moves(levels, self._down, least)
 
@@ -93,7 +95,7 @@ def _steps(space: Space, group: int, *, down: bool) -> list[IntArray]:
 
 
 def _stair(kept: IntArray, level: int, width: int, *, down: bool) -> int:
-    """The nearest rung below or above that keeps a multiple of `width`; the rung itself where there is none."""
+    """The nearest rung below or above that keeps a multiple of `width`; itself where there is none."""
     on = np.flatnonzero(kept % width == 0)
     ahead = on[on > level] if down else on[on < level]
     return int((ahead[0] if down else ahead[-1]) if len(ahead) else level)

@@ -1,4 +1,5 @@
-"""Searches along a line of nested plans, from the whole network to the smallest: the first that fits is the answer."""
+"""Searches along a line of nested plans, from the whole network to the smallest: the first that fits is the
+answer."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def first_that_fits(space: Space, count: int, plan: Callable[[IntArray], IntArra
     Args:
         space: of the problem.
         count: how many plans there are, at least 1.
-        plan: from positions `[P]` in the line to levels `[P, groups]`; each plan keeps no more than those before.
+        plan: from positions `[P]` in the line to levels `[P, groups]`; each plan keeps no more than those
+            before.
 
     Returns:
         Levels `[groups]`.

@@ -1,4 +1,5 @@
-"""What the user says of single groups, by name or pattern: how much goes, what stays, and which counts are allowed."""
+"""What the user says of single groups, by name or pattern: how much goes, what stays, and which counts are
+allowed."""
 
 from __future__ import annotations
 
@@ -8,12 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sned.errors import NotFoundError, PlanError, close_names
 from sned.graph.ir import Graph, Group, IntArray
+
+Number = TypeVar("Number", int, float)
 
 FIELDS = ("sparsity", "protect", "at_least", "multiple_of")
 ROUNDING = 1e-9
@@ -77,7 +80,8 @@ class Rules:
         """For every group the counts of units that may be kept, from all of them downwards.
 
         Raises:
-            PlanError: a name that fits no group, a value out of its range, or rules that leave a group no choice.
+            PlanError: a name that fits no group, a value out of its range, or rules that leave a group no
+                choice.
         """
         _check_names(graph, [*self.sparsity, *self.protect, *self.at_least, *self.multiple_of])
         _check_values(graph, self)
@@ -85,7 +89,7 @@ class Rules:
 
     def _choices(self, group: Group) -> IntArray:
         cells = group.cell_count
-        counts = np.arange(group.size, 0, -cells)
+        counts: IntArray = np.arange(group.size, 0, -cells, dtype=np.int64)
         if any(matches(pattern, group.name) for pattern in self.protect):
             return counts[:1]
         multiple = lookup(self.multiple_of, group.name) or 1
@@ -106,7 +110,7 @@ def matches(pattern: str, name: str) -> bool:
     return pattern == name or fnmatchcase(name, pattern)
 
 
-def lookup[T](values: Mapping[str, T], name: str) -> T | None:
+def lookup(values: Mapping[str, Number], name: str) -> Number | None:
     """The value for a group: by its name, else by the last pattern that fits it, else None."""
     fitting = [value for pattern, value in values.items() if fnmatchcase(name, pattern)]
     return values.get(name, fitting[-1] if fitting else None)

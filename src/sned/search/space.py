@@ -1,4 +1,5 @@
-"""What a search chooses from: for every group a ladder of counts, with the error of each rung and what plans cost."""
+"""What a search chooses from: for every group a ladder of counts, with the error of each rung and what plans
+cost."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Problem:
         scores: of its groups.
         cost: what plans cost; None will do where nothing but `units` or `sparsity` is limited.
         limits: `{name of a field of Costs, or "units": largest value allowed}`.
-        sparsity: fraction of units to remove in [0, 1), instead of limits: in each group for `uniform`, else overall.
+        sparsity: fraction of units to remove in [0, 1), instead of limits: in each group for `uniform`, else
+            overall.
         rules: what the user says of single groups.
     """
 
@@ -67,7 +69,8 @@ class Found:
 
 
 class Space:
-    """The ladders of a problem. A choice is `levels`, int64 `[groups]` or `[P, groups]`; 0 keeps the most units."""
+    """The ladders of a problem. A choice is `levels`, int64 `[groups]` or `[P, groups]`; 0 keeps the most
+    units."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem

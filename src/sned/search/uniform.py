@@ -19,8 +19,8 @@ from sned.search.space import Found, Problem, Space
 def uniform(problem: Problem) -> Found:
     """Remove the same fraction of every group: the given sparsity, or the smallest that meets the limits.
 
-    With `sparsity` s every group keeps the fewest units that are at least `(1 - s)` of it and allowed; each cell of a
-    group keeps at least one.
+    With `sparsity` s every group keeps the fewest units that are at least `(1 - s)` of it and allowed; each
+    cell of a group keeps at least one.
 
     Raises:
         BudgetError: `sparsity` is not in [0, 1), or no sparsity meets the limits.
@@ -43,4 +43,4 @@ def _at(space: Space, sparsity: FloatArray) -> IntArray:
     wanted = sizes * (1 - sparsity[:, None]) - ROUNDING * sizes
     real = np.arange(space.kept.shape[1]) <= space.tops[:, None]
     reached = (space.kept[None] >= wanted[:, :, None]) & real
-    return np.maximum(reached.sum(axis=2) - 1, 0)
+    return np.asarray(np.maximum(reached.sum(axis=2) - 1, 0), np.int64)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from sned.errors import ModelError, SurgeryError
+from sned.graph.example import tensors_in
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
-from sned.graph.replay import Replay, keep_of, slice_state
+from sned.graph.replay import Replay, keep_of, made_up, slice_state
 from sned.graph.trace import mode_of, plain_kernels, state_of, trace_example
 from sned.surgery.attributes import number_uses, repair_attributes
 
@@ -44,9 +47,21 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     """
     graph = trace_example(model, plan.example)
     check_fits(plan, graph)
+    return pruned(model, graph, plan).model
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned network, and the largest difference to the replay that was found, relative to the largest output."""
+
+    model: nn.Module
+    difference: float
+
+
+def pruned(model: nn.Module, graph: Graph, plan: Plan) -> Pruned:
+    """`apply`, for a plan that is known to fit the graph of this very model."""
     small = cut(model, graph, plan)
-    verify(small, graph, Replay(graph, state_of(model), plan))
-    return small
+    return Pruned(small, verify(small, graph, plan, state_of(model)))
 
 
 def cut(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
@@ -59,33 +74,53 @@ def cut(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
             "Make it work with `copy.deepcopy` (detach tensors that are kept as plain attributes)."
         ) from error
     uses = number_uses(small, graph)
-    _replace_tensors(small, slice_state(state_of(small), plan), plan, graph.aliases)
+    fill(small, graph, plan, slice_state(state_of(small), plan))
     repair_attributes(small, graph, keep_of(graph, plan), uses)
     earlier = getattr(model, PLAN_ATTRIBUTE, ())
     setattr(small, PLAN_ATTRIBUTE, (*earlier, plan))
     return small
 
 
-def _replace_tensors(
-    model: nn.Module, state: Mapping[str, torch.Tensor], plan: Plan, aliases: Mapping[str, str]
-) -> None:
-    """Put sliced tensors in; tied parameters stay tied, frozen ones stay frozen."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+def fill(small: nn.Module, graph: Graph, plan: Plan, state: Mapping[str, torch.Tensor]) -> None:
+    """Put tensors of the replay into the pruned module; tied parameters stay tied, frozen ones stay frozen.
+
+    Args:
+        small: a copy of the dense network, or a network pruned by this plan already.
+        graph: of the dense network.
+        plan: what is removed.
+        state: every tensor cut down (`slice_state`), repaired or not.
+    """
+    modules = dict(small.named_modules(remove_duplicate=False))
     names: dict[str, list[str]] = {}
-    for alias, first in aliases.items():
+    for alias, first in graph.aliases.items():
         names.setdefault(first, []).append(alias)
-    for first in plan.kept:
-        path, _, leaf = first.rpartition(".")
-        old = getattr(modules[path], leaf)
-        value = state[first].detach().clone()
-        new = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
-        for name in [first, *names.get(first, [])]:
-            path, _, leaf = name.rpartition(".")
-            setattr(modules[path], leaf, new)
+    with torch.no_grad():
+        for first, value in made_up(graph, plan, state).items():
+            if first in graph.aliases:
+                continue
+            path, _, leaf = first.rpartition(".")
+            old = getattr(modules[path], leaf)
+            if old.shape == value.shape:
+                old.copy_(value)
+                continue
+            new = value.detach().clone()
+            new = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+            for name in [first, *names.get(first, [])]:
+                path, _, leaf = name.rpartition(".")
+                setattr(modules[path], leaf, new)
 
 
-def verify(small: nn.Module, graph: Graph, replay: Replay) -> float:
+def verify(small: nn.Module, graph: Graph, plan: Plan, state: Mapping[str, torch.Tensor]) -> float:
     """Run a pruned network beside the replay on random inputs.
+
+    Weights that are all zero (a head that is initialised so) would hide every difference before them: where there are
+    any, both are run with random ones in their place.
+
+    Args:
+        small: made from the dense network by `plan`, with its weights.
+        graph: of the dense network.
+        plan: what was removed.
+        state: weights of the dense network.
 
     Returns:
         The largest difference, relative to the largest output.
@@ -93,21 +128,31 @@ def verify(small: nn.Module, graph: Graph, replay: Replay) -> float:
     Raises:
         SurgeryError: they differ by more than rounding.
     """
-    worst = 0.0
-    for batch in (2, 1) if graph.batched else (graph.batch,):
-        worst = max(worst, _difference(small, graph, replay, batch))
-    return worst
+    shaken = {name: _not_zero(tensor) for name, tensor in state.items() if name not in graph.aliases}
+    replay = Replay(graph, shaken, plan)
+    own = made_up(graph, plan, replay.state) if any(shaken[name] is not state[name] for name in shaken) else None
+    batches = (2, 1) if graph.batched else (None,)
+    return max(_difference(small, graph, replay, own, batch) for batch in batches)
 
 
-def _difference(small: nn.Module, graph: Graph, replay: Replay, batch: int) -> float:
-    from sned.graph.example import tensors_in
+def _not_zero(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point() or tensor.ndim < 2 or bool(tensor.any()):
+        return tensor
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(tensor.shape, generator=generator).to(tensor) / tensor.shape[-1] ** 0.5
 
+
+def _difference(
+    small: nn.Module, graph: Graph, replay: Replay, own: Mapping[str, torch.Tensor] | None, batch: int | None
+) -> float:
     device = next((t.device for t in state_of(small).values()), torch.device("cpu"))
-    args, kwargs = graph.example.random(batch)
-    args, kwargs = _moved(args, device), _moved(kwargs, device)
+    args, kwargs = pytree.tree_map(
+        lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, graph.example.random(batch)
+    )
     with torch.no_grad(), plain_kernels(), mode_of(small, training=False):
-        expected, _ = replay.run((args, kwargs) if kwargs and args else kwargs or args)
-        got = tensors_in(small(*args, **kwargs))
+        expected, _ = replay.run((args, kwargs))
+        made = small(*args, **kwargs) if own is None else torch.func.functional_call(small, dict(own), args, kwargs)
+    got = tensors_in(made)
     worst = 0.0
     for number, (mine, theirs) in enumerate(zip(got, expected, strict=True)):
         if mine.shape != theirs.shape:
@@ -123,12 +168,6 @@ def _difference(small: nn.Module, graph: Graph, replay: Replay, batch: int) -> f
     if worst > limit:
         raise SurgeryError(
             f"A pruned network must compute what its plan promises, but its outputs differ by {worst:.2g} of the "
-            f"largest one at batch size {batch}. The original was not touched. Please report this network."
+            f"largest one at batch size {batch or graph.batch}. The original was not touched. Please report this network."
         )
     return worst
-
-
-def _moved(value: object, device: torch.device) -> object:
-    from torch.utils import _pytree as pytree
-
-    return pytree.tree_map(lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, value)

@@ -1,0 +1,114 @@
+"""Advance a replay a few ops at a time on a live cut, so that two networks can be walked through side by side.
+
+The live cut is what `Replay.run` holds between two ops: the tensors that a later op still reads. Parameters are not in it
+(they are read when an op needs them, so a repaired weight takes effect from there on), nor are views of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sned.calibration.consumers import VIEWS
+from sned.graph.example import Inputs, arguments, tensors_in
+from sned.graph.ir import Graph, Op, Ref
+from sned.graph.plan import Plan
+from sned.graph.replay import Replay, State, overload
+
+Live = dict[int, Tensor]
+"""Tensors by number."""
+
+
+class Walk:
+    """The recorded pass of a graph, run in steps.
+
+    Args:
+        graph: what `sned.trace` made.
+        state: parameters and buffers of the dense network by name.
+        plan: cut the parameters down; None walks through the dense network.
+    """
+
+    def __init__(self, graph: Graph, state: State, plan: Plan | None = None) -> None:
+        self._replay = Replay(graph, state, plan)
+        self._ops = graph.ops
+        self._keep = self._replay.keep
+        self.graph = graph
+        self.state = self._replay.state
+        self._names = {number: name for name, number in graph.parameters.items()}
+        self._views = _views_of_parameters(graph)
+        self._last_use = {number: op.index for op in graph.ops for number in op.inputs}
+        self._arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+
+    def start(self, inputs: Inputs) -> Live:
+        """The cut ahead of the first op."""
+        live = dict(zip(self.graph.inputs, tensors_in(arguments(inputs)), strict=True))
+        return live | {number: value.clone() for number, value in self.graph.constants.items()}
+
+    def advance(self, live: Live, batch: int, start: int, stop: int) -> None:
+        """Run ops `start` to `stop` (not included) on a cut, dropping what no later op reads."""
+        args_at = self._args_at(batch)
+        with torch.no_grad():
+            for op in self._ops[start:stop]:
+                if op.outputs[:1] == () or op.outputs[0] not in self._views:
+                    self._call(op, *args_at[op.index], live, batch)
+                    self._drop(op, live)
+
+    def kept(self, number: int, value: Tensor) -> Tensor:
+        """What the plan leaves of a tensor of the dense network."""
+        for axis in range(value.ndim):
+            mask = self._keep.mask(number, axis)
+            if mask is not None and not mask.all() and value.shape[axis] == len(mask):
+                value = value[(slice(None),) * axis + (torch.from_numpy(mask).to(value.device),)]
+        return value
+
+    def _args_at(self, batch: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        if batch not in self._arguments:
+            sizes = self._replay.sizes(batch)
+            self._arguments[batch] = [sizes.arguments(op) for op in self._ops]
+        return self._arguments[batch]
+
+    def _call(self, op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any], live: Live, batch: int) -> None:
+        named = {name: self._filled(value, live, batch) for name, value in kwargs.items()}
+        if "device" in named:  # recorded on meta
+            named["device"] = next((t.device for t in self.state.values()), torch.device("cpu"))
+        result = overload(op.target)(*self._filled(args, live, batch), **named)
+        listed: Sequence[Any] = result if isinstance(result, tuple | list) else (result,)
+        for number, value in zip(op.outputs, listed, strict=True):
+            if number is not None:
+                live[number] = value
+
+    def _filled(self, value: Any, live: Live, batch: int) -> Any:
+        if isinstance(value, Ref):
+            return live[value.id] if value.id in live else self._parameter(value.id, batch)
+        if isinstance(value, tuple | list):
+            return [self._filled(item, live, batch) for item in value]
+        return value
+
+    def _parameter(self, number: int, batch: int) -> Tensor:
+        """A parameter, or a view of one made anew."""
+        if number in self._names:
+            return self.state[self._names[number]]
+        op = self._views[number]
+        args, kwargs = self._args_at(batch)[op.index]
+        result: Tensor = overload(op.target)(*self._filled(args, {}, batch), **kwargs)
+        return result
+
+    def _drop(self, op: Op, live: Live) -> None:
+        for number in {*op.inputs, *(n for n in op.outputs if n is not None)}:
+            if self._last_use.get(number, -1) <= op.index and number not in self.graph.outputs:
+                live.pop(number, None)
+
+
+def _views_of_parameters(graph: Graph) -> dict[int, Op]:
+    """What makes each tensor that is a view of a parameter."""
+    parameters = set(graph.parameters.values())
+    views: dict[int, Op] = {}
+    for op in graph.ops:
+        number = op.outputs[0] if op.outputs else None
+        known = bool(op.inputs) and all(n in parameters or n in views for n in op.inputs)
+        if op.name in VIEWS and known and number is not None:
+            views[number] = op
+    return views

@@ -1,0 +1,121 @@
+"""What an output meets next: a BatchNorm that can take up a bias, a residual sum that says what is really wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sned.calibration import Consumer
+from sned.graph.ir import Graph, Op, Ref
+
+NORMS = frozenset(
+    {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "batch_norm"}
+)
+RESHAPES = frozenset({"view", "_unsafe_view", "reshape"})
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A BatchNorm in evaluation mode, by the names of its parameters; `weight` and `bias` may be absent."""
+
+    op: int
+    input: int
+    weight: str | None
+    bias: str | None
+    mean: str
+    variance: str
+    eps: float
+
+
+@dataclass(frozen=True)
+class Following:
+    """What follows a consumer: the norm that alone reads its output, and the other side of a sum after that."""
+
+    norm: Norm | None
+    other: int | None
+
+
+def norms(graph: Graph) -> tuple[Norm, ...]:
+    """Every BatchNorm of a graph that normalises with running statistics."""
+    names = {number: name for name, number in graph.parameters.items()}
+    found = (_norm(op, names) for op in graph.ops)
+    return tuple(norm for norm in found if norm is not None)
+
+
+def _norm(op: Op, names: dict[int, str]) -> Norm | None:
+    if op.name not in NORMS:
+        return None
+    x, weight, bias, mean, variance = op.args[:5]
+    if not isinstance(mean, Ref) or mean.id not in names or variance.id not in names:
+        return None
+    return Norm(
+        op=op.index,
+        input=x.id,
+        weight=names.get(weight.id) if weight else None,
+        bias=names.get(bias.id) if bias else None,
+        mean=names[mean.id],
+        variance=names[variance.id],
+        eps=float(op.args[-1]) if isinstance(op.args[-1], float) else 1e-5,
+    )
+
+
+def followings(graph: Graph, consumers: tuple[Consumer, ...]) -> dict[int, Following]:
+    """What follows each consumer, by op."""
+    return _Follower(graph).all(consumers)
+
+
+class _Follower:
+    """Walks from the outputs of consumers through what alone reads them."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._names = {number: name for name, number in graph.parameters.items()}
+        self._readers: dict[int, list[Op]] = {}
+        for op in graph.ops:
+            for number in set(op.inputs):
+                self._readers.setdefault(number, []).append(op)
+        self._norms = {norm.op: norm for norm in norms(graph) if self._alone(norm.mean)}
+
+    def all(self, consumers: tuple[Consumer, ...]) -> dict[int, Following]:
+        """What follows each consumer, by op."""
+        return {consumer.op: self._following(consumer) for consumer in consumers}
+
+    def _alone(self, parameter: str) -> bool:
+        return len(self._readers[self._graph.parameters[parameter]]) == 1
+
+    def _following(self, consumer: Consumer) -> Following:
+        number: int | None = consumer.output
+        norm = None
+        while number is not None and (op := self._only_reader(number)) is not None:
+            if norm is None and op.index in self._norms:
+                norm = self._norms[op.index]
+            elif op.name in ("add", "add_"):
+                other = self._other_side(op, number)
+                if other is None or self._names.get(other) != consumer.bias or consumer.bias_inside:
+                    fits = other is not None and self._waits(other, number, consumer.op, op.index)
+                    return Following(norm, other if fits else None)
+            elif op.name not in RESHAPES:
+                break
+            number = op.outputs[0]
+        return Following(norm, None)
+
+    def _only_reader(self, number: int) -> Op | None:
+        reading = self._readers.get(number, [])
+        return reading[0] if len(reading) == 1 and number not in self._graph.outputs else None
+
+    @staticmethod
+    def _other_side(op: Op, number: int) -> int | None:
+        """The other tensor of a plain sum of two."""
+        sides = [arg.id for arg in op.args if isinstance(arg, Ref)]
+        if op.kwargs or len(op.args) != 2 or len(sides) != 2 or sides[0] == sides[1]:
+            return None
+        return sides[1] if sides[0] == number else sides[0]
+
+    def _waits(self, other: int, number: int, start: int, stop: int) -> bool:
+        """Whether a tensor of the same shape is there before op `start` and unchanged up to op `stop`."""
+        tensors = self._graph.tensors
+        made = [op.index for op in self._graph.ops[:stop] if other in op.outputs]
+        return (
+            other not in self._names
+            and tensors[other].shape == tensors[number].shape
+            and max(made, default=-1) < start
+        )

@@ -1,0 +1,115 @@
+"""What the layers that read a unit cannot make up for: structured optimal brain surgery on their inputs.
+
+For every group the units go one after the other, each time the one whose loss the others can best answer for in all
+consumers together. `error[k]` is the error left after best repair when the first k are gone: for each consumer
+`y = W x` relative to the energy of `W x`, added up over the consumers of the group. All curves of all groups come from
+one set of moments.
+
+Where a normalisation or a bias follows a consumer, the mean of its output is restored for free, so the moments are
+taken around the mean there.
+
+Reference: Hassibi and Stork, Optimal Brain Surgeon, 1993; Frantar et al., Optimal Brain Compression, 2022 (there of
+single weights).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from sned.calibration import Consumer, Moment, Problem, greedy_removal
+from sned.calibration.consumers import layout
+from sned.graph.ir import Graph, Group, IntArray
+from sned.graph.sizes import Sizes
+from sned.saliency.magnitude import magnitude
+from sned.saliency.registry import Evidence, State, criterion
+from sned.saliency.scores import FloatArray, Scores, curve, interleaved
+
+NORMALISATION = "batch_norm"
+
+
+@criterion("reconstruction", "what the readers of a unit cannot make up for (optimal brain surgeon)", calibrated=True)
+def reconstruction(evidence: Evidence) -> Scores:
+    """Units that the others can best replace go first.
+
+    Groups that no consumer reads (queries and keys of attention) fall back to L2 magnitude, and the scores say so.
+
+    Raises:
+        CalibrationError: there is no calibration.
+    """
+    graph, calibration = evidence.graph, evidence.learnt
+    order, error, unread = {}, {}, []
+    with evidence.progress.task("error curves", total=len(graph.groups)) as advance:
+        for group in graph.groups:
+            readers = consumers_of(group, calibration.consumers)
+            if readers:
+                problems = [
+                    problem(graph, consumer, rows, calibration.moments[consumer.op], evidence.state)
+                    for consumer, rows in readers
+                ]
+                removal = greedy_removal(problems, group.cells)
+                found = removal.order, np.maximum.accumulate(removal.error)
+            else:
+                unread.append(group.name)
+                found = _by_magnitude(graph, group, evidence.state)
+            order[group.name], error[group.name] = found
+            advance(1)
+    note = f"no layer reads the units of {', '.join(unread)}: L2 magnitude was used there"
+    return Scores("reconstruction", order, error, (note,) if unread else ())
+
+
+def consumers_of(group: Group, consumers: Iterable[Consumer]) -> list[tuple[Consumer, IntArray]]:
+    """Who feels the loss of a group's units, and which entries of its patches they are, `[size, k]`.
+
+    A depthwise convolution loses the output with the input, so it feels nothing.
+    """
+    return [
+        (consumer, read.rows)
+        for consumer in consumers
+        for read in consumer.reads
+        if read.group == group.index and consumer.kind != "depthwise"
+    ]
+
+
+def matrices(graph: Graph, consumer: Consumer, state: State) -> torch.Tensor:
+    """`[parts, outputs, width]`: the weights of a consumer."""
+    index = layout(graph, Sizes(graph, graph.coupling.keep({})), consumer)
+    return state[consumer.weight].detach().flatten()[index.long()].double()
+
+
+def restores_mean(graph: Graph, consumer: Consumer) -> bool:
+    """Whether something behind a consumer can put the mean of its output right."""
+    readers = [op for op in graph.ops if consumer.output in op.inputs]
+    return consumer.bias is not None or any(NORMALISATION in op.name for op in readers)
+
+
+def problem(graph: Graph, consumer: Consumer, rows: IntArray, moment: Moment, state: State) -> Problem:
+    """A consumer as the surgeon sees it: all parts of a grouped convolution in one block-diagonal problem."""
+    weight = matrices(graph, consumer, state)
+    if moment.second is None:
+        return _diagonal(weight, moment.diagonal, rows)
+    second = moment.second.double()
+    if restores_mean(graph, consumer):
+        mean = moment.mean.double()
+        second = second - mean[:, :, None] * mean[:, None, :]
+    if consumer.parts == 1:
+        return Problem(second[0], weight[0], rows)
+    return Problem(torch.block_diag(*second.unbind()), torch.cat(list(weight), dim=1), rows)
+
+
+def _diagonal(weight: torch.Tensor, diagonal: torch.Tensor, rows: IntArray) -> Problem:
+    """A consumer too wide for second moments: each unit is lost by itself, nothing makes up for it.
+
+    A loss is a sum of `E[x_i^2] |W_i|^2` over the unit's entries (the score of Wanda, squared).
+    """
+    loss = (weight.square().sum(dim=1) * diagonal.double()).flatten()[torch.from_numpy(rows)].sum(dim=1)
+    return Problem(torch.eye(len(rows), dtype=torch.float64), loss.sqrt()[None], np.arange(len(rows))[:, None])
+
+
+def _by_magnitude(graph: Graph, group: Group, state: State) -> tuple[IntArray, FloatArray]:
+    """Order and error by magnitude, the whole group being worth 1 like a consumer's output."""
+    importance = magnitude(graph, group, state, 2) / group.size
+    order = interleaved(group, importance)
+    return order, curve(importance[order])
