@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from sned import Graph, Plan, apply, trace
 
@@ -33,12 +34,18 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def random_units(graph: Graph, sparsity: float = 0.5, seed: int = 0, only: Sequence[str] = ()) -> dict[str, list[int]]:
-    """Units to remove: in every cell of every group (or of those named) the same number, picked at random."""
+def random_units(
+    graph: Graph, sparsity: float | None = 0.5, seed: int = 0, only: Sequence[str] = ()
+) -> dict[str, list[int]]:
+    """Units to remove: in every cell of every group (or of those named) the same number, picked at random.
+
+    Without a `sparsity` each group gets one of its own.
+    """
     rng = np.random.default_rng(seed)
     removed: dict[str, list[int]] = {}
     for group in graph.groups:
-        count = min(round(group.cell_size * sparsity), group.cell_size - 1)
+        share = float(rng.uniform(0, 0.9)) if sparsity is None else sparsity
+        count = min(round(group.cell_size * share), group.cell_size - 1)
         if only and group.name not in only:
             continue
         for cell in range(group.cell_count):
@@ -111,6 +118,11 @@ def promised(model: nn.Module, plan: Plan) -> int:
         axes = plan.kept.get(name, {})
         total += int(np.prod([len(axes[a]) if a in axes else n for a, n in enumerate(tensor.shape)], dtype=np.int64))
     return total
+
+
+def longer(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same inputs with one more sample."""
+    return tuple(pytree.tree_map(lambda t: torch.cat([t, t[:1].flip(-1)]), list(inputs)))
 
 
 def example_of(inputs: tuple[Any, ...]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,35 +47,53 @@ class CrossMoment:
 
 
 class Sums:
-    """Running sums over patches and any number of targets; products in float32, sums in float64 where small."""
+    """Running sums over patches and targets; products in float32, sums in float64 where they are small.
+
+    Args:
+        full: whether to keep `[width, width]` moments, or only their diagonal.
+    """
 
     def __init__(self, *, full: bool = True) -> None:
         self._full = full
         self._count = 0
-        self._held: list[Tensor] = []
+        self._patches: list[Tensor] = []
+        self._target: list[Tensor] = []
 
-    def add(self, x: Tensor, targets: Sequence[Tensor] = ()) -> None:
-        """Take in patches `[parts, width, n]` and targets `[parts, outputs, n]`."""
+    def add(self, x: Tensor, target: Tensor | None = None) -> None:
+        """Take in patches `[parts, width, n]` and a target `[parts, outputs, n]`."""
+        self.add_patches(x)
+        if target is not None:
+            self.add_target(x, target)
+
+    def add_patches(self, x: Tensor) -> None:
+        """Take in patches."""
         x = x.float()
         second = x @ x.mT if self._full else x.new_zeros(0)
         diagonal = second.diagonal(dim1=1, dim2=2) if self._full else x.square().sum(-1)
-        terms = [x.sum(-1), diagonal, second]
-        for target in targets:
-            y = target.float()
-            terms += [y.sum(-1), y.square().sum(-1), y @ x.mT]
-        if not self._held:
-            self._held = [t.to(torch.float32 if t.shape[-1] > PRECISE else torch.float64) for t in terms]
-        else:
-            for total, term in zip(self._held, terms, strict=True):
-                total += term
+        self._patches = _added(self._patches, [x.sum(-1), diagonal, second])
         self._count += x.shape[-1]
+
+    def add_target(self, x: Tensor, target: Tensor) -> None:
+        """Take in a target beside its patches."""
+        y = target.float()
+        self._target = _added(self._target, [y.sum(-1), y.square().sum(-1), y @ x.float().mT])
 
     def moment(self) -> Moment:
         """Moments of the patches."""
-        first, diagonal, second = (t / max(self._count, 1) for t in self._held[:3])
+        first, diagonal, second = (t / max(self._count, 1) for t in self._patches)
         return Moment(second if self._full else None, diagonal, first, self._count)
 
-    def targets(self) -> list[CrossMoment]:
-        """Moments of the targets, in the order given."""
-        scaled = [t / max(self._count, 1) for t in self._held[3:]]
-        return [CrossMoment(scaled[i + 2], scaled[i], scaled[i + 1]) for i in range(0, len(scaled), 3)]
+    def target(self) -> CrossMoment:
+        """Moments of the target."""
+        mean, energy, cross = (t / max(self._count, 1) for t in self._target)
+        return CrossMoment(cross, mean, energy)
+
+    def forget_target(self) -> None:
+        """Make room for another target beside the same patches."""
+        self._target = []
+
+
+def _added(totals: list[Tensor], terms: list[Tensor]) -> list[Tensor]:
+    if not totals:
+        return [t.to(torch.float32 if t.shape[-1] > PRECISE else torch.float64) for t in terms]
+    return [total.add_(term) for total, term in zip(totals, terms, strict=True)]

@@ -1,8 +1,9 @@
 """What a plan would cost on a device, before it is built.
 
-In: a `Graph` (shapes and what a plan changes about them; no weights) and a `Device`. Out: a `CostModel` that tells the
-latency, MACs, parameters and file size of a hundred thousand plans a minute, and the `Budget` that they have to meet.
-Ops are timed on the device where that can be done. No framework is needed.
+In: a `Graph` (shapes and what a plan changes about them; no weights) and a `Device`. Out: a `CostModel` that
+    tells the
+latency, MACs, parameters and file size of a hundred thousand plans a minute, and the `Budget` that they have
+to meet. Ops are timed on the device where that can be done. No framework is needed.
 """
 
 from sned.devices.budget import Budget

@@ -57,7 +57,7 @@ def _share(text: str) -> float | None:
 def _fraction(value: Any, info: ValidationInfo) -> float | None:
     meaning = {
         "sparsity": "the fraction of units to remove in each group, such as 0.5",
-        "max_loss": "how much of the figure that `evaluate` returns may be lost, such as 0.01 for one point of accuracy",
+        "max_loss": "how much may be lost of what `evaluate` returns, such as 0.01 for a point of accuracy",
     }[str(info.field_name)]
     rule = f"`{info.field_name}` must be in [0, 1): {meaning}"
     if value is None:
@@ -85,8 +85,8 @@ Whole = Annotated[int, BeforeValidator(_at_least_one)]
 class Budget(BaseModel):
     """What a pruned network may cost, on which device, and how it runs there.
 
-    Each amount is absolute (a number) or relative: "50%" is what remains, and so is "2x" (a half). All that are given
-    must be met.
+    Each amount is absolute (a number) or relative: "50%" is what remains, and so is "2x" (a half). All that
+    are given must be met.
 
     Attributes:
         latency_ms: time of one run.
@@ -190,7 +190,9 @@ def _resolved(value: float | str, dense: float) -> float:
 
 
 def _shown(amounts: Mapping[str, float | str]) -> str:
-    return ", ".join(f"{name}={value if isinstance(value, str) else f'{value:g}'}" for name, value in amounts.items())
+    return ", ".join(
+        f"{name}={value if isinstance(value, str) else f'{value:g}'}" for name, value in amounts.items()
+    )
 
 
 def _worded(error: ValidationError) -> str:

@@ -118,17 +118,22 @@ class MeasuredCost:
         seen: set[str] = set()
         made = [LayerCost("", "call", self.tables.call_us * self.scale / 1e3, 0.0, 0.0)]
         for kernel, microseconds in zip(self.work.kernels, latency, strict=True):
-            first = [n for n in dict.fromkeys(kernel.parameters) if n in self.work.parameters and n not in seen]
+            first = [
+                n for n in dict.fromkeys(kernel.parameters) if n in self.work.parameters and n not in seen
+            ]
             seen.update(first)
             parameters = sum(float(self.work.parameters[name].at(sizes)[0]) for name in first)
             macs = float(kernel.macs.at(sizes)[0])
             made.append(
-                LayerCost(kernel.module, _kind(kernel), float(microseconds) * self.scale / 1e3, macs, parameters)
+                LayerCost(
+                    kernel.module, _kind(kernel), float(microseconds) * self.scale / 1e3, macs, parameters
+                )
             )
         return made
 
     def anchored(self, counts: FloatArray, latency_ms: float) -> MeasuredCost:
-        """The same model, scaled so that the plan `counts[G]` takes the `latency_ms` that was measured for it.
+        """The same model, scaled so that the plan `counts[G]` takes the `latency_ms` that was measured for
+        it.
 
         Args:
             counts: units kept in each group, usually all.
@@ -141,7 +146,7 @@ class MeasuredCost:
         sizes, least = np.array(self.work.group_sizes), np.array(self.work.group_least)
         if counts.ndim != 2 or counts.shape[1] != len(sizes):
             raise PlanError(
-                f"`counts` must have one column for each of the {len(sizes)} groups, got shape {counts.shape}."
+                f"`counts` must have a column for each of the {len(sizes)} groups, got shape {counts.shape}."
             )
         if np.any(counts > sizes) or np.any(counts < least):
             plan, group = np.argwhere((counts > sizes) | (counts < least))[0]
@@ -168,7 +173,9 @@ class MeasuredCost:
         return Costs(
             latency_ms=latency * self.scale / 1e3,
             macs=sum((kernel.macs.at(sizes) for kernel in self.work.kernels), np.zeros(len(counts))),
-            parameters=sum((extent.at(sizes) for extent in self.work.parameters.values()), np.zeros(len(counts))),
+            parameters=sum(
+                (extent.at(sizes) for extent in self.work.parameters.values()), np.zeros(len(counts))
+            ),
             size_bytes=stored * BYTES,
             energy_mj=unknown,
             peak_memory_bytes=unknown,
@@ -180,8 +187,8 @@ class MeasuredCost:
     def _cold(self, sizes: FloatArray) -> list[FloatArray]:
         """What each kernel loses because the weights of the others push its own out of the cache.
 
-        An op timed alone finds its weights where the last run left them, as far as they fit; in a network they are as
-        far away as all weights together reach.
+        An op timed alone finds its weights where the last run left them, as far as they fit; in a network
+        they are as far away as all weights together reach.
         """
         held = [kernel.weights.at(sizes) * BYTES for kernel in self.work.kernels]
         far = self.tables.cold_us_per_byte(np.sum(held, axis=0) if held else np.zeros(len(sizes)))

@@ -1,9 +1,10 @@
 """Time single ops on this machine, in ONNX Runtime, and make tables of them.
 
-What a session costs besides its op is measured with ops that do nothing and taken off, so that the times of the ops of
-a network add up to the time of the network; it is added once.
+What a session costs besides its op is measured with ops that do nothing and taken off, so that the times of
+the ops of a network add up to the time of the network; it is added once.
 
-Times are kept in units of a yardstick, an op that is timed in the same rounds: a machine that slows down (heat, company)
+Times are kept in units of a yardstick, an op that is timed in the same rounds: a machine that slows down
+    (heat, company)
 slows both. The yardstick itself is timed anew each time.
 """
 
@@ -11,27 +12,28 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx import ModelProto, helper
 
+from sned.devices.grids import Point
 from sned.devices.kernels import FloatArray
 from sned.devices.layout import Family
-from sned.devices.recipes import BLOCKED, RECIPES, Point, constant, model_of
+from sned.devices.recipes import BLOCKED, RECIPES, constant, model_of
 from sned.devices.store import Environment, Store
 from sned.devices.table import Table
-from sned.progress import SILENT, Progress
+from sned.progress import SILENT, Advance, Progress
 from sned.runtime import session_options
-from sned.timing import Latency, interleaved
+from sned.timing import interleaved
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -43,6 +45,10 @@ CHUNK_BYTES = 384 << 20
 SAMPLE_MS = 0.3
 RUNS = 15
 YARDSTICK = "yardstick"
+_TIMED_SHARE = 0.6
+"""Of the time given: the rest goes by while models are made and opened."""
+
+Runner = Callable[[], object]
 FOOTPRINTS_MB = (0.3, 0.6, 1.2, 1.8, 2.4, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
@@ -62,14 +68,15 @@ class OpTables:
     Attributes:
         block: channels in a block of the runtime's layout; 1 where it has none.
         call_us: what one call of a network costs before and after its ops.
-        node_us: what it costs to come to one more op.
+        yardstick_us: of the op that the times were compared with.
         tables: microseconds of each family over the coordinates of its recipe.
-        cold: microseconds a byte by which a weight is slower when a network's weights fill `[footprint in bytes]`.
+        cold: microseconds a byte by which a weight is slower when a network's weights fill `[footprint in
+            bytes]`.
     """
 
     block: int
     call_us: float
-    node_us: float
+    yardstick_us: float
     tables: Mapping[Family, Table]
     cold: tuple[FloatArray, FloatArray]
 
@@ -78,8 +85,9 @@ class OpTables:
         return self.tables[family](RECIPES[family.recipe].coordinates(widths, self.block))
 
     def cold_us_per_byte(self, footprint: FloatArray) -> FloatArray:
-        """How much slower a byte of weights is than one that is still in the cache, for a footprint in bytes."""
-        return np.interp(np.log2(np.maximum(footprint, 1.0)), np.log2(self.cold[0]), self.cold[1])
+        """How much slower a byte of weights is than one in the nearest cache, by the bytes of all weights."""
+        lost: FloatArray = np.interp(np.log2(np.maximum(footprint, 1.0)), np.log2(self.cold[0]), self.cold[1])
+        return lost
 
 
 @dataclass(frozen=True)
@@ -99,27 +107,32 @@ def measure(
 ) -> OpTables:
     """Time what is wanted and not yet known, in about `seconds`, and make tables of it.
 
+    The corners of every table are measured whatever it takes; points between them as long as there is time.
+
     Args:
         wanted: families and their widths; equal families are joined.
         block: of the runtime's layout, from `block_size`.
         store: what is known; new times are added and saved.
-        seconds: how long to measure at most; below about 20 ms an op the tables get coarser.
+        seconds: how long to measure.
         largest_footprint: bytes of the largest set of weights that will be asked about.
         progress: told of each op.
     """
     ranges = _joined(wanted)
-    density = 3
-    grids: dict[Family, tuple[FloatArray, ...]] = {}
-    for density in (3, 2):
-        grids = {f: RECIPES[f.recipe].grid(low, high, block, density) for f, (low, high) in ranges.items()}
-        points = [p for family, axes in grids.items() for p in _points(family, axes, block)]
-        missing = [point for point in points if point.key not in store.yardsticks]
-        if len(missing) * 0.02 <= seconds:
-            break
+    coarse, fine = (
+        {f: RECIPES[f.recipe].grid(low, high, block, density) for f, (low, high) in ranges.items()}
+        for density in (2, 3)
+    )
     footprints = [mb for mb in FOOTPRINTS_MB if mb * 1e6 < 2 * largest_footprint] or [FOOTPRINTS_MB[0]]
-    general = [point for point in _general(footprints, block) if point.key not in store.yardsticks]
-    yardstick_us = _time([*general, *missing], block, store, seconds, progress)
-    known = {key: times * yardstick_us for key, times in store.yardsticks.items()}
+    needed = _unknown([*_general(footprints, block), *_points(coarse, block)], store)
+    better = _unknown([p for p in _points(fine, block) if p.key not in {n.key for n in needed}], store)
+    timer = _Timer(store, block, time.perf_counter() + seconds)
+    with progress.task("measuring ops", total=len(needed) + len(better)) as advance:
+        timer.time(needed, advance, left=len(needed) + len(better))
+        timer.time(better, advance, left=len(better), optional=True)
+    known = {key: value * timer.yardstick_us for key, value in store.yardsticks.items()}
+    grids = {
+        f: fine[f] if all(p.key in known for p in _points({f: fine[f]}, block)) else coarse[f] for f in ranges
+    }
     return _tables(grids, footprints, block, known)
 
 
@@ -131,9 +144,16 @@ def _joined(wanted: Sequence[Wanted]) -> dict[Family, tuple[Point, Point]]:
     return ranges
 
 
-def _points(family: Family, axes: Sequence[FloatArray], block: int) -> list[_Point]:
-    recipe = RECIPES[family.recipe]
-    return [_Point(_key(family, point), partial(recipe.model, family, point, block)) for point in product(*axes)]
+def _points(grids: Mapping[Family, tuple[FloatArray, ...]], block: int) -> list[_Point]:
+    return [
+        _Point(_key(family, point), partial(RECIPES[family.recipe].model, family, point, block))
+        for family, axes in grids.items()
+        for point in product(*axes)
+    ]
+
+
+def _unknown(points: Sequence[_Point], store: Store) -> list[_Point]:
+    return list({point.key: point for point in points if point.key not in store.yardsticks}.values())
 
 
 def _key(family: Family, point: Sequence[float]) -> str:
@@ -148,77 +168,90 @@ def _tables(
 ) -> OpTables:
     node = (known["nodes 9"] - known["nodes 1"]) / 8
     empty = known["nodes 1"] - node
-    tables = {
-        family: Table(
-            axes,
-            np.array([known[_key(family, point)] for point in product(*axes)]).reshape([len(axis) for axis in axes])
-            - empty,
-        )
-        for family, axes in grids.items()
-    }
-    return OpTables(block, known["call"] - node, node, tables, _cold(footprints, known, empty))
+    tables = {}
+    for family, axes in grids.items():
+        times = np.array([known[_key(family, point)] for point in product(*axes)])
+        tables[family] = Table(axes, times.reshape([len(axis) for axis in axes]) - empty)
+    return OpTables(
+        block=block,
+        call_us=known["call"] - node,
+        yardstick_us=known[YARDSTICK],
+        tables=tables,
+        cold=_cold(footprints, known, empty),
+    )
 
 
 def _cold(
     footprints: Sequence[float], known: Mapping[str, float], empty: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Microseconds a byte lost to weights that have left the cache, as the footprint of a chain of ops grows."""
+    """Microseconds a byte lost to weights that have left the cache, as the weights of a chain of ops grow."""
     per_op = np.array([(known[f"chain {mb}"] - empty) / _chain_length(mb) for mb in footprints])
-    return np.array(footprints) * 1e6, np.maximum.accumulate(np.maximum(per_op - per_op.min(), 0)) / _CHAIN_BYTES
+    lost = np.maximum.accumulate(np.maximum(per_op - per_op.min(), 0.0))
+    return np.array(footprints) * 1e6, lost / _CHAIN_BYTES
 
 
-# --- timing ------------------------------------------------------------------------------------------------------
+# --- timing --------------------------------------------------------------------------------------------
 
 
-def _time(points: Sequence[_Point], block: int, store: Store, seconds: float, progress: Progress) -> float:
-    """Time points and keep them; return the microseconds of the yardstick."""
-    threads = store.environment.threads
-    deadline = time.perf_counter() + seconds
-    yardstick = {YARDSTICK: _runner(_yardstick(block), threads, called=False)}
-    lengths = [_interleaved(yardstick, threads, 0.2)[YARDSTICK].median_ms]
-    done = 0
-    with progress.task("measuring ops", total=len(points)) as advance:
-        for runners in _chunks(points, threads):
-            left = max(0.0, deadline - time.perf_counter())
-            share = left * len(runners) / (len(points) - done)
-            times = _interleaved({**runners, **yardstick}, threads, share * 0.7)
-            lengths.append(times[YARDSTICK].median_ms)
-            _keep(store, times)
-            done += len(runners)
+class _Timer:
+    """Times points until a deadline and keeps them."""
+
+    def __init__(self, store: Store, block: int, deadline: float) -> None:
+        self._store = store
+        self._deadline = deadline
+        self._threads = store.environment.threads
+        self._yardstick = {YARDSTICK: _runner(_yardstick(block), self._threads)}
+        self._lengths_ms: list[float] = []
+        self._interleaved({}, 0.1)
+
+    @property
+    def yardstick_us(self) -> float:
+        """How long the yardstick took, over all rounds."""
+        return float(np.median(self._lengths_ms)) * 1e3
+
+    def time(self, points: Sequence[_Point], advance: Advance, *, left: int, optional: bool = False) -> None:
+        """Time `points` in their share of the time for all that are `left`; optional ones until it ends."""
+        for runners in self._chunks(points):
+            seconds = max(0.0, self._deadline - time.perf_counter())
+            self._interleaved(runners, seconds * len(runners) / left * _TIMED_SHARE)
+            left -= len(runners)
             advance(len(runners))
-    globals()["LAST"]=float(np.median(lengths)) * 1e3
-    return float(np.median(lengths)) * 1e3
+            if optional and time.perf_counter() > self._deadline:
+                return
 
+    def _interleaved(self, runners: Mapping[str, Runner], seconds: float) -> None:
+        times = interleaved(
+            {**runners, **self._yardstick},
+            runs=RUNS,
+            warmup=1,
+            threads=self._threads,
+            min_sample_ms=SAMPLE_MS,
+            settle=1,
+            max_seconds=seconds,
+        )
+        self._lengths_ms.append(times[YARDSTICK].median_ms)
+        relative = {key: latency.median_ms / times[YARDSTICK].median_ms for key, latency in times.items()}
+        self._keep(relative, {key for key, latency in times.items() if latency.noisy})
 
-def _interleaved(
-    runners: Mapping[str, partial[None]], threads: int, seconds: float
-) -> dict[str, Latency]:
-    return interleaved(
-        runners, runs=RUNS, warmup=1, threads=threads, min_sample_ms=SAMPLE_MS, settle=1, max_seconds=seconds
-    )
+    def _keep(self, relative: Mapping[str, float], noisy: Set[str]) -> None:
+        """Save for later what was measured without disturbance; the rest serves this time only."""
+        self._store.yardsticks.update({key: value for key, value in relative.items() if key not in noisy})
+        if relative.keys() - noisy - {YARDSTICK}:
+            self._store.save()
+        self._store.yardsticks.update(relative)
 
-
-def _keep(store: Store, times: Mapping[str, Latency]) -> None:
-    """Save for later what was measured without disturbance; the rest serves this time only."""
-    relative = {key: latency.median_ms / times[YARDSTICK].median_ms for key, latency in times.items()}
-    store.yardsticks.update({key: value for key, value in relative.items() if not times[key].noisy})
-    store.save()
-    store.yardsticks.update(relative)
-
-
-def _chunks(points: Sequence[_Point], threads: int) -> Iterator[dict[str, partial[None]]]:
-    runners: dict[str, partial[None]] = {}
-    held = 0
-    for point in points:
-        model = point.model()
-        size = model.ByteSize()
-        if runners and (len(runners) >= CHUNK or held + size > CHUNK_BYTES):
+    def _chunks(self, points: Sequence[_Point]) -> Iterator[dict[str, Runner]]:
+        runners: dict[str, Runner] = {}
+        held = 0
+        for point in points:
+            model = point.model()
+            held += model.ByteSize()
+            if runners and (len(runners) >= CHUNK or held > CHUNK_BYTES):
+                yield runners
+                runners, held = {}, model.ByteSize()
+            runners[point.key] = _runner(model, self._threads, called=point.key == "call")
+        if runners:
             yield runners
-            runners, held = {}, 0
-        runners[point.key] = _runner(model, threads, called=point.key == "call")
-        held += size
-    if runners:
-        yield runners
 
 
 def open_op(model: ModelProto, threads: int) -> InferenceSession:
@@ -231,12 +264,15 @@ def open_op(model: ModelProto, threads: int) -> InferenceSession:
     )  # fmt: skip
 
 
-def _runner(model: ModelProto, threads: int, *, called: bool) -> partial[None]:
+def _runner(model: ModelProto, threads: int, *, called: bool = False) -> Runner:
+    """Run a model on inputs that stay in place; `called`: by the call that users make, which costs more."""
     import onnxruntime
 
     session = open_op(model, threads)
     rng = np.random.default_rng(0)
-    feeds = {value.name: rng.standard_normal(value.shape).astype(np.float32) for value in session.get_inputs()}
+    feeds = {
+        value.name: rng.standard_normal(value.shape).astype(np.float32) for value in session.get_inputs()
+    }
     if called:
         return partial(session.run, None, feeds)
     binding = session.io_binding()
@@ -244,11 +280,10 @@ def _runner(model: ModelProto, threads: int, *, called: bool) -> partial[None]:
         binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
     for value in session.get_outputs():
         binding.bind_output(value.name, "cpu")
-    session.run_with_iobinding(binding)
     return partial(session.run_with_iobinding, binding)
 
 
-# --- what is measured once a machine -----------------------------------------------------------------------------
+# --- what is measured once a machine --------------------------------------------------------------
 
 _CHAIN_CHANNELS = 64
 _CHAIN_BYTES = _CHAIN_CHANNELS**2 * 9 * 4
@@ -270,7 +305,7 @@ def _general(footprints: Sequence[float], block: int) -> list[_Point]:
 def _nodes(count: int) -> ModelProto:
     """As many ops, each on one number."""
     names = ["x", *(f"t{i}" for i in range(count - 1)), "y"]
-    return model_of([helper.make_node("Sin", [a], [b]) for a, b in zip(names, names[1:])], {"x": (1,)}, "y")
+    return model_of([helper.make_node("Sin", [a], [b]) for a, b in pairwise(names)], {"x": (1,)}, "y")
 
 
 def _yardstick(block: int) -> ModelProto:
@@ -279,13 +314,19 @@ def _yardstick(block: int) -> ModelProto:
 
 
 def _chain(count: int, block: int, side: int = 4) -> ModelProto:
-    """As many small convolutions in a row, each with weights of its own: how fast weights come from further away."""
+    """As many small convolutions in a row, with weights of their own: how fast weights come from afar."""
     names = ["x", *(f"t{i}" for i in range(count - 1)), "y"]
     channels = _CHAIN_CHANNELS
-    attributes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [1, 1], "dilations": [1, 1], "group": 1}
+    attributes: dict[str, Any] = {
+        "kernel_shape": [3, 3],
+        "pads": [1, 1, 1, 1],
+        "strides": [1, 1],
+        "dilations": [1, 1],
+        "group": 1,
+    }
     nodes = [
         helper.make_node("Conv", [a, f"w{i}"], [b], domain=BLOCKED if block > 1 else "", **attributes)
-        for i, (a, b) in enumerate(zip(names, names[1:]))
+        for i, (a, b) in enumerate(pairwise(names))
     ]
     weights = [constant(f"w{i}", (channels, channels, 3, 3)) for i in range(count)]
     return model_of(nodes, {"x": (1, channels, side, side)}, "y", weights)

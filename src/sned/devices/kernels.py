@@ -45,7 +45,7 @@ NOTHING = Extent(0.0)
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor that one kernel writes and others read: `[batch, channels, *inner]`; `rank` counts all axes."""
+    """A tensor that one kernel writes and others read: `[batch, channels, *inner]`, of `rank` axes."""
 
     batch: Extent
     channels: Extent
@@ -61,10 +61,12 @@ class Value:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One step of a runtime, with what any runtime folds into it: a BatchNorm after a convolution, an activation.
+    """One step of a runtime, with what any runtime folds into it: a BatchNorm after a convolution, an
+    activation.
 
     Attributes:
-        kind: what it does: "conv", "linear", "pool", "elementwise" …; decides what `extents` and `statics` mean.
+        kind: what it does: "conv", "linear", "pool", "elementwise" …; decides what `extents` and `statics`
+            mean.
         module: path of the module that asked for it.
         inputs, output: indices into `Workload.values`; weights are not among them.
         op: the ONNX operator, for kinds that stand for many ("elementwise", "pool").
@@ -118,7 +120,9 @@ class Workload:
 
     def sizes_of(self, counts: FloatArray) -> FloatArray:
         """Evaluate every size expression for `P` plans that keep `counts[P, G]` units: `[P, S]`."""
-        kept = np.asarray(counts, dtype=np.float64) / np.maximum(np.asarray(self.group_sizes, dtype=np.float64), 1)
+        kept = np.asarray(counts, dtype=np.float64) / np.maximum(
+            np.asarray(self.group_sizes, dtype=np.float64), 1
+        )
         sizes = np.zeros((len(kept), len(self.sizes)))
         for index, size in enumerate(self.sizes):
             for term in size:

@@ -1,10 +1,12 @@
 """Which of ONNX Runtime's kernels each step becomes at given widths, for many plans at once.
 
-On x86 the runtime keeps images in blocks of channels ("NCHWc") wherever it can. What it can depends on the widths: a
-convolution whose input channels are no multiple of four falls back to a slower kernel, and reorders appear at the
-borders. So a plan that removes more can be slower, and a cost model that is to be searched has to know.
+On x86 the runtime keeps images in blocks of channels ("NCHWc") wherever it can. What it can depends on the
+widths: a convolution whose input channels are no multiple of four falls back to a slower kernel, and
+reorders appear at the borders. So a plan that removes more can be slower, and a cost model that is to be
+searched has to know.
 
-Reference: ONNX Runtime, core/optimizer/nchwc_transformer.cc; every rule here is tested against the graph that the
+Reference: ONNX Runtime, core/optimizer/nchwc_transformer.cc; every rule here is tested against the graph
+    that the
 installed version makes.
 """
 
@@ -65,7 +67,8 @@ def launches(workload: Workload, sizes: FloatArray, block: int) -> list[Launch]:
         block: channels in a block of the runtime's layout; 1 where it has none.
 
     Returns:
-        Every op that some plan can make it run, whether or not one of these plans does: the list is the same for all.
+        Every op that some plan can make it run, whether or not one of these plans does: the list is the same
+            for all.
     """
     layout = Layout(workload, sizes, block)
     for index, kernel in enumerate(workload.kernels):
@@ -111,6 +114,10 @@ class Layout:
     def open(self, value: int) -> BoolArray:
         """In which plans the next activation costs nothing."""
         return self._open.get(value, self.nowhere)
+
+    def planar(self, kernel: Kernel) -> bool:
+        """Whether a convolution is of images, the only ones that are kept in blocks."""
+        return self.block > 1 and len(self.workload.values[kernel.inputs[0]].inner) == 2
 
     def padded(self, channels: FloatArray) -> FloatArray:
         """Channels with the rest of the last block."""
@@ -169,8 +176,8 @@ def _conv_statics(kernel: Kernel) -> dict[str, Static]:
 def _merge_targets(workload: Workload, add: Kernel) -> list[Kernel]:
     """The convolutions that the runtime may let do this addition, in the order in which it looks at them.
 
-    The memory of the other operand, which nobody reads afterwards, becomes that of the result, so the addition costs
-    nothing.
+    The memory of the other operand, which nobody reads afterwards, becomes that of the result, so the
+    addition costs nothing.
     """
     if add.op != "Add" or not _equal_operands(workload, add):
         return []
@@ -190,11 +197,13 @@ def _conv(layout: Layout, index: int, kernel: Kernel) -> None:
     n, ci, co = (layout.at(kernel.extents[name]) for name in ("n", "ci", "co"))
     least, most = layout.workload.range(kernel.extents["ci"])
     statics = _conv_statics(kernel)
-    planar = layout.block > 1 and len(kernel.statics["kernel"]) == 2  # type: ignore[arg-type]
+    planar = layout.planar(kernel)
     direct = (ci < layout.block) if planar else layout.nowhere
     blocked = (ci >= layout.block) & (ci % ALIGNMENT == 0) if planar else layout.nowhere
     layout.at_kernel(index)
-    layout.read(kernel.inputs[0], plain=~blocked, blocked=blocked if planar and most >= layout.block else None)
+    layout.read(
+        kernel.inputs[0], plain=~blocked, blocked=blocked if planar and most >= layout.block else None
+    )
     if planar and least < layout.block:
         layout.launch(index, "direct_conv", direct, (n, ci, co), **statics)
     if planar and most >= layout.block:
@@ -207,7 +216,7 @@ def _conv(layout: Layout, index: int, kernel: Kernel) -> None:
 def _depthwise(layout: Layout, index: int, kernel: Kernel) -> None:
     n, c = (layout.at(kernel.extents[name]) for name in ("n", "co"))
     one_each = kernel.extents["ci"] == kernel.extents["co"]
-    planar = layout.block > 1 and len(kernel.statics["kernel"]) == 2 and one_each  # type: ignore[arg-type]
+    planar = layout.planar(kernel) and one_each
     blocked = c % ALIGNMENT == 0 if planar else layout.nowhere
     statics = _conv_statics(kernel)
     layout.at_kernel(index)
@@ -222,20 +231,25 @@ def _depthwise(layout: Layout, index: int, kernel: Kernel) -> None:
 
 
 def _grouped(layout: Layout, index: int, kernel: Kernel) -> None:
+    """Blocked where every group fills its blocks; where only one group is left, as any other convolution."""
     n, ci, co, per_group = (layout.at(kernel.extents[name]) for name in ("n", "ci", "co", "ci_group"))
     groups = ci / per_group
-    planar = layout.block > 1 and len(kernel.statics["kernel"]) == 2  # type: ignore[arg-type]
-    fits = (per_group % layout.block == 0) & ((co / groups) % layout.block == 0)
-    blocked = fits if planar else layout.nowhere
+    single = groups == 1
+    fits = (per_group % layout.block == 0) & (co / groups % layout.block == 0)
+    most = layout.workload.range(kernel.extents["ci_group"])[1]
+    possible = layout.planar(kernel) and (
+        most >= layout.block or kernel.extents["ci"] != kernel.extents["ci_group"]
+    )
+    direct = single & (ci < layout.block) if possible else layout.nowhere
+    blocked = fits | (single & (ci >= layout.block) & (ci % ALIGNMENT == 0)) if possible else layout.nowhere
     statics = {name: value for name, value in _conv_statics(kernel).items() if name != "groups"}
     layout.at_kernel(index)
-    possible = planar and layout.workload.range(kernel.extents["ci_group"])[1] >= layout.block
     layout.read(kernel.inputs[0], plain=~blocked, blocked=blocked if possible else None)
     widths = (n, groups, per_group, co / groups)
     if possible:
-        layout.launch(index, "blocked_grouped", blocked, widths, **statics)
-    layout.launch(index, "plain_grouped", ~blocked, widths, **statics)
-    layout.write(kernel.output, blocked if possible else layout.nowhere)
+        layout.launch(index, "blocked_grouped", direct | blocked, widths, **statics)
+    layout.launch(index, "plain_grouped", ~(direct | blocked), widths, **statics)
+    layout.write(kernel.output, direct | blocked)
 
 
 def _pool(layout: Layout, index: int, kernel: Kernel) -> None:
@@ -251,7 +265,7 @@ def _pool(layout: Layout, index: int, kernel: Kernel) -> None:
 
 
 def _elementwise(layout: Layout, index: int, kernel: Kernel) -> None:
-    """Stays in blocks where all it reads is; an addition is merged into a convolution, an activation into either."""
+    """Stays in blocks where all it reads is; additions and what follows them merge into convolutions."""
     stays = kernel.op in STAYS_BLOCKED if len(kernel.inputs) == 1 else _binary_stays(layout.workload, kernel)
     blocked = layout.everywhere if stays else layout.nowhere
     for read in kernel.inputs:
@@ -282,7 +296,7 @@ def _mergeable(op: str, blocked: BoolArray) -> BoolArray:
 
 
 def _norm(layout: Layout, index: int, kernel: Kernel) -> None:
-    """A BatchNorm that no convolution could take in; in blocks it becomes a 1 × 1 convolution of each channel."""
+    """A BatchNorm that no convolution took in; in blocks it becomes a 1 × 1 convolution of each channel."""
     value = layout.workload.values[kernel.output]
     blocked = layout.blocked(kernel.inputs[0])
     layout.at_kernel(index)
@@ -290,7 +304,12 @@ def _norm(layout: Layout, index: int, kernel: Kernel) -> None:
     n, c = layout.at(value.batch), layout.at(value.channels)
     if kernel.inputs[0] in layout._blocked and layout.block > 1:
         ones = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
-        statics: Mapping[str, Static] = {**ones, "spatial": value.inner, "output": value.inner, "activation": ""}
+        statics: Mapping[str, Static] = {
+            **ones,
+            "spatial": value.inner,
+            "output": value.inner,
+            "activation": "",
+        }
         layout.launch(index, "blocked_depthwise", blocked, (n, c), **statics)
     layout.launch(index, "norm", ~blocked, (n, c), inner=int(np.prod(value.inner, initial=1.0)))
     layout.write(kernel.output, blocked, open_=blocked)

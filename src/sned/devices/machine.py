@@ -14,8 +14,9 @@ CPU_INFO = Path("/proc/cpuinfo")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 SIMD_FLAGS = (
-    "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16",
-    "amx_tile", "amx_bf16", "amx_int8", "neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16",
+    "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8",
+    "neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
 
 
@@ -37,7 +38,13 @@ def cores() -> int:
 @cache
 def processor_name() -> str | None:
     """Name the processor as its maker does."""
-    return _field("model name") or _field("Hardware") or _sysctl("machdep.cpu.brand_string") or platform.processor() or None
+    return (
+        _field("model name")
+        or _field("Hardware")
+        or _sysctl("machdep.cpu.brand_string")
+        or platform.processor()
+        or None
+    )
 
 
 def simd(cpu_info: Path = CPU_INFO) -> tuple[str, ...] | None:
@@ -96,6 +103,9 @@ def _sysctl(name: str) -> str | None:
     if platform.system() != "Darwin":
         return None
     try:
-        return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=True).stdout.strip() or None
+        return (
+            subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=True).stdout.strip()
+            or None
+        )
     except (OSError, subprocess.CalledProcessError):
         return None

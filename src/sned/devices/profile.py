@@ -82,14 +82,14 @@ class Device(_Strict):
         for near, far in pairwise(self.caches or ()):
             if far.level <= near.level or far.size_bytes < near.size_bytes:
                 raise DeviceError(
-                    f"Caches must be listed nearest first, each at least as large as the one before, but "
-                    f"'{self.name}' has {near.size_bytes} bytes at level {near.level} before {far.size_bytes} bytes "
-                    f"at level {far.level}. Correct its profile."
+                    "Caches must be listed nearest first, each at least as large as the one before, but "
+                    f"'{self.name}' has {near.size_bytes} bytes at level {near.level} before "
+                    f"{far.size_bytes} bytes at level {far.level}. Correct its profile."
                 )
         if self.caches and self.memory_bytes and self.caches[-1].size_bytes >= self.memory_bytes:
             raise DeviceError(
-                f"Main memory must be larger than every cache, but '{self.name}' has {self.memory_bytes} bytes of it "
-                f"and a cache of {self.caches[-1].size_bytes}. Correct its profile."
+                f"Main memory must be larger than every cache, but '{self.name}' has {self.memory_bytes} "
+                f"bytes of it and a cache of {self.caches[-1].size_bytes}. Correct its profile."
             )
         for figure in self.sources:
             if figure not in _FIGURES:
@@ -146,7 +146,9 @@ def read_device(path: str | Path) -> Device:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DeviceError(f"The device profile '{path}' cannot be read: {error}. Give the path of a TOML file.") from error
+        raise DeviceError(
+            f"The device profile '{path}' cannot be read: {error}. Give the path of a TOML file."
+        ) from error
     return parse_device(text, origin=str(path))
 
 
@@ -184,8 +186,8 @@ def _worded(error: ValidationError, origin: str) -> str:
     if first["type"] == "missing":
         return f"The device profile '{origin}' must have a key `{place}`. Add it."
     return (
-        f"The device profile '{origin}' has an impossible `{place}`: {_lower(first['msg'])}, got {first['input']!r}. "
-        "Correct it, or leave the key out if the figure is not known."
+        f"The device profile '{origin}' has an impossible `{place}`: {_lower(first['msg'])}, "
+        f"got {first['input']!r}. Correct it, or leave the key out if the figure is not known."
     )
 
 
@@ -198,16 +200,18 @@ def _lower(text: str) -> str:
 
 
 def _names() -> list[str]:
-    return sorted(entry.name.removesuffix(".toml") for entry in CATALOG.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in CATALOG.iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def _with_own_figures(device: Device) -> Device:
     caches = machine.data_caches()
-    figures = {
+    figures: dict[str, object] = {
         "processor": machine.processor_name(),
         "clusters": (Cores(count=machine.cores()),),
         "simd": machine.simd(),
-        "caches": caches and tuple(Cache(**vars(cache)) for cache in caches),
+        "caches": caches and tuple(Cache(**vars(level)) for level in caches),
         "memory_bytes": machine.memory_bytes(),
     }
     told = {name: "read from this machine" for name, value in figures.items() if value is not None}

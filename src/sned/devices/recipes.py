@@ -1,7 +1,8 @@
-"""The ops that are timed one by one: for each the widths to measure, and an ONNX model that runs nothing else.
+"""The ops that are timed one by one: for each the widths to measure, and an ONNX model that runs nothing
+else.
 
-Blocked kernels are written down as such, in the runtime's own operators, so that no reorder is timed with them; the
-transformer that would make plain ones blocked is off while plain ones are timed.
+Blocked kernels are written down as such, in the runtime's own operators, so that no reorder is timed with
+them; the transformer that would make plain ones blocked is off while plain ones are timed.
 """
 
 from __future__ import annotations
@@ -9,20 +10,33 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from sned.devices.kernels import FloatArray
-from sned.devices.layout import Family
+from sned.devices.grids import (
+    SET,
+    Coordinates,
+    Grid,
+    Point,
+    as_they_are,
+    blocked_channels,
+    blocked_coordinates,
+    conv_coordinates,
+    conv_grid,
+    each,
+    grouped_coordinates,
+    grouped_grid,
+    plain_conv_grid,
+    reorder_coordinates,
+    reorder_grid,
+)
+from sned.devices.layout import ALIGNMENT, Family
 
 BLOCKED = "com.microsoft.nchwc"
 CONTRIB = "com.microsoft"
-SET = 4
-"""Blocks of output channels that a blocked convolution computes at once; the last set may be smaller and is slower."""
-
 Shape = tuple[int, ...]
-Point = tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -30,135 +44,23 @@ class Recipe:
     """How one kind of op is measured.
 
     Attributes:
-        grid: `(family, low, high, block, density) -> ` coordinates to measure on each axis, where low and high are the
-            widths that occur.
-        coordinates: `(widths, block) -> ` the coordinates on the axes of the grid, which are fewer where widths are
-            rounded up to blocks.
+        grid: `(family, low, high, block, density) -> ` coordinates to measure on each axis, where low and
+            high are the widths that occur.
+        coordinates: `(widths, block) -> ` the coordinates on the axes of the grid, which are fewer where
+            widths are rounded up to blocks.
         model: `(family, point, block) -> ` an ONNX model of the op at one point of the grid.
     """
 
-    grid: Callable[[Point, Point, int, int], tuple[FloatArray, ...]]
-    coordinates: Callable[[Sequence[FloatArray], int], tuple[FloatArray, ...]]
+    grid: Grid
+    coordinates: Coordinates
     model: Callable[[Family, Point, int], ModelProto]
-
-
-# --- grids -------------------------------------------------------------------------------------------------------
-
-
-def _even(low: float, high: float, density: int) -> FloatArray:
-    """From low to high in equal steps: what grows linearly needs no more than its ends, and one between to be sure."""
-    count = 1 if low == high else min(density, int(high - low) + 1)
-    return np.unique(np.rint(np.linspace(low, high, count)))
-
-
-def _geometric(low: float, high: float, density: int) -> FloatArray:
-    """From low to high in equal ratios, for what crosses the caches on the way."""
-    low = max(low, 1.0)
-    count = 1 if high <= low else min(2 * density, int(high - low) + 1)
-    return np.unique(np.rint(np.geomspace(low, max(low, high), count)))
-
-
-def _each(kinds: str) -> Callable[[Point, Point, int, int], tuple[FloatArray, ...]]:
-    """One axis a width, "e"ven or "g"eometric."""
-    spacing = {"e": _even, "g": _geometric}
-
-    def grid(low: Point, high: Point, block: int, density: int) -> tuple[FloatArray, ...]:
-        del block
-        # Three points an axis on more than two axes are many: what is bilinear is well met by its corners.
-        free = sum(a < b for a, b in zip(low, high, strict=True))
-        density = min(density, 2) if free > 2 else density
-        return tuple(spacing[kind](a, b, density) for kind, a, b in zip(kinds, low, high, strict=True))
-
-    return grid
-
-
-def _as_they_are(widths: Sequence[FloatArray], block: int) -> tuple[FloatArray, ...]:
-    del block
-    return tuple(widths)
-
-
-def _blocks(channels: FloatArray | float, block: int) -> FloatArray:
-    return np.ceil(np.asarray(channels, dtype=np.float64) / block)
-
-
-def _set_grid(low: float, high: float, block: int, density: int) -> tuple[FloatArray, FloatArray]:
-    """Whole sets before the last one, and blocks in the last one."""
-    first, last = (int(_blocks(width, block)) for width in (low, high))
-    before = _even((first - 1) // SET, (last - 1) // SET, density)
-    return before, np.arange(1.0, min(last, SET) + 1) if first < last else np.array([(first - 1) % SET + 1.0])
-
-
-def _set_coordinates(channels: FloatArray, block: int) -> tuple[FloatArray, FloatArray]:
-    before = _blocks(channels, block) - 1
-    return before // SET, before % SET + 1
-
-
-def _conv_grid(round_inputs: bool) -> Callable[[Point, Point, int, int], tuple[FloatArray, ...]]:
-    def grid(low: Point, high: Point, block: int, density: int) -> tuple[FloatArray, ...]:
-        if round_inputs:
-            inputs = _even(float(_blocks(max(low[1], block), block)), float(_blocks(high[1], block)), density)
-        else:
-            inputs = _even(low[1], min(high[1], block - 1), density)
-        return np.array([low[0]]), inputs, *_set_grid(low[2], high[2], block, density)
-
-    return grid
-
-
-def _conv_coordinates(round_inputs: bool) -> Callable[[Sequence[FloatArray], int], tuple[FloatArray, ...]]:
-    def coordinates(widths: Sequence[FloatArray], block: int) -> tuple[FloatArray, ...]:
-        n, ci, co = widths
-        return n, _blocks(ci, block) if round_inputs else ci, *_set_coordinates(co, block)
-
-    return coordinates
-
-
-def _plain_conv_grid(low: Point, high: Point, block: int, density: int) -> tuple[FloatArray, ...]:
-    """Narrower inputs are read directly by a blocked kernel, where there is one."""
-    inputs = _even(min(max(low[1], block), high[1]), high[1], density)
-    return np.array([low[0]]), inputs, _even(low[2], high[2], density)
-
-
-def _grouped_grid(low: Point, high: Point, block: int, density: int) -> tuple[FloatArray, ...]:
-    inputs = _even(float(_blocks(low[2], block)), float(_blocks(high[2], block)), density)
-    return np.array([low[0]]), _even(low[1], high[1], density), inputs, *_set_grid(low[3], high[3], block, density)
-
-
-def _grouped_coordinates(widths: Sequence[FloatArray], block: int) -> tuple[FloatArray, ...]:
-    n, groups, inputs, outputs = widths
-    return n, groups, _blocks(inputs, block), *_set_coordinates(outputs, block)
-
-
-def _blocked_channels(low: Point, high: Point, block: int, density: int) -> tuple[FloatArray, ...]:
-    return np.array([low[0]]), _even(float(_blocks(low[1], block)), float(_blocks(high[1], block)), density)
-
-
-def _blocked_coordinates(widths: Sequence[FloatArray], block: int) -> tuple[FloatArray, ...]:
-    return widths[0], _blocks(widths[1], block)
-
-
-def _reorder_grid(low: Point, high: Point, block: int, density: int) -> tuple[FloatArray, ...]:
-    """Whole blocks before the last one, and channels in the last one.
-
-    A last block that is nearly full is much slower than a full one: its channels lie a power of two apart, fall on the
-    same places of the cache, and are more than it has ways.
-    """
-    first, last = (int(_blocks(width, block)) - 1 for width in (low[1], high[1]))
-    quarters = np.arange(1, 5) * block // 4
-    rest = np.unique(np.minimum([1, *quarters, quarters[2] + 1, block - 1], high[1] if last == 0 else block))
-    return np.array([low[0]]), _even(first, last, density), np.maximum(rest, 1).astype(np.float64)
-
-
-def _reorder_coordinates(widths: Sequence[FloatArray], block: int) -> tuple[FloatArray, ...]:
-    before = _blocks(widths[1], block) - 1
-    return widths[0], before, widths[1] - before * block
-
-
-# --- models ------------------------------------------------------------------------------------------------------
 
 
 def constant(name: str, shape: Shape) -> TensorProto:
     """A weight of small equal numbers: kernels take the same time for any, as long as none is denormal."""
-    return helper.make_tensor(name, TensorProto.FLOAT, shape, np.full(prod(shape), 0.01, np.float32).tobytes(), raw=True)
+    return helper.make_tensor(
+        name, TensorProto.FLOAT, shape, np.full(prod(shape), 0.01, np.float32).tobytes(), raw=True
+    )
 
 
 def model_of(
@@ -176,12 +78,16 @@ def model_of(
     return helper.make_model(graph, opset_imports=sets, ir_version=10)
 
 
-def _window(family: Family) -> dict[str, object]:
+def _window(family: Family) -> dict[str, Any]:
     """Attributes of a convolution or pooling."""
     statics = dict(family.statics)
     padding = statics["padding"]
     assert isinstance(padding, tuple)
-    named = {"kernel_shape": statics["kernel"], "strides": statics["stride"], "pads": padding + _end_padding(family)}
+    named = {
+        "kernel_shape": statics["kernel"],
+        "strides": statics["stride"],
+        "pads": padding + _end_padding(family),
+    }
     return {**named, "dilations": statics["dilation"]} if "dilation" in statics else named
 
 
@@ -192,7 +98,7 @@ def _shape(family: Family, name: str) -> Shape:
 
 
 def _end_padding(family: Family) -> Shape:
-    """What must be added after the image for the recorded output size: more than before it where sizes round up."""
+    """What is added behind the image for the recorded output: more than before it where sizes round up."""
     dilations = dict(family.statics).get("dilation", (1,) * len(_shape(family, "kernel")))
     assert isinstance(dilations, tuple)
     return tuple(
@@ -204,8 +110,13 @@ def _end_padding(family: Family) -> Shape:
     )  # fmt: skip
 
 
-def _activation(family: Family) -> dict[str, object]:
-    parameters = {"Clip": [0.0, 6.0], "LeakyRelu": [0.01], "HardSigmoid": [1 / 6, 0.5], "HardSwish": [1 / 6, 0.5]}
+def _activation(family: Family) -> dict[str, Any]:
+    parameters = {
+        "Clip": [0.0, 6.0],
+        "LeakyRelu": [0.01],
+        "HardSigmoid": [1 / 6, 0.5],
+        "HardSwish": [1 / 6, 0.5],
+    }
     name = str(family["activation"])
     given = {"activation_params": parameters[name]} if name in parameters else {}
     return {"activation": name, **given} if name else {}
@@ -266,7 +177,9 @@ def _plain_depthwise(family: Family, point: Point, block: int) -> ModelProto:
     multiplier = family["multiplier"]
     assert isinstance(multiplier, int)
     inputs = max(1, int(point[1]) // multiplier)
-    return _conv_model(family, _Conv(int(point[0]), inputs, inputs * multiplier, inputs), _plain_domain(family))
+    return _conv_model(
+        family, _Conv(int(point[0]), inputs, inputs * multiplier, inputs), _plain_domain(family)
+    )
 
 
 def _blocked_grouped(family: Family, point: Point, block: int) -> ModelProto:
@@ -300,19 +213,17 @@ def _pool(family: Family, point: Point, block: int, domain: str) -> ModelProto:
     return model_of([node], {"x": (int(point[0]), channels, *_shape(family, "spatial"))}, "y")
 
 
-def _reorder(family: Family, point: Point, block: int) -> ModelProto:
-    n, channels, inner = int(point[0]), int(point[1] * block + point[2]), int(str(family["inner"]))
-    if family.recipe == "reorder_input":
-        given, attributes = max(ALIGNED, round(channels / ALIGNED) * ALIGNED), {}
-        name = "ReorderInput"
-    else:
-        given, attributes = int(_blocks(channels, block)) * block, {"channels": channels}
-        name = "ReorderOutput"
-    node = helper.make_node(name, ["x"], ["y"], domain=BLOCKED, **attributes)
-    return model_of([node], {"x": (n, given, 1, inner)}, "y")
+def _reorder_input(family: Family, point: Point, block: int) -> ModelProto:
+    channels = max(ALIGNMENT, round((point[1] * block + point[2]) / ALIGNMENT) * ALIGNMENT)
+    node = helper.make_node("ReorderInput", ["x"], ["y"], domain=BLOCKED)
+    return model_of([node], {"x": (int(point[0]), channels, 1, int(str(family["inner"])))}, "y")
 
 
-ALIGNED = 4
+def _reorder_output(family: Family, point: Point, block: int) -> ModelProto:
+    n, before, last = (int(width) for width in point)
+    node = helper.make_node("ReorderOutput", ["x"], ["y"], domain=BLOCKED, channels=before * block + last)
+    return model_of([node], {"x": (n, (before + 1) * block, 1, int(str(family["inner"])))}, "y")
+
 
 _OPERANDS = frozenset({"Add", "Sub", "Mul", "Div", "Pow"})
 _IN_CONTRIB = frozenset({"QuickGelu"})
@@ -336,7 +247,9 @@ def _norm(family: Family, point: Point, block: int) -> ModelProto:
     n, channels, inner = int(point[0]), int(point[1]), int(str(family["inner"]))
     names = ["scale", "shift", "mean", "variance"]
     node = helper.make_node("BatchNormalization", ["x", *names], ["y"])
-    return model_of([node], {"x": (n, channels, 1, inner)}, "y", [constant(name, (channels,)) for name in names])
+    return model_of(
+        [node], {"x": (n, channels, 1, inner)}, "y", [constant(name, (channels,)) for name in names]
+    )
 
 
 def _concat(family: Family, point: Point, block: int) -> ModelProto:
@@ -369,7 +282,9 @@ def _reduce(family: Family, point: Point, block: int) -> ModelProto:
 def _rows(family: Family, point: Point, block: int) -> ModelProto:
     del block
     shape = (int(point[0]), int(point[1]))
-    weights = [constant("s", shape[1:]), constant("b", shape[1:])] if family["op"] == "LayerNormalization" else []
+    weights = (
+        [constant("s", shape[1:]), constant("b", shape[1:])] if family["op"] == "LayerNormalization" else []
+    )
     node = helper.make_node(str(family["op"]), ["x", *(weight.name for weight in weights)], ["y"], axis=-1)
     return model_of([node], {"x": shape}, "y", weights)
 
@@ -388,25 +303,25 @@ def _reshape(family: Family, point: Point, block: int) -> ModelProto:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "direct_conv": Recipe(_conv_grid(False), _conv_coordinates(False), _direct_conv),
-    "blocked_conv": Recipe(_conv_grid(True), _conv_coordinates(True), _blocked_conv),
-    "plain_conv": Recipe(_plain_conv_grid, _as_they_are, _plain_conv),
-    "blocked_depthwise": Recipe(_blocked_channels, _blocked_coordinates, _blocked_depthwise),
-    "plain_depthwise": Recipe(_each("ee"), _as_they_are, _plain_depthwise),
-    "blocked_grouped": Recipe(_grouped_grid, _grouped_coordinates, _blocked_grouped),
-    "plain_grouped": Recipe(_each("eeee"), _as_they_are, _plain_grouped),
-    "deconv": Recipe(_each("eee"), _as_they_are, _deconv),
-    "blocked_pool": Recipe(_blocked_channels, _blocked_coordinates, lambda f, p, b: _pool(f, p, b, BLOCKED)),
-    "plain_pool": Recipe(_each("ee"), _as_they_are, lambda f, p, b: _pool(f, p, b, "")),
-    "reorder_input": Recipe(_reorder_grid, _reorder_coordinates, _reorder),
-    "reorder_output": Recipe(_reorder_grid, _reorder_coordinates, _reorder),
-    "elementwise": Recipe(_each("g"), _as_they_are, _elementwise),
-    "norm": Recipe(_each("ee"), _as_they_are, _norm),
-    "concat": Recipe(_each("g"), _as_they_are, _concat),
-    "gemm": Recipe(_each("egg"), _as_they_are, _gemm),
-    "matmul": Recipe(_each("eeee"), _as_they_are, _matmul),
-    "reduce": Recipe(_each("ee"), _as_they_are, _reduce),
-    "rows": Recipe(_each("ee"), _as_they_are, _rows),
-    "copy": Recipe(_each("g"), _as_they_are, _copy),
-    "reshape": Recipe(_each(""), _as_they_are, _reshape),
+    "direct_conv": Recipe(conv_grid(False), conv_coordinates(False), _direct_conv),
+    "blocked_conv": Recipe(conv_grid(True), conv_coordinates(True), _blocked_conv),
+    "plain_conv": Recipe(plain_conv_grid, as_they_are, _plain_conv),
+    "blocked_depthwise": Recipe(blocked_channels, blocked_coordinates, _blocked_depthwise),
+    "plain_depthwise": Recipe(each("ee"), as_they_are, _plain_depthwise),
+    "blocked_grouped": Recipe(grouped_grid, grouped_coordinates, _blocked_grouped),
+    "plain_grouped": Recipe(each("eeee"), as_they_are, _plain_grouped),
+    "deconv": Recipe(each("eee"), as_they_are, _deconv),
+    "blocked_pool": Recipe(blocked_channels, blocked_coordinates, lambda f, p, b: _pool(f, p, b, BLOCKED)),
+    "plain_pool": Recipe(each("ee"), as_they_are, lambda f, p, b: _pool(f, p, b, "")),
+    "reorder_input": Recipe(reorder_grid, reorder_coordinates, _reorder_input),
+    "reorder_output": Recipe(reorder_grid, reorder_coordinates, _reorder_output),
+    "elementwise": Recipe(each("g"), as_they_are, _elementwise),
+    "norm": Recipe(each("ee"), as_they_are, _norm),
+    "concat": Recipe(each("g"), as_they_are, _concat),
+    "gemm": Recipe(each("egg"), as_they_are, _gemm),
+    "matmul": Recipe(each("eeee"), as_they_are, _matmul),
+    "reduce": Recipe(each("ee"), as_they_are, _reduce),
+    "rows": Recipe(each("ee"), as_they_are, _rows),
+    "copy": Recipe(each("g"), as_they_are, _copy),
+    "reshape": Recipe(each(""), as_they_are, _reshape),
 }

@@ -37,8 +37,8 @@ class Environment:
 class Store:
     """Op times in yardsticks, by op and widths; read from a file when opened and written back by `save`.
 
-    A file that is missing, damaged or of another environment counts as empty; one that cannot be written costs a new
-    measurement next time, nothing else.
+    A file that is missing, damaged or of another environment counts as empty; one that cannot be written
+    costs a new measurement next time, nothing else.
     """
 
     path: Path

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from sned.graph.flow import Relations, Why
+from sned.graph.flow import Cells, Relations, Why
 from sned.graph.ir import BoolArray, Frozen, Group, IntArray, Slices, Term
 from sned.graph.labels import Box, Boxes
 
@@ -84,14 +84,15 @@ class Coupling:
         pairs = [(self._atom[a], self._atom[b]) for a, b in self._relations.slabs]
         return _matrix(pairs, (self._atoms, self._atoms))
 
-    def _cell_rows(self) -> list[tuple[IntArray, bool]]:
-        """The rows that must lose equally many, as atoms, without repetition; and whether a row may vanish."""
-        rows = {}
-        for cells, vanish in self._relations.cells:
-            atoms = self._atom[cells]
-            if len(atoms) > 1 and bool((atoms != atoms[0]).any()):
-                rows.setdefault((atoms.shape, atoms.tobytes(), vanish), (atoms, vanish))
-        return list(rows.values())
+    def _cell_rows(self) -> list[Cells]:
+        """The rows that must lose equally many, as atoms, without repetition."""
+        found = {}
+        for cells in self._relations.cells:
+            rows = self._atom[cells.rows]
+            if len(rows) > 1 and bool((rows != rows[0]).any()):
+                owners = self._atom[cells.owners]
+                found.setdefault((rows.shape, rows.tobytes(), owners.tobytes()), Cells(rows, owners))
+        return list(found.values())
 
     def _solve(self) -> None:
         """Ties are added until every row of a cell constraint is made alike; each round only adds ties."""
@@ -142,24 +143,40 @@ class Coupling:
         """Units whose slabs would take unequal shares of rows that must lose equally many."""
         found = np.zeros(self._units, bool)
         slabbed = np.flatnonzero(np.diff(self._covers.indptr) > np.bincount(self._unit, minlength=self._units))
-        if not slabbed.size:
+        if not slabbed.size or not self._cells:
             return found
-        covers = self._covers[slabbed].tocsc()
-        for cells, vanish in self._cells:
-            touched = np.unique(covers[:, np.unique(cells)].indices)
-            if not touched.size:
-                continue
-            taken = np.stack([np.asarray(covers[touched][:, row].sum(axis=1)).ravel() for row in cells], axis=1)
-            uneven = (taken != taken[:, :1]).any(axis=1)
-            if vanish:
-                uneven &= ((taken != 0) & (taken != cells.shape[1])).any(axis=1)
-            found[slabbed[touched[uneven]]] = True
+        covers = self._covers[slabbed].astype(np.int64)
+        rows = [cells.rows for cells in self._cells]
+        owners = [cells.owners for cells in self._cells]
+        taken = (covers @ _indicator(rows, self._atoms)).tocoo()
+        gone = (covers @ _indicator(owners, self._atoms)).tocoo()
+        constraint = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+        total = np.array([len(r) for r in rows])
+        width = len(constraint)
+        vanished = np.unique(gone.row * width + gone.col)
+        alive = ~np.isin(taken.row * width + taken.col, vanished)
+        keys, index = np.unique(
+            taken.row[alive] * len(rows) + constraint[taken.col[alive]], return_inverse=True
+        )
+        values = taken.data[alive]
+        least, most = np.full(len(keys), np.iinfo(np.int64).max), np.zeros(len(keys), np.int64)
+        np.minimum.at(least, index, values)
+        np.maximum.at(most, index, values)
+        there = np.bincount(index, minlength=len(keys))
+        away = np.bincount(
+            np.searchsorted(keys, key := (vanished // width) * len(rows) + constraint[vanished % width])[
+                np.isin(key, keys)
+            ],
+            minlength=len(keys),
+        )
+        uneven = (least != most) | (there + away != total[keys % len(rows)])
+        found[slabbed[np.unique(keys[uneven] // len(rows))]] = True
         return found
 
     def _uneven(self) -> list[tuple[IntArray, IntArray]]:
         """Ties for the cell constraints whose rows are not made of the same groups."""
         ties = []
-        for cells, _ in self._cells:
+        for cells in (held.rows for held in self._cells):
             units = self._unit[cells]
             made = np.sort(self._signature[units], axis=1)
             if bool((made != made[0]).any()) and bool((units != units[0]).any()):
@@ -170,7 +187,7 @@ class Coupling:
         """For each unit a number that tells in which rows of which constraints it lies."""
         hashes = np.zeros(self._units, np.int64)
         rng = np.random.default_rng(1)
-        for cells, _ in self._cells:
+        for cells in (held.rows for held in self._cells):
             units = self._unit[cells]
             if not bool((units != units[0]).any()):
                 continue
@@ -346,6 +363,14 @@ def _matrix(
         return matrix
     matrix.data[:] = 1
     return matrix.astype(np.int8)
+
+
+def _indicator(rows: Sequence[IntArray], count: int) -> sparse.csr_matrix:
+    """`[atoms, rows in line]`: how often each atom stands in each row of each array `[rows, n]`."""
+    line = [np.repeat(np.arange(len(r)), r.shape[1]) for r in rows]
+    starts = np.cumsum([0, *(len(r) for r in rows)])
+    pairs = [(r.ravel(), at + start) for r, at, start in zip(rows, line, starts, strict=False)]
+    return _matrix(pairs, (count, int(starts[-1])), count=True)
 
 
 def _name(slices: Sequence[Slices]) -> str:

@@ -5,7 +5,7 @@ A `Flow` holds the boxes of every tensor and four relations, solved all at once 
 - *same*: two labels are one channel;
 - *together*: labels that must leave together, although each can also leave in another way;
 - *slab*: a label (a head, a group) that takes others with it when it goes;
-- *cells*: rows of labels that must lose equally many (some may also vanish as a whole).
+- *cells*: rows of labels that must lose equally many, unless one leaves whole with its slab.
 """
 
 from __future__ import annotations
@@ -35,6 +35,17 @@ class Why:
     reason: str
 
 
+@dataclass(frozen=True)
+class Cells:
+    """Rows of labels `[rows, size]` that must lose equally many.
+
+    `owners` `[rows, slabs]` are the labels of the slabs that a row lies on: with one of them it leaves as a whole.
+    """
+
+    rows: IntArray
+    owners: IntArray
+
+
 @dataclass
 class Relations:
     """What the flow found out about its labels; the input of `coupling.solve`."""
@@ -43,7 +54,7 @@ class Relations:
     same: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     together: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     slabs: list[tuple[IntArray, IntArray]] = field(default_factory=list)
-    cells: list[tuple[IntArray, bool]] = field(default_factory=list)
+    cells: list[Cells] = field(default_factory=list)
     frozen: list[tuple[IntArray, Why]] = field(default_factory=list)
     inexact: list[IntArray] = field(default_factory=list)
 
@@ -127,10 +138,25 @@ class Flow:
         if part == size or size // part > MAX_PARTS:
             return
         if axis == box.free:
-            rows = np.moveaxis(box.ids, axis, -1).reshape(-1, part)
+            self.alike(box, part)
         else:
-            rows = box.slabs[axis].reshape(-1, part)
-        self.relations.cells.append((rows, bool(box.slabs)))
+            self._alike(box.slabs[axis].reshape(-1, part))
+
+    def alike(self, box: Box, part: int) -> None:
+        """Along the free axis, parts of `part` positions of every row lose equally many."""
+        rows = np.moveaxis(box.ids, box.free, -1)
+        owners = [
+            np.broadcast_to(np.moveaxis(_upright(slab, axis, box.ids.ndim), box.free, -1), rows.shape)
+            for axis, slab in box.slabs.items()
+        ]
+        self._alike(rows.reshape(-1, part), [owner.reshape(-1, part)[:, 0] for owner in owners])
+
+    def _alike(self, rows: IntArray, owners: Sequence[IntArray] = ()) -> None:
+        held = np.stack(owners, axis=1) if owners else np.zeros((len(rows), 0), np.int64)
+        if len(rows) > 64:  # a batch merged into an axis repeats rows
+            _, first = np.unique(np.concatenate([rows[:, :1], rows[:, -1:], held], axis=1), axis=0, return_index=True)
+            rows, held = rows[first], held[first]
+        self.relations.cells.append(Cells(rows, held))
 
     def link(self, source: tuple[int, int], target: tuple[int, int]) -> None:
         """The code takes the size of one axis (tensor, axis) from another: they keep their proportion."""
@@ -152,9 +178,9 @@ class Flow:
         one = theirs[0]
         if len(mine) == len(one):
             if bool((mine != one).any()):
-                self.relations.cells.append((np.stack([mine, one]), False))
+                self._alike(np.stack([mine, one]))
         elif len(mine) == theirs.size:
-            self.relations.cells.append((np.stack([mine, theirs.ravel()]), False))
+            self._alike(np.stack([mine, theirs.ravel()]))
         elif len(mine) % len(one) == 0:
             self.tie(mine.reshape(-1, len(one)), np.broadcast_to(one, (len(mine) // len(one), len(one))))
         elif len(one) % len(mine) == 0:
@@ -297,11 +323,9 @@ class Flow:
         """Note what a new rectangle asks: slabs take what lies on them along, rows lose equally many."""
         for axis, slab in box.slabs.items():
             if axis not in inherited:
-                lying = np.moveaxis(box.ids, axis, 0).reshape(len(slab), -1)
-                self.relations.slabs.append((np.repeat(slab, lying.shape[1]), lying.ravel()))
+                self._lie(slab, np.moveaxis(box.ids, axis, 0).reshape(len(slab), -1))
         if box.slabs:
-            rows = np.moveaxis(box.ids, box.free, -1).reshape(-1, box.ids.shape[box.free])
-            self.relations.cells.append((rows, True))
+            self.alike(box, box.ids.shape[box.free])
 
     def _reshaped(
         self,
@@ -348,9 +372,14 @@ class Flow:
         for slab in divided:
             self.block(np.unique(slab), "a view divides this axis further")
             for axis in set(varying_axes(slab)) - {free} - kept.keys():
-                lying = np.moveaxis(squeezed(slab, varying_axes(slab)), axis, 0).reshape(len(slabs[axis]), -1)
-                self.relations.slabs.append((np.repeat(slabs[axis], lying.shape[1]), lying.ravel()))
+                lying = np.moveaxis(squeezed(slab, varying_axes(slab)), axis, 0)
+                self._lie(slabs[axis], lying.reshape(len(slabs[axis]), -1))
         return box
+
+    def _lie(self, slab: IntArray, lying: IntArray) -> None:
+        """Labels `lying` `[slab, n]` leave with those of `slab`; a batch merged into the axis repeats rows."""
+        _, first = np.unique(slab, return_index=True)
+        self.relations.slabs.append((np.repeat(slab[first], lying.shape[1]), lying[first].ravel()))
 
     def _fresh_slab(self, ids: IntArray, axis: int) -> IntArray:
         """A label for each index of an axis; indices with the same labels on them (a merged batch) share one."""

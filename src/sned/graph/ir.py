@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sned.graph.coupling import Coupling
     from sned.graph.example import Example
     from sned.graph.plan import Plan
+    from sned.graph.provenance import Use
     from sned.graph.rescale import Rescale
 
 IntArray = NDArray[np.int64]
@@ -164,6 +165,7 @@ class Graph:
         batched: whether any batch size can be replayed; else only the traced one.
         example: what the example inputs looked like (shapes, dtypes, nesting), enough to trace again.
         coupling: which positions of which tensors go together.
+        uses: which attribute or axis supplied which number.
         rescales: weights that make up for factors that follow from sizes (`head_dim ** -0.5`).
         model: the network itself, for stages that read weights; None in a graph that came from another process.
     """
@@ -181,6 +183,7 @@ class Graph:
     batched: bool
     example: Example
     coupling: Coupling
+    uses: tuple[Use, ...] = ()
     rescales: tuple[Rescale, ...] = ()
     model: Any = field(default=None, repr=False)
 

@@ -254,6 +254,8 @@ def _integers(value: Any) -> Iterator[int]:  # noqa: ANN401 (nested arguments)
     elif isinstance(value, tuple | list):
         for item in value:
             yield from _integers(item)
+    elif isinstance(value, slice):
+        yield from _integers((value.start, value.stop, value.step))
 
 
 def _floats(value: Any) -> Iterator[SizedFloat]:  # noqa: ANN401 (nested arguments)
@@ -313,13 +315,19 @@ def _swapped(value: Any, path: str, name: str) -> Any:  # noqa: ANN401 (any attr
         return Sized.of(value, Attribute(path, name))
     if type(value) in (tuple, list) and value and all(_is_integer(v) for v in value):
         return type(value)(Sized.of(v, Attribute(path, name, item=i)) for i, v in enumerate(value))
-    if is_configuration(value):
+    if type(value) is dict or is_configuration(value):
         twin = copy.copy(value)
-        for inner, number in list(vars(twin).items()):
-            if _is_integer(number):
-                vars(twin)[inner] = Sized.of(number, Attribute(path, inner, holder=name))
+        held = settings(twin)
+        for inner, number in list(held.items()):
+            if isinstance(inner, str) and _is_integer(number):
+                held[inner] = Sized.of(number, Attribute(path, inner, holder=name))
         return twin
     return value
+
+
+def settings(holder: Any) -> dict[str, Any]:  # noqa: ANN401 (a dict or any plain object)
+    """The names and values that a configuration holds."""
+    return holder if isinstance(holder, dict) else vars(holder)
 
 
 def is_configuration(value: object) -> bool:

@@ -19,7 +19,7 @@ from sned.errors import ModelError
 from sned.graph.coupling import Coupling, Position
 from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
 from sned.graph.flow import Flow
-from sned.graph.provenance import Scale, Sized, SizedFloat, TensorAxis, Use, Watch, functions_opened
+from sned.graph.provenance import Scale, Sized, SizedFloat, TensorAxis, Use, Watch, functions_opened, instrumented
 from sned.graph.labels import covering
 from sned.graph.rescale import Rescale, Upstream, rescales
 from sned.graph.ir import Affine, Graph, Op, Ref, Tensor
@@ -69,7 +69,7 @@ class Recorder(TorchDispatchMode):
     def number(self, tensor: torch.Tensor) -> int:
         """The number of a tensor, given when it is first seen."""
         number = self._numbers.get(id(tensor))
-        if number is None:
+        if number is None or self.recording.tensors[number].shape != tensor.shape:  # `transpose_` changes the shape
             number = self._numbers[id(tensor)] = len(self.recording.tensors)
             self._alive.append(tensor)
             dtype = str(tensor.dtype).removeprefix("torch.")
@@ -186,6 +186,7 @@ def record(
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder.module_paths())
         stack.enter_context(recorder)
+        stack.enter_context(instrumented(model))
         stack.enter_context(functions_opened())
         watch = stack.enter_context(Watch(lambda: len(recorder.recording.ops), recorder.known))
         output = torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
@@ -347,6 +348,7 @@ def build(model: nn.Module, example: Example, recording: Recording, batched: boo
         batched=batched,
         example=example,
         coupling=Coupling(flow.relations, positions, flow.boxes, order),
+        uses=tuple(recording.uses),
         rescales=made_up,
         model=model,
     )

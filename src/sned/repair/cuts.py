@@ -56,6 +56,12 @@ class Cuts:
         """Hand out the cuts of a batch; they are not kept any longer."""
         if batch in self._held:
             return self._held.pop(batch)
+        return self.look(batch)
+
+    def look(self, batch: int) -> tuple[Live, Live]:
+        """The cuts of a batch, which stay kept; not to be changed."""
+        if batch in self._held:
+            return self._held[batch]
         dense, pruned = torch.load(self._file(batch), weights_only=True)
         return dense, pruned
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from sned.calibration import Consumer
 from sned.graph.ir import Graph, Op, Ref
@@ -10,6 +12,15 @@ from sned.graph.ir import Graph, Op, Ref
 NORMS = frozenset(
     {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "batch_norm"}
 )
+CLAMPS: Mapping[str, Callable[[Op], tuple[float, float]]] = {
+    "relu": lambda _: (0.0, math.inf),
+    "relu_": lambda _: (0.0, math.inf),
+    "relu6": lambda _: (0.0, 6.0),
+    "hardtanh": lambda op: _limits(op),
+    "hardtanh_": lambda op: _limits(op),
+}
+"""Activation functions that are the identity between two limits, and constant beyond."""
+
 RESHAPES = frozenset({"view", "_unsafe_view", "reshape"})
 
 
@@ -28,10 +39,28 @@ class Norm:
 
 @dataclass(frozen=True)
 class Following:
-    """What follows a consumer: the norm that alone reads its output, and the other side of a sum after that."""
+    """What alone reads the output of a consumer: a norm, then a sum, then a clamp, each of them if it is there.
 
-    norm: Norm | None
-    other: int | None
+    Attributes:
+        norm: the BatchNorm.
+        other: the other side of the sum, a tensor that is there before the consumer runs.
+        low, high: what the activation function clamps to: 0 and infinity for ReLU; infinite where there is none.
+    """
+
+    norm: Norm | None = None
+    other: int | None = None
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def clamped(self) -> bool:
+        """Whether an activation function clamps."""
+        return self.low > -math.inf or self.high < math.inf
+
+
+def _limits(op: Op) -> tuple[float, float]:
+    low, high = (*op.args[1:3], *(-1.0, 1.0)[len(op.args) - 1 :])
+    return float(low), float(high)
 
 
 def norms(graph: Graph) -> tuple[Norm, ...]:
@@ -83,20 +112,29 @@ class _Follower:
         return len(self._readers[self._graph.parameters[parameter]]) == 1
 
     def _following(self, consumer: Consumer) -> Following:
+        found = Following()
         number: int | None = consumer.output
-        norm = None
         while number is not None and (op := self._only_reader(number)) is not None:
-            if norm is None and op.index in self._norms:
-                norm = self._norms[op.index]
-            elif op.name in ("add", "add_"):
+            summed = found.other is not None
+            if op.name in CLAMPS:
+                low, high = CLAMPS[op.name](op)
+                return replace(found, low=low, high=high)
+            if found.norm is None and not summed and op.index in self._norms:
+                found = replace(found, norm=self._norms[op.index])
+            elif op.name in ("add", "add_") and not summed:
                 other = self._other_side(op, number)
-                if other is None or self._names.get(other) != consumer.bias or consumer.bias_inside:
-                    fits = other is not None and self._waits(other, number, consumer.op, op.index)
-                    return Following(norm, other if fits else None)
+                if other is None or not self._is_bias(other, consumer):
+                    if other is None or not self._waits(other, number, consumer.op, op.index):
+                        return found
+                    found = replace(found, other=other)
             elif op.name not in RESHAPES:
-                break
+                return found
             number = op.outputs[0]
-        return Following(norm, None)
+        return found
+
+    def _is_bias(self, number: int, consumer: Consumer) -> bool:
+        name = self._names.get(number)
+        return name is not None and name == consumer.bias and not consumer.bias_inside
 
     def _only_reader(self, number: int) -> Op | None:
         reading = self._readers.get(number, [])

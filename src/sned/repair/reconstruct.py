@@ -38,21 +38,18 @@ from sned.progress import SILENT, Progress
 from sned.repair.cuts import Cuts
 from sned.repair.following import Following, followings
 
-FAINT = 1e-3
-"""A BatchNorm factor below this share of the largest one is taken for zero: nothing is made up for through it."""
-
-
 @dataclass(frozen=True)
 class Options:
     """How to reconstruct.
 
     Attributes:
         ridge: relative to the mean of the diagonal of the moments.
-        residual: whether a consumer also makes up for the other side of the sum that follows it.
+        rounds: further looks at each consumer that an activation function follows, which ask for the right answer
+            only where the activation function lets it through.
     """
 
     ridge: float = RIDGE
-    residual: bool = True
+    rounds: int = 2
 
 
 @dataclass(frozen=True)
@@ -109,8 +106,11 @@ def reconstruct(
         sizes = _start(cuts, dense, pruned, calibration, count)
         at = (0, 0)
         for task in tasks:
-            at, moment, target = _look(task, (dense, pruned), at, cuts, sizes, options)
-            solved.append(_solve(task, pruned.state, moment, target, options.ridge))
+            target = Target(task.consumer, task.following, dense, pruned)
+            scene = _Scene(task, target, dense, pruned, cuts, sizes)
+            scene.advance(at)
+            solved.append(scene.solve(options))
+            at = (task.consumer.op + 1, task.consumer.op)
             advance(1)
     return pruned.state, tuple(solved)
 
@@ -136,95 +136,76 @@ def _tasks(graph: Graph, plan: Plan, calibration: Calibration, count: int) -> li
     ]
 
 
-def _look(
-    task: _Task,
-    walks: tuple[Walk, Walk],
-    at: tuple[int, int],
-    cuts: Cuts,
-    sizes: list[int],
-    options: Options,
-) -> tuple[tuple[int, int], Moment, CrossMoment]:
-    """Bring all batches up to a consumer, and sum up what enters it and what should come out."""
-    dense, pruned = walks
-    consumer = task.consumer
-    sums = Sums()
-    for number, size in enumerate(sizes):
-        a, b = cuts.take(number)
-        dense.advance(a, size, at[0], consumer.op + 1)
-        pruned.advance(b, size, at[1], consumer.op)
-        target = _target(task, dense, pruned, a, b, options.residual)
-        space = tuple(target.shape[2:]) if consumer.geometry else ()
-        seed = patch_seed(0, consumer, number)
-        for piece in chunks(
+class _Scene:
+    """One consumer with both networks brought up to it, in all batches."""
+
+    def __init__(
+        self, task: _Task, target: Target, dense: Walk, pruned: Walk, cuts: Cuts, sizes: list[int]
+    ) -> None:
+        self._task = task
+        self._target = target
+        self._walks = dense, pruned
+        self._cuts = cuts
+        self._sizes = sizes
+        self._sums = Sums()
+        self._state = pruned.state
+        self._start = self._state[task.consumer.weight].flatten()[task.index].double()
+
+    def advance(self, at: tuple[int, int]) -> None:
+        """Bring the networks here from ops `at`, and sum up what enters the consumer and what should come out."""
+        dense, pruned = self._walks
+        op = self._task.consumer.op
+        for number, size in enumerate(self._sizes):
+            a, b = self._cuts.take(number)
+            dense.advance(a, size, at[0], op + 1)
+            pruned.advance(b, size, at[1], op)
+            for piece in self._pieces(number, b, self._target.first(a, b)):
+                self._sums.add(piece.x, piece.values[0])
+            self._cuts.put(number, a, b)
+
+    def solve(self, options: Options) -> Solved:
+        """Put the best weights and bias of the consumer into the state."""
+        report = self._solve_once(options.ridge)
+        for _ in range(options.rounds if self._task.following.clamped else 0):
+            self._look_again()
+            self._solve_once(options.ridge)
+        return report
+
+    def _look_again(self) -> None:
+        self._sums.forget_target()
+        pruned, consumer = self._walks[1], self._task.consumer
+        for number, size in enumerate(self._sizes):
+            a, b = self._cuts.look(number)
+            trial = {n: t for n, t in b.items() if n in self._inputs}
+            pruned.advance(trial, size, consumer.op, consumer.op + 1)
+            given = self._target.given(trial[consumer.output])
+            for piece in self._pieces(number, b, self._target.again(a, b, given)):
+                self._sums.add_target(piece.x, piece.values[0])
+
+    @property
+    def _inputs(self) -> set[int]:
+        return set(self._walks[1].graph.ops[self._task.consumer.op].inputs)
+
+    def _pieces(self, number: int, pruned: Live, target: Tensor) -> Iterator[Columns]:
+        consumer = self._task.consumer
+        return chunks(
             consumer,
-            b[consumer.input],
-            space,
+            pruned[consumer.input],
+            tuple(target.shape[2:]) if consumer.geometry else (),
             (target,),
-            share=task.share,
-            seed=seed,
-            parts=task.index.shape[0],
-        ):
-            sums.add(piece.x, piece.values)
-        cuts.put(number, a, b)
-    return (consumer.op + 1, consumer.op), sums.moment(), sums.targets()[0]
-
-
-def _target(task: _Task, dense: Walk, pruned: Walk, a: Live, b: Live, residual: bool) -> Tensor:
-    """What the consumer should give: shaped as its output in the pruned network."""
-    consumer, other = task.consumer, task.following.other
-    output = pruned.kept(consumer.output, a[consumer.output])
-    if other is None or not residual:
-        return output
-    lacking = pruned.kept(other, a[other]) - b[other]
-    if task.following.norm is None:
-        return output + lacking.reshape(output.shape)
-    norm, held = task.following.norm, pruned.state
-    factor = (held[norm.variance] + norm.eps).rsqrt() * (held[norm.weight] if norm.weight else 1.0)
-    faint = factor.abs() <= FAINT * factor.abs().max()
-    scale = torch.where(faint, 0.0, 1.0 / torch.where(faint, 1.0, factor))
-    return output + lacking * scale.reshape(1, -1, *[1] * (lacking.ndim - 2))
-
-
-def _solve(
-    task: _Task, state: dict[str, Tensor], moment: Moment, target: CrossMoment, ridge: float
-) -> Solved:
-    """Put the best weights and bias of a consumer into `state`."""
-    consumer, norm = task.consumer, task.following.norm
-    weight = state[consumer.weight]
-    start = weight.flatten()[task.index].double()
-    free = consumer.bias is not None or norm is not None
-    held = state[consumer.bias].double() if consumer.bias and consumer.bias_inside else None
-    offset = held.reshape(target.mean.shape) if held is not None else torch.zeros_like(target.mean).double()
-    assert moment.second is not None
-    fits, before, after, energy = [], 0.0, 0.0, 0.0
-    for part in range(len(start)):
-        second, mean = moment.second[part], moment.mean[part]
-        goal = CrossMoment(target.cross[part], target.mean[part], target.energy[part])
-        fit = least_squares(
-            second,
-            goal.cross,
-            mean=mean if free else None,
-            target_mean=goal.mean if free else None,
-            prior=start[part],
-            ridge=ridge,
+            share=self._task.share,
+            seed=patch_seed(0, consumer, number),
+            parts=len(self._task.index),
         )
-        fits.append(fit)
-        before += _error(second, mean, goal, start[part], offset[part])
-        after += _error(second, mean, goal, fit.weight, fit.bias)
-        energy += float((goal.energy - goal.mean**2 if free else goal.energy).sum())
-    solved = torch.stack([fit.weight for fit in fits])
-    flat = weight.flatten().clone()
-    flat[task.index.flatten()] = solved.flatten().to(flat.dtype)
-    state[consumer.weight] = flat.reshape(weight.shape)
-    bias = torch.cat([fit.bias for fit in fits])
-    if consumer.bias is not None:
-        old = state[consumer.bias]
-        state[consumer.bias] = (bias if consumer.bias_inside else old.double() + bias).to(old.dtype)
-    elif norm is not None:
-        old = state[norm.mean]
-        state[norm.mean] = (old.double() - bias).to(old.dtype)
-    scale = max(energy, torch.finfo(torch.float64).tiny)
-    return Solved(consumer.name, consumer.weight, before / scale, after / scale)
+
+    def _solve_once(self, ridge: float) -> Solved:
+        consumer, norm = self._task.consumer, self._task.following.norm
+        moment, target = self._sums.moment(), self._sums.target()
+        free = consumer.bias is not None or norm is not None
+        fits = [_fit(moment, target, part, free, self._start[part], ridge) for part in range(len(self._start))]
+        before, after = self._errors(moment, target, fits)
+        self._write(torch.stack([fit.weight for fit in fits]), torch.cat([fit.bias for fit in fits]))
+        return Solved(consumer.name, consumer.weight, before, after)
 
 
 def _error(second: Tensor, mean: Tensor, goal: CrossMoment, weight: Tensor, bias: Tensor) -> float:

@@ -1,24 +1,45 @@
 """Which units matter.
 
 In: a graph, its weights, and (for some criteria) what calibration taught. Out: `Scores`: for every group the
-order in which its units should go, and what going so far costs.
+order in which its units should go, and what going so far costs; and `Sensitivity`, what that does to the
+network's answers.
 """
 
-from sned.saliency import batchnorm, geometric_median, lamp, magnitude, random
+from sned.saliency import (
+    batchnorm,
+    fisher,
+    geometric_median,
+    lamp,
+    magnitude,
+    random,
+    reconstruction,
+    taylor,
+    wanda,
+    zeros,
+)
 from sned.saliency.registry import CRITERIA, Criterion, Evidence, score
 from sned.saliency.scores import Scores, from_importance, least_important
+from sned.saliency.sensitivity import Sensitivity, sensitivities, weighed
 
 __all__ = [
     "CRITERIA",
     "Criterion",
     "Evidence",
     "Scores",
+    "Sensitivity",
     "batchnorm",
+    "fisher",
     "from_importance",
     "geometric_median",
     "lamp",
     "least_important",
     "magnitude",
     "random",
+    "reconstruction",
     "score",
+    "sensitivities",
+    "taylor",
+    "wanda",
+    "weighed",
+    "zeros",
 ]

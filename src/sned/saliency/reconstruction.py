@@ -1,40 +1,40 @@
 """What the layers that read a unit cannot make up for: structured optimal brain surgery on their inputs.
 
-For every group the units go one after the other, each time the one whose loss the others can best answer for in all
-consumers together. `error[k]` is the error left after best repair when the first k are gone: for each consumer
-`y = W x` relative to the energy of `W x`, added up over the consumers of the group. All curves of all groups come from
-one set of moments.
+For every group the units go one after the other, each time the one whose loss the others can best answer for
+in all consumers together. `error[k]` is the error left after best repair when the first k are gone: for each
+consumer `y = W x` relative to the energy of `W x`, added up over the consumers of the group. All curves of
+all groups come from one set of moments.
 
-Where a normalisation or a bias follows a consumer, the mean of its output is restored for free, so the moments are
-taken around the mean there.
+Where a normalisation or a bias follows a consumer, the mean of its output is restored for free, so the
+moments are taken around the mean there.
 
-Reference: Hassibi and Stork, Optimal Brain Surgeon, 1993; Frantar et al., Optimal Brain Compression, 2022 (there of
-single weights).
+Reference: Hassibi and Stork, Optimal Brain Surgeon, 1993; Frantar et al., Optimal Brain Compression, 2022
+(there of single weights).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from sned.calibration import Consumer, Moment, Problem, greedy_removal
 from sned.calibration.consumers import layout
-from sned.graph.ir import Graph, Group, IntArray
+from sned.graph.ir import Graph, Group, IntArray, Ref
 from sned.graph.sizes import Sizes
 from sned.saliency.magnitude import magnitude
 from sned.saliency.registry import Evidence, State, criterion
 from sned.saliency.scores import FloatArray, Scores, curve, interleaved
 
-NORMALISATION = "batch_norm"
 
-
-@criterion("reconstruction", "what the readers of a unit cannot make up for (optimal brain surgeon)", calibrated=True)
+@criterion("reconstruction", "what the readers of a unit cannot make up for (OBS)", calibrated=True)
 def reconstruction(evidence: Evidence) -> Scores:
     """Units that the others can best replace go first.
 
-    Groups that no consumer reads (queries and keys of attention) fall back to L2 magnitude, and the scores say so.
+    Groups that no consumer reads (queries and keys of attention) fall back to L2 magnitude, and the scores
+    say so.
 
     Raises:
         CalibrationError: there is no calibration.
@@ -81,8 +81,19 @@ def matrices(graph: Graph, consumer: Consumer, state: State) -> torch.Tensor:
 
 def restores_mean(graph: Graph, consumer: Consumer) -> bool:
     """Whether something behind a consumer can put the mean of its output right."""
-    readers = [op for op in graph.ops if consumer.output in op.inputs]
-    return consumer.bias is not None or any(NORMALISATION in op.name for op in readers)
+    return consumer.bias is not None or bool(normalised(graph).get(consumer.output))
+
+
+@lru_cache(maxsize=1)
+def normalised(graph: Graph) -> dict[int, list[str]]:
+    """Which tensors a batch normalisation reads, and the names of the running means it takes off."""
+    names = {number: name for name, number in graph.parameters.items()}
+    found: dict[int, list[str]] = {}
+    for op in graph.ops:
+        mean = op.args[3] if "batch_norm" in op.name and len(op.args) > 3 else None
+        if isinstance(mean, Ref) and mean.id in names:
+            found.setdefault(op.inputs[0], []).append(names[mean.id])
+    return found
 
 
 def problem(graph: Graph, consumer: Consumer, rows: IntArray, moment: Moment, state: State) -> Problem:
@@ -96,7 +107,16 @@ def problem(graph: Graph, consumer: Consumer, rows: IntArray, moment: Moment, st
         second = second - mean[:, :, None] * mean[:, None, :]
     if consumer.parts == 1:
         return Problem(second[0], weight[0], rows)
-    return Problem(torch.block_diag(*second.unbind()), torch.cat(list(weight), dim=1), rows)
+    return Problem(_block_diagonal(second), torch.cat(list(weight), dim=1), rows)
+
+
+def _block_diagonal(blocks: torch.Tensor) -> torch.Tensor:
+    """`[parts * n, parts * n]` of blocks `[parts, n, n]`."""
+    parts, size, _ = blocks.shape
+    result = blocks.new_zeros(parts, size, parts, size)
+    each = torch.arange(parts)
+    result[each, :, each] = blocks
+    return result.reshape(parts * size, parts * size)
 
 
 def _diagonal(weight: torch.Tensor, diagonal: torch.Tensor, rows: IntArray) -> Problem:
@@ -105,7 +125,9 @@ def _diagonal(weight: torch.Tensor, diagonal: torch.Tensor, rows: IntArray) -> P
     A loss is a sum of `E[x_i^2] |W_i|^2` over the unit's entries (the score of Wanda, squared).
     """
     loss = (weight.square().sum(dim=1) * diagonal.double()).flatten()[torch.from_numpy(rows)].sum(dim=1)
-    return Problem(torch.eye(len(rows), dtype=torch.float64), loss.sqrt()[None], np.arange(len(rows))[:, None])
+    return Problem(
+        torch.eye(len(rows), dtype=torch.float64), loss.sqrt()[None], np.arange(len(rows))[:, None]
+    )
 
 
 def _by_magnitude(graph: Graph, group: Group, state: State) -> tuple[IntArray, FloatArray]:

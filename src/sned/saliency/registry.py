@@ -27,8 +27,8 @@ class Evidence:
         graph: the network's structure.
         state: parameters and buffers by name, of the dense network.
         calibration: what a few hundred inputs taught (`sned.calibration`).
-        labels: int64 class labels `[n]` of the calibration inputs, in their order; without them, criteria that need
-            a loss use the network's own answers.
+        labels: int64 class labels `[n]` of the calibration inputs, in their order; without them, criteria
+            that need a loss use the network's own answers.
         seed: of whatever is drawn at random.
         progress: told how far it is.
     """
@@ -49,8 +49,8 @@ class Evidence:
         """
         if self.calibration is None:
             raise CalibrationError(
-                "This criterion looks at what enters each layer, but no calibration was given. Pass calibration "
-                "inputs, or use a criterion that looks at weights only, such as 'l2'."
+                "This criterion looks at what enters each layer, but no calibration was given. Pass "
+                "calibration inputs, or use a criterion that looks at weights only, such as 'l2'."
             )
         return self.calibration
 
@@ -72,7 +72,8 @@ CRITERIA: dict[str, Criterion] = {}
 def criterion(
     name: str, summary: str, *, calibrated: bool = False
 ) -> Callable[[Callable[[Evidence], Scores]], Callable[[Evidence], Scores]]:
-    """Register a function from `Evidence` to `Scores` under a name; `calibrated`: it needs calibration inputs."""
+    """Register a function from `Evidence` to `Scores` under a name; `calibrated`: it needs calibration
+    inputs."""
 
     def register(run: Callable[[Evidence], Scores]) -> Callable[[Evidence], Scores]:
         CRITERIA[name] = Criterion(name, summary, run, calibrated)

@@ -55,7 +55,7 @@ def from_importance(
 
 
 def interleaved(group: Group, rank: FloatArray) -> IntArray:
-    """Units from lowest to highest `rank` `[size]`, the cells taking turns: round r takes the r-th of each."""
+    """Units from lowest to highest `rank` `[size]`, the cells taking turns round by round."""
     by_rank = np.argsort(rank, kind="stable")
     turn = np.empty(group.size, np.int64)
     for cell in range(group.cell_count):

@@ -1,35 +1,37 @@
 """What a cut does to the network's answers, without labels.
 
-A criterion's error curve says how well a layer's own output survives, which tells little of how much that output
-matters. So each group alone is cut at a few points of its curve, mended by least squares, and the network is run on
-some calibration inputs from there on; how far its answers move is what the curve is scaled to. Between two points the
-curve is bent, linearly in the logarithms of both; below the first it is proportional.
+A criterion's error curve says how well a layer's own output survives, which tells little of how much that
+output matters. So each group alone is cut at a few points of its curve, mended by least squares, and the
+network is run on some calibration inputs from there on; how far its answers move is what the curve is scaled
+to. Between two points the curve is bent, linearly in the logarithms of both; below the first it is
+proportional.
 
-Answers `[n, classes]` are compared as distributions: `KL(softmax(dense / T) || softmax(cut / T))` with T the root mean
-square of the dense answers around their mean over classes. Trained networks are so sure of themselves that at T = 1
-most cuts seem to do nothing. Others are compared by mean squared error relative to the variance; both are about half
-the relative error for small changes.
+Answers `[n, classes]` are compared as distributions: `KL(softmax(dense / T) || softmax(cut / T))` with T the
+root mean square of the dense answers around their mean over classes. Trained networks are so sure of
+themselves that at T = 1 most cuts seem to do nothing. Others are compared by mean squared error relative to
+the variance; both are about half the relative error for small changes.
 
-Reference: the divergence at a temperature is that of Hinton et al., Distilling the Knowledge in a Neural Network, 2015.
+Reference: the divergence at a temperature is that of Hinton et al., Distilling the Knowledge in a Neural
+Network, 2015.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
-from sned.graph.example import Inputs, arguments, tensors_in
-from sned.graph.ir import Group, Op
-from sned.graph.replay import Replay
+from sned.graph.example import arguments, tensors_in
+from sned.graph.ir import Group
+from sned.graph.plan import Plan
 from sned.saliency.mending import mended
-from sned.saliency.registry import Evidence
+from sned.saliency.registry import Evidence, State
 from sned.saliency.scores import FloatArray, Scores, least_important
-from sned.saliency.suffix import Suffix
+from sned.saliency.stepper import Live, Stepper, first_touched
 
 POINTS = (0.25, 0.5, 0.75)
 """Fractions of a group's units at which it is cut."""
@@ -61,6 +63,7 @@ def sensitivities(
     points: Sequence[float] = POINTS,
     inputs: int = INPUTS,
     repair: bool = True,
+    around: Mapping[str, int] | None = None,
 ) -> dict[str, Sensitivity]:
     """Cut each group alone at some points of its order, and see how far the network's answers move.
 
@@ -69,7 +72,10 @@ def sensitivities(
         scores: say which units go.
         points: fractions of the units of a group, in (0, 1).
         inputs: how many calibration inputs answer, at least 1.
-        repair: mend the consumers of the cut group by least squares on the dense moments.
+        repair: mend the consumers of what is cut by least squares on the dense moments.
+        around: `{group: units already gone}`: what one group does to a network that has lost these, not to
+            the whole one. Sensitivities of layers are not independent, so measure again where half of the way
+            is gone.
 
     Returns:
         `{group: Sensitivity}`.
@@ -80,16 +86,157 @@ def sensitivities(
     graph, calibration = evidence.graph, evidence.learnt
     count = min(inputs, calibration.count)
     if not graph.batched:
-        count -= count % graph.batch
-    removed = {group.name: _counts(group, points) for group in graph.groups}
-    measured = {name: np.zeros(len(counts)) for name, counts in removed.items()}
-    dense = Replay(graph, evidence.state)
-    scale = _scales(calibration.outputs(0, count))
-    batches = list(calibration.batches(0, count))
-    total = len(batches) * sum(len(counts) for counts in removed.values())
+        count = max(count - count % graph.batch, graph.batch)
+    base = _Base(evidence, scores, around or {}, repair=repair)
+    counts = {group.name: counts_at(group, points) for group in graph.groups}
+    measured: dict[str, list[float]] = {name: [] for name in counts}
+    answers = _Answers(calibration.outputs(0, count))
+    batches = calibration.batches(0, count)
+    runs = [_Run(base.stepper.begin(batch), len(tensors_in(arguments(batch))[0])) for batch in batches]
+    starts = first_touched(graph)
+    here = 0
+    whole = [0] if around else []
+    total = sum(len(whole) + len(at) for at in counts.values())
     with evidence.progress.task("sensitivities", total=total) as advance, torch.no_grad():
-        by_start: dict[int, list[tuple[Group, int, Suffix]]] = {}
-        for group in graph.groups:
-            for at, number in enumerate(removed[group.name]):
-                ...
-    return {name: Sensitivity(removed[name], measured[name]) for name in removed}
+        for group in sorted(graph.groups, key=lambda g: starts[g.index]):
+            start = starts[group.index]
+            for run in runs:
+                base.stepper.run(run.live, run.batch, here, start)
+            here = start
+            # Around a cut network, what counts is how far from its answers with this group whole.
+            for removed in (*whole, *counts[group.name]):
+                cut = base.without(group, removed)
+                measured[group.name].append(
+                    answers.divergence(_finished(cut, run, start, len(graph.ops)) for run in runs)
+                )
+                advance(1)
+    return {name: _relative(counts[name], measured[name]) for name in counts}
+
+
+def weighed(scores: Scores, found: Mapping[str, Sensitivity]) -> Scores:
+    """The scores with every error curve bent to the divergence that was measured along it.
+
+    Args:
+        scores: whose order stays.
+        found: of every group, by `sensitivities` on the same order.
+
+    Returns:
+        Scores in the unit of the divergence, so that groups compare.
+    """
+    error = {name: bent(curve, found[name]) for name, curve in scores.error.items()}
+    return Scores(f"{scores.criterion}, weighed by sensitivity", scores.order, error, scores.notes)
+
+
+def bent(curve: FloatArray, measured: Sensitivity) -> FloatArray:
+    """`[size + 1]`: a curve through the measured points, shaped between them as the given one is.
+
+    Straight in the logarithms of both between points and beyond the last (at least proportional there),
+    proportional to the given curve before the first.
+    """
+    at = np.array(measured.removed)
+    floor = max(float(curve.max()) * 1e-12, np.finfo(float).tiny)
+    x = np.log(np.maximum(curve, floor))
+    y = np.log(np.maximum.accumulate(np.maximum(measured.divergence, NOTHING)))
+    known = x[at]
+    if len(at) == 0 or known[-1] <= np.log(floor):
+        return curve.copy()
+    steps = np.diff(y) / np.maximum(np.diff(known), 1e-9)
+    last = max(1.0, float(steps[-1])) if len(steps) else 1.0
+    result = np.interp(x, known, y)
+    result = np.where(x < known[0], y[0] + (x - known[0]), result)
+    result = np.where(x > known[-1], y[-1] + last * (x - known[-1]), result)
+    error = np.where(curve > floor, np.exp(result), 0.0)
+    error[0] = 0.0
+    return np.maximum.accumulate(error)
+
+
+def counts_at(group: Group, points: Sequence[float]) -> tuple[int, ...]:
+    """How many units go at each point: equally many of every cell, at least one, not all."""
+    per_cell = {min(max(round(point * group.cell_size), 1), group.cell_size - 1) for point in points}
+    return tuple(sorted(count * group.cell_count for count in per_cell))
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One batch on its way through the dense network."""
+
+    live: Live
+    batch: int
+
+
+class _Answers:
+    """The dense network's outputs, to hold others against."""
+
+    def __init__(self, dense: Sequence[torch.Tensor]) -> None:
+        self._dense = [output.double() for output in dense if output.is_floating_point()]
+
+    def divergence(self, batches: Iterable[Sequence[torch.Tensor]]) -> float:
+        """How far the outputs of another network lie from these, summed over the network's outputs."""
+        floats = ([o.double() for o in outputs if o.is_floating_point()] for outputs in batches)
+        columns = zip(*floats, strict=True)
+        others = [torch.cat(column) for column in columns]
+        return sum(divergence(a, b) for a, b in zip(self._dense, others, strict=True))
+
+
+def divergence(dense: torch.Tensor, other: torch.Tensor) -> float:
+    """How far answers moved: see the head of this file; 0 where nothing did, never negative.
+
+    Args:
+        dense: `[n, ...]`, of the dense network.
+        other: of the same shape.
+    """
+    if dense.ndim == 2 and dense.shape[1] > 1:
+        spread = (dense - dense.mean(dim=1, keepdim=True)).square().mean().sqrt()
+        temperature = max(float(spread), torch.finfo(torch.float32).tiny)
+        p, q = (log_softmax(logits / temperature, dim=1) for logits in (dense, other))
+        return max(float(kl_div(q, p, reduction="batchmean", log_target=True)), 0.0)
+    variance = max(float((dense - dense.mean()).square().mean()), torch.finfo(torch.float32).tiny)
+    return float((dense - other).square().mean()) / (2 * variance)
+
+
+class _Base:
+    """The network that single groups are cut from: the dense one, or what is left of it."""
+
+    def __init__(
+        self, evidence: Evidence, scores: Scores, around: Mapping[str, int], *, repair: bool
+    ) -> None:
+        self._evidence, self._scores, self._repair = evidence, scores, repair
+        graph = evidence.graph
+        self._gone = {
+            graph.group(name).index: self._units(graph.group(name), n) for name, n in around.items()
+        }
+        self._state = {**evidence.state, **self._mended(self._gone, self._gone)}
+        self.stepper = Stepper(graph, self._state, self._plan(self._gone))
+
+    def without(self, group: Group, count: int) -> Stepper:
+        """The network with `count` units of one group gone, whatever the base lost of it."""
+        gone = {**self._gone, group.index: self._units(group, count)}
+        state = {**self._state, **self._mended(gone, (group.index,))}
+        return Stepper(self._evidence.graph, state, self._plan(gone))
+
+    def _units(self, group: Group, count: int) -> list[int]:
+        return [int(unit) for unit in least_important(group, self._scores.order[group.name], count)]
+
+    def _plan(self, gone: Mapping[int, Sequence[int]]) -> Plan:
+        graph = self._evidence.graph
+        return graph.plan({graph.groups[index].name: units for index, units in gone.items()})
+
+    def _mended(self, gone: Mapping[int, Sequence[int]], of: Iterable[int]) -> State:
+        evidence = self._evidence
+        if not self._repair:
+            return {}
+        return mended(evidence.graph, gone, evidence.learnt, evidence.state, of=of)
+
+
+def _relative(counts: tuple[int, ...], measured: Sequence[float]) -> Sensitivity:
+    """Divergences from that of the whole group, which comes first where it was measured."""
+    values = np.array(measured[-len(counts) :])
+    whole = measured[0] if len(measured) > len(counts) else 0.0
+    return Sensitivity(counts, np.maximum(values - whole, 0.0))
+
+
+def _finished(cut: Stepper, run: _Run, start: int, stop: int) -> list[torch.Tensor]:
+    # Ops may write in place: the copy keeps the dense run whole, and aliases within it aliases.
+    live = copy.deepcopy(run.live)
+    cut.run(live, run.batch, start, stop)
+    return cut.outputs(live)

@@ -29,7 +29,7 @@ def weights(graph: Graph, group: Group) -> Iterator[Slices]:
 
 
 def producers(graph: Graph, group: Group) -> list[Slices]:
-    """The weights whose first axis is the group's units (its filters); all of its weights if there are none."""
+    """The weights whose first axis is the group's units (its filters); all of its weights without those."""
     held = list(weights(graph, group))
     return [s for s in held if s.axis == 0] or held
 

@@ -86,7 +86,7 @@ def _best(space: Space, moves: Moves, saved: FloatArray, excess: FloatArray) -> 
 
 
 def refined(space: Space, steps: Neighbourhood, levels: IntArray) -> IntArray:
-    """A choice of no more error that still fits: units come back where there is room, groups exchange some."""
+    """A choice of no more error that fits: units come back where there is room, groups exchange some."""
     levels = _filled(space, steps, levels)
     for _ in range(EXCHANGES):
         better = _exchange(space, steps, levels)

@@ -94,9 +94,12 @@ class Rules:
             return counts[:1]
         multiple = lookup(self.multiple_of, group.name) or 1
         least = min(lookup(self.at_least, group.name) or 1, group.size)
-        allowed = counts[((counts % multiple == 0) & (counts >= least)) | (counts == group.size)]
+        allowed: IntArray = counts[((counts % multiple == 0) & (counts >= least)) | (counts == group.size)]
         sparsity = lookup(self.sparsity, group.name)
-        return allowed if sparsity is None else allowed[[uniform_level(allowed, sparsity)]]
+        if sparsity is None:
+            return allowed
+        level = uniform_level(allowed, sparsity)
+        return allowed[level : level + 1]
 
 
 def uniform_level(kept: IntArray, sparsity: float) -> int:

@@ -18,7 +18,7 @@ from sned.graph.coupling import Keep
 from sned.graph.ir import Graph, Op
 from sned.graph.sizes import Sizes
 from sned.graph.trace import BATCHES, Recording, record
-from sned.graph.provenance import Attribute, Source, TensorAxis, Use, instrumented
+from sned.graph.provenance import Attribute, Source, TensorAxis, Use, settings
 
 TIDY: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
     nn.Linear: {"in_features": ("weight", 1), "out_features": ("weight", 0)},
@@ -28,6 +28,14 @@ TIDY: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
     nn.PReLU: {"num_parameters": ("weight", 0)},
 }
 """Attributes of PyTorch's own layers that only describe a parameter: shown by `repr`, seldom read."""
+
+
+class Unrepaired(SurgeryError):
+    """A number could not be traced to an attribute; `op` is where it shows."""
+
+    def __init__(self, op: Op, text: str) -> None:
+        super().__init__(text)
+        self.op = op
 
 
 @dataclass(frozen=True)
@@ -40,29 +48,25 @@ class Repair:
     new: int
 
 
-def number_uses(model: nn.Module, graph: Graph) -> list[Use]:
-    """Which attributes supply which numbers; `model` is the dense network (a copy: it is instrumented meanwhile)."""
-    with instrumented(model):
-        return record(model, graph.example, _batch(graph)).uses
-
-
-def repair_attributes(model: nn.Module, graph: Graph, keep: Keep, uses: list[Use]) -> tuple[Repair, ...]:
+def repair_attributes(model: nn.Module, graph: Graph, keep: Keep) -> tuple[Repair, ...]:
     """Change attributes of `model` (already sliced) so that every op has the size that the plan promises.
 
     Raises:
-        SurgeryError: a number could not be traced to an attribute; names the op and the module.
+        Unrepaired: a number could not be traced to an attribute; names the op and the module.
     """
     sizes = Sizes(graph, keep, _batch(graph))
     modules = dict(model.named_modules())
-    repairs = [_assign(modules, source, new) for source, new in _solve(graph, sizes, uses).items()]
+    private: set[tuple[str, str]] = set()
+    repairs = [_assign(modules, private, source, new) for source, new in _solve(graph, sizes).items()]
     repairs += _tidy(model)
     at, failure = _first_difference(model, graph, sizes)
     if at is not None:
         op = graph.ops[at]
-        raise SurgeryError(
+        raise Unrepaired(
+            op,
             f"Every size that changes must come from a parameter or an attribute, but {op.target} in module "
             f"{op.module!r} ({type(modules[op.module]).__name__}) keeps its old one{failure}. "
-            "Give that number as an attribute of the module, or protect the group."
+            "Give that number as an attribute of the module, or protect the group.",
         )
     return tuple(repairs)
 
@@ -71,15 +75,15 @@ def _batch(graph: Graph) -> int | None:
     return BATCHES[0] if graph.batched else None
 
 
-def _solve(graph: Graph, sizes: Sizes, uses: list[Use]) -> dict[Attribute, int]:
+def _solve(graph: Graph, sizes: Sizes) -> dict[Attribute, int]:
     """New values of the attributes: first from numbers given as they are, then from formulas with one unknown."""
     news: dict[Source, int] = {
         source: sizes.shape(source.tensor)[source.axis]
-        for use in uses
+        for use in graph.uses
         for source in use.formula.sources
         if isinstance(source, TensorAxis)
     }
-    wanted = [(use, new) for use in uses if (new := _wanted(graph, sizes, use, news)) is not None]
+    wanted = [(use, new) for use in graph.uses if (new := _wanted(graph, sizes, use, news)) is not None]
     wanted.sort(key=lambda pair: len(pair[0].formula.sources))
     for use, new in wanted:
         if use.formula.evaluate(news) == new:
@@ -139,16 +143,16 @@ def _pairs(old: Any, new: Any) -> Iterator[tuple[int, int]]:
         yield old, new
 
 
-def _assign(modules: Mapping[str, nn.Module], source: Attribute, new: int) -> Repair:
+def _assign(modules: Mapping[str, nn.Module], private: set[tuple[str, str]], source: Attribute, new: int) -> Repair:
     module = modules[source.module]
     if source.holder is not None:
         shared = getattr(module, source.holder)
-        if not getattr(shared, "_sned_private", None) == source.module:
+        if (source.module, source.holder) not in private:  # other modules may hold the very same object
+            private.add((source.module, source.holder))
             shared = copy.copy(shared)
-            vars(shared)["_sned_private"] = source.module
             setattr(module, source.holder, shared)
-        old = vars(shared)[source.name]
-        vars(shared)[source.name] = new
+        old = settings(shared)[source.name]
+        settings(shared)[source.name] = new
     elif source.item is not None:
         held = getattr(module, source.name)
         old = held[source.item]

@@ -16,7 +16,7 @@ from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
 from sned.graph.replay import Replay, keep_of, made_up, slice_state
 from sned.graph.trace import mode_of, plain_kernels, state_of, trace_example
-from sned.surgery.attributes import number_uses, repair_attributes
+from sned.surgery.attributes import repair_attributes
 
 PLAN_ATTRIBUTE = "_sned_plan"
 """Where a pruned network carries its plan, so that `save` needs nothing else."""
@@ -73,9 +73,8 @@ def cut(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
             f"The model is pruned on a copy, but copying {type(model).__name__} failed: {error}. "
             "Make it work with `copy.deepcopy` (detach tensors that are kept as plain attributes)."
         ) from error
-    uses = number_uses(small, graph)
     fill(small, graph, plan, slice_state(state_of(small), plan))
-    repair_attributes(small, graph, keep_of(graph, plan), uses)
+    repair_attributes(small, graph, keep_of(graph, plan))
     earlier = getattr(model, PLAN_ATTRIBUTE, ())
     setattr(small, PLAN_ATTRIBUTE, (*earlier, plan))
     return small

@@ -66,6 +66,26 @@ def constant(flow: Flow, op: Op) -> None:
     """Values that depend on the position: no labels, so whatever meets them stays."""
 
 
+@rule("glu")
+def glu(flow: Flow, op: Op) -> None:
+    """The first half of an axis times the sigmoid of the second: halves meet."""
+    ref, given = op.args[0], op.args[1] if len(op.args) > 1 else -1
+    shape = flow.shape(ref)
+    axis, half = given % len(shape), shape[given] // 2
+    out = [half if a == axis else size for a, size in enumerate(shape)]
+    letters = [chr(97 + a) for a in range(len(shape))]
+    halves = [flow.take(flow.of(ref), axis, slice(i * half, (i + 1) * half, 1), shape[axis]) for i in (0, 1)]
+    flow.put(op, flow.join([(boxes, out, letters) for boxes in halves], letters))
+
+
+@rule("_weight_norm_interface")
+def weight_norm(flow: Flow, op: Op) -> None:
+    """`g v / |v|`, the norm taken over all axes but one."""
+    v, g = op.args[0], op.args[1]
+    letters = [chr(97 + a) for a in range(len(flow.shape(v)))]
+    flow.put(op, flow.join([(flow.of(v), flow.shape(v), letters), (flow.of(g), flow.shape(g), letters)], letters))
+
+
 @rule("unknown")
 def unknown(flow: Flow, op: Op) -> None:
     """No rule: everything that the op touches stays."""

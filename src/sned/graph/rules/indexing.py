@@ -15,6 +15,12 @@ def embedding(flow: Flow, op: Op) -> None:
     flow.put(op, _looked_up(flow, flow.of(table), 0, len(flow.shape(index)), "looked up by index"))
 
 
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(flow: Flow, op: Op) -> None:
+    """Sums of rows of a table."""
+    flow.put(op, _looked_up(flow, flow.of(op.args[0]), 0, 1, "looked up by index"))
+
+
 @rule("index_select")
 def index_select(flow: Flow, op: Op) -> None:
     """Positions of one axis, picked by a tensor."""

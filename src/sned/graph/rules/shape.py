@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from sned.graph.flow import Flow
 from sned.graph.ir import Op
-from sned.graph.labels import covering
+from sned.graph.labels import Box, covering
 from sned.graph.rules.registry import Arguments, argument, resize, rule
 
 if TYPE_CHECKING:
@@ -180,33 +183,50 @@ def stack(flow: Flow, op: Op) -> None:
     flow.put(op, flow.join([(flow.of(ref), flow.shape(ref), letters) for ref in refs], out))
 
 
-@rule("roll", "flip")
-def positions(flow: Flow, op: Op) -> None:
-    """Positions move along some axes: these stay, the others pass."""
+@rule("roll")
+def roll(flow: Flow, op: Op) -> None:
+    """Positions move around: the axes rolled stay, the others pass."""
     ref = op.args[0]
     rank = len(flow.shape(ref))
-    axes = argument(op, 2 if op.name == "roll" else 1, "dims", ())
-    moved = {axis % rank for axis in axes} or set(range(rank))
+    moved = {axis % rank for axis in argument(op, 2, "dims", ())} or set(range(rank))
     for axis in moved:
         if (box := covering(flow.of(ref), axis)) is not None:
-            flow.freeze(flow.axis(box, axis), f"{op.name} moves its positions")
+            flow.freeze(flow.axis(box, axis), "rolled along this axis")
     flow.put(op, flow.of(ref))
+
+
+@rule("flip")
+def flip(flow: Flow, op: Op) -> None:
+    """Positions in the opposite order; what is left of them stands in the opposite order too."""
+    ref = op.args[0]
+    rank = len(flow.shape(ref))
+    axes = {axis % rank for axis in op.args[1]}
+    flow.put(
+        op,
+        tuple(
+            Box(
+                np.flip(box.ids, sorted(axes & box.axes)),
+                box.free,
+                {a: slab[::-1] if a in axes else slab for a, slab in box.slabs.items()},
+                box.filler,
+            )
+            for box in flow.of(ref)
+        ),
+    )
 
 
 @rule("repeat")
 def repeat(flow: Flow, op: Op) -> None:
-    """Copies along axes: an axis that is copied stays, one that is not passes, one of size 1 takes any size."""
+    """Copies one after the other along axes."""
     ref = op.args[0]
     old, new = flow.shape(ref), _out_shape(flow, op)
     shift = len(new) - len(old)
-    boxes = flow.of(ref)
-    for axis, size in enumerate(old):
-        box = covering(boxes, axis)
-        if box is not None and new[axis + shift] != size:
-            flow.freeze(flow.axis(box, axis), "repeated along this axis")
-    same = tuple(
-        box.moved({a: a + shift for a in box.axes}, len(new))
-        for box in boxes
-        if all(new[a + shift] == old[a] for a in box.axes)
-    )
-    flow.put(op, same)
+    times = [new[a + shift] // size for a, size in enumerate(old)]
+    repeated = tuple(_repeated(box, times).moved({a: a + shift for a in box.axes}, len(new)) for box in flow.of(ref))
+    flow.put(op, repeated)
+
+
+def _repeated(box: Box, times: Sequence[int]) -> Box:
+    counts = [n if a in box.axes else 1 for a, n in enumerate(times)]
+    slabs = {a: np.tile(slab, times[a]) for a, slab in box.slabs.items()}
+    return Box(np.tile(box.ids, counts), box.free, slabs, box.filler)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sned.graph.flow import Flow
 from sned.graph.ir import Op, Ref
-from sned.graph.labels import covering
-from sned.graph.rules.registry import Arguments, resize, rule
-
-if TYPE_CHECKING:
-    from sned.graph.sizes import Sizes
+from sned.graph.labels import Box, Boxes, covering
+from sned.graph.rules.registry import rule
 
 POOLS = {
     "max_pool2d_with_indices": 2, "max_pool3d_with_indices": 3, "avg_pool2d": 2, "avg_pool3d": 3, "avg_pool1d": 1,
@@ -42,13 +37,30 @@ def pool(flow: Flow, op: Op) -> None:
     slide(flow, op, op.args[0], set(range(rank - POOLS[op.name], rank)), "an axis that a window slides over")
 
 
-@rule("constant_pad_nd", "pad")
+@rule("constant_pad_nd")
 def pad(flow: Flow, op: Op) -> None:
-    """Padded axes stay; an axis padded by nothing passes."""
+    """Constants before and after along some axes; they stay, the rest passes."""
     ref, amounts = op.args[0], op.args[1]
-    rank = len(flow.shape(ref))
-    padded = {rank - 1 - i // 2 for i, amount in enumerate(amounts) if amount != 0}
-    slide(flow, op, ref, padded, "padded along this axis")
+    boxes, shape = flow.of(ref), list(flow.shape(ref))
+    for i in range(0, len(amounts), 2):
+        axis, before, after = len(shape) - 1 - i // 2, *amounts[i : i + 2]
+        if before < 0 or after < 0:
+            boxes = flow.take(boxes, axis, slice(max(-before, 0), shape[axis] - max(-after, 0), 1), shape[axis])
+            shape[axis] -= max(-before, 0) + max(-after, 0)
+        ends = [max(before, 0), max(after, 0)]
+        if covering(boxes, axis) is not None and any(ends):
+            parts: list[tuple[Boxes, list[int]]] = [(boxes, list(shape))]
+            edges = [[*shape[:axis], n, *shape[axis + 1 :]] for n in ends]
+            others = tuple(line_like(flow, box) for box in boxes if axis not in box.axes)
+            parts = [(others, edges[0])] * bool(ends[0]) + parts + [(others, edges[1])] * bool(ends[1])
+            boxes = flow.concatenate(parts, axis)
+        shape[axis] += sum(ends)
+    flow.put(op, boxes)
+
+
+def line_like(flow: Flow, box: Box) -> Box:
+    """Fresh filler labels where a box has its own: a constant takes any size."""
+    return Box(flow.fresh(box.ids.size).reshape(box.ids.shape), box.free, filler=True) if not box.slabs else box
 
 
 @rule("pixel_shuffle")

@@ -1,0 +1,98 @@
+"""Budgets: what is accepted, what it resolves to, and what is refused with which words."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sned.devices import Budget
+from sned.devices.budget import AMOUNTS
+from sned.errors import BudgetError, UserError
+
+DENSE = {"latency_ms": 8.0, "macs": 4e9, "parameters": 1e6, "size_bytes": 4e6}
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit"),
+    [(2, 2.0), (2.5, 2.5), ("2", 2.0), ("1e-1", 0.1), ("50%", 4.0), (" 67.5 % ", 5.4), ("2x", 4.0), ("4×", 2.0)],
+)
+def test_amounts_are_absolute_or_what_remains(asked: float | str, limit: float) -> None:
+    assert Budget(latency_ms=asked).limits(DENSE) == {"latency_ms": pytest.approx(limit)}
+
+
+def test_every_amount_that_is_given_is_a_limit() -> None:
+    limits = Budget(macs="25%", parameters=5e5, size_bytes="2x").limits(DENSE)
+    assert limits == {"macs": 1e9, "parameters": 5e5, "size_bytes": 2e6}
+
+
+@given(st.floats(1e-6, 1.0), st.floats(1e-3, 1e12))
+def test_a_share_of_the_dense_cost(share: float, dense: float) -> None:
+    limit = Budget(macs=f"{share * 100!r}%").limits({"macs": dense})["macs"]
+    assert limit == pytest.approx(share * dense, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", AMOUNTS)
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "fast", "", "0%", "150%", "0x", "-2x", [1]])
+def test_impossible_amounts(name: str, value: object) -> None:
+    with pytest.raises(BudgetError, match=rf"`{name}` must be a number above 0, or say what remains"):
+        Budget(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["sparsity", "max_loss"])
+@pytest.mark.parametrize("value", [1, 1.2, -0.1, "half", "30%", True])
+def test_impossible_fractions(name: str, value: object) -> None:
+    with pytest.raises(BudgetError, match=rf"`{name}` must be in \[0, 1\): .*; got "):
+        Budget(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["batch", "threads"])
+@pytest.mark.parametrize("value", [0, -3, 1.5, "two", True])
+def test_impossible_counts(name: str, value: object) -> None:
+    with pytest.raises(BudgetError, match=rf"`{name}` must be a whole number of at least 1, got "):
+        Budget(macs="50%", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({}, "A budget must ask for something"),
+        ({"device": "host"}, "A budget must ask for something"),
+        ({"sparsity": 0.5, "macs": "50%"}, "got sparsity=0.5 and macs=50%. Give one or the other"),
+        ({"sparsity": 0.5, "max_loss": 0.01}, "Give one or the other"),
+        ({"latency": 3}, "A budget has no field `latency`. Did you mean 'latency_ms'?"),
+        ({"macs": 1, "runtime": "tensorrt"}, "`runtime` must be 'onnxruntime' today, got 'tensorrt'"),
+        ({"macs": 1, "dtype": "int8"}, "`dtype` must be 'float32' today, got 'int8'"),
+        ({"macs": 1, "device": 3}, "`device`: .*got 3"),
+    ],
+)
+def test_contradictions_and_typos(fields: dict[str, object], text: str) -> None:
+    with pytest.raises(BudgetError, match=text):
+        Budget(**fields)
+
+
+def test_it_is_a_mistake_of_the_user() -> None:
+    with pytest.raises(UserError):
+        Budget()
+    assert BudgetError.exit_code == 2
+
+
+def test_an_amount_that_no_model_tells() -> None:
+    with pytest.raises(BudgetError, match=r"`energy_mj` cannot be budgeted on 'host' yet.*`latency_ms`, `size_bytes`"):
+        Budget(energy_mj=3).limits({**DENSE, "energy_mj": float("nan")})
+
+
+def test_fractions_are_taken_from_a_shell() -> None:
+    assert Budget(sparsity="0.5").sparsity == 0.5
+    assert Budget(max_loss=0).max_loss == 0
+    assert Budget(macs="50%", threads="2").threads == 2
+
+
+def test_it_is_frozen_and_says_what_it_asks() -> None:
+    budget = Budget(latency_ms="2x", macs=2e9, max_loss=0.01)
+    assert str(budget) == "latency_ms=50%, macs=2e+09, max_loss=0.01 on host"
+    with pytest.raises(ValueError, match="frozen"):
+        budget.batch = 2  # type: ignore[misc]
+
+
+def test_there_and_back_through_plain_data() -> None:
+    budget = Budget(latency_ms="33%", sparsity=None, threads=2)
+    assert Budget(**budget.model_dump()) == budget

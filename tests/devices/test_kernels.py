@@ -1,0 +1,138 @@
+"""Workloads: MACs and parameters against PyTorch's own counts and against closed forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sned.devices.kernel_rules import workload
+from sned.devices.kernels import Extent, Workload
+from sned.graph import Graph, trace
+from sned.surgery import apply
+from tests.devices.networks import Mixed, Residual, plan_of, random_counts, sizes, trained
+from tests.graph.networks import NETWORKS
+
+COUNTED = (
+    "residual", "dense", "multi_branch", "flattened", "depthwise", "depthwise_multiplier", "grouped", "grouped_twice",
+    "transposed", "transposed_grouped", "squeeze_excite", "channel_shuffle", "channel_split", "pixel_shuffle",
+    "group_norm", "layer_norm", "batch_norm", "instance_norm", "rms_norm", "fused_qkv", "glu", "swiglu", "lstm_cell",
+    "windowed_attention", "tied_weights", "conv_1d", "conv_3d", "shared_twice", "unet",
+)  # fmt: skip
+"""Networks whose every product PyTorch's counter knows, too."""
+
+
+def macs_of(model: nn.Module, inputs: tuple[Any, ...]) -> float:
+    """Half of PyTorch's floating point operations: the oracle."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*inputs)
+    return counter.get_total_flops() / 2
+
+
+def parameters_of(model: nn.Module, graph: Graph) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if name not in graph.unread)
+
+
+def figures(work: Workload, counts: np.ndarray[Any, Any]) -> tuple[float, float]:
+    at = work.sizes_of(counts[None])
+    return (
+        float(sum(kernel.macs.at(at)[0] for kernel in work.kernels)),
+        float(sum(extent.at(at)[0] for extent in work.parameters.values())),
+    )
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_macs_and_parameters_are_those_of_pytorch(name: str) -> None:
+    torch.manual_seed(0)
+    model, inputs = NETWORKS[name]()
+    model.eval()
+    graph = trace(model, inputs)
+    work = workload(graph, batch=inputs[0].shape[0])
+    assert figures(work, sizes(graph)) == (macs_of(model, inputs), parameters_of(model, graph))
+    counts = random_counts(graph, np.random.default_rng(0), 0.3, 0.8)
+    small = apply(model, plan_of(graph, counts))
+    assert figures(work, counts) == (macs_of(small, inputs), parameters_of(small, graph))
+
+
+def test_macs_grow_with_the_batch() -> None:
+    graph = trace(Residual().eval(), torch.randn(1, 3, 16, 16))
+    one, five = (figures(workload(graph, batch), sizes(graph)) for batch in (1, 5))
+    assert five == (5 * one[0], one[1])
+
+
+def test_closed_form_of_one_convolution() -> None:
+    graph = trace(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)), torch.randn(1, 3, 10, 12))
+    work = workload(graph)
+    for kept in (8, 5, 1):
+        macs, parameters = figures(work, np.array([float(kept)]))
+        assert macs == 10 * 12 * (3 * 9 * kept + kept * 4)
+        assert parameters == 3 * 9 * kept + kept + kept * 4 + 4
+
+
+def test_batchnorm_and_activation_are_folded_into_convolutions() -> None:
+    work = workload(trace(Residual(16).eval(), torch.randn(1, 3, 16, 16)))
+    kinds = [(kernel.kind, kernel.op, kernel.activation) for kernel in work.kernels]
+    block = [("conv", "", "Relu"), ("conv", "", ""), ("elementwise", "Add", ""), ("elementwise", "Relu", "")]
+    down = [block[0], block[1], ("conv", "", ""), *block[2:]]
+    assert kinds[:2] == [("conv", "", "Relu"), ("pool", "MaxPool", "")]
+    assert kinds[2:15] == [*block, *down, *block]
+    assert [kernel.kind for kernel in work.kernels[15:]] == ["reduce", "linear"]
+    stem = work.kernels[0]
+    assert stem.biased
+    assert set(stem.parameters) == {"stem.0.weight", "stem.1.weight", "stem.1.bias", "stem.1.running_mean", "stem.1.running_var"}  # fmt: skip
+
+
+def test_what_a_file_stores_has_batchnorms_folded() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
+    work = workload(trace(model.eval(), torch.randn(1, 3, 8, 8)))
+    stored = sum(extent.at(work.dense)[0] for extent in work.stored)
+    assert stored == (3 * 8 * 9 + 8) + (8 * 4 + 4)
+
+
+def test_a_batchnorm_that_stands_alone_is_a_kernel() -> None:
+    work = workload(trace(Mixed().eval(), torch.randn(1, 3, 8, 8)))
+    assert [kernel.kind for kernel in work.kernels].count("norm") == 1
+
+
+def test_constants_cost_nothing() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.scale = nn.Conv2d(3, 4, 1), nn.Parameter(torch.ones(4, 3, 1, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.conv2d(x, self.conv.weight * self.scale.exp())
+
+    work = workload(trace(Scaled(), torch.randn(1, 3, 4, 4)))
+    assert [kernel.kind for kernel in work.kernels] == ["conv"]
+    assert set(work.kernels[0].parameters) == {"conv.weight", "scale"}
+
+
+def test_in_place_ops_make_new_values() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Dropout(), nn.Hardtanh(inplace=True), nn.Conv2d(4, 2, 1))
+    work = workload(trace(net.eval(), torch.randn(1, 3, 4, 4)))
+    assert [(kernel.kind, kernel.op, kernel.activation) for kernel in work.kernels] == [
+        ("conv", "", "Relu"),
+        ("elementwise", "Clip", ""),
+        ("conv", "", ""),
+    ]
+    assert [kernel.inputs for kernel in work.kernels[1:]] == [(k.output,) for k in work.kernels[:2]]
+
+
+def test_extents_multiply() -> None:
+    at = np.array([[2.0, 3.0], [4.0, 5.0]])
+    product = Extent(2.0, (0,)) * Extent(0.5, (1, 1)) * 3.0
+    np.testing.assert_array_equal(product.at(at), [3 * 2 * 9, 3 * 4 * 25])
+
+
+def test_sizes_are_whole_numbers() -> None:
+    model, inputs = NETWORKS["multi_branch"]()
+    graph = trace(model, inputs)
+    work = workload(graph)
+    rng = np.random.default_rng(0)
+    at = work.sizes_of(np.array([random_counts(graph, rng) for _ in range(50)]))
+    np.testing.assert_array_equal(at, np.rint(at))

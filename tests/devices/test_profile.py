@@ -1,0 +1,99 @@
+"""Profiles: the catalogue, what is checked, and what this machine says of itself."""
+
+from pathlib import Path
+
+import pytest
+
+from sned.devices import find_device, list_devices, read_device
+from sned.devices.profile import Device, parse_device
+from sned.errors import DeviceError
+
+BOARD = """
+name = "board-1"
+title = "A board"
+kind = "board"
+runtimes = ["onnxruntime"]
+processor = "Four small cores"
+simd = ["asimd"]
+memory_bytes = 1000000000
+memory_bandwidth_gb_s = 4.5
+clusters = [{count = 4, name = "Cortex-A53", clock_ghz = 1.2, simd_bits = 128}]
+caches = [{level = 1, size_bytes = 32768}, {level = 2, size_bytes = 524288, shared_by = 4}]
+[sources]
+memory_bandwidth_gb_s = "measured with a stream of copies"
+"""
+
+
+def changed(old: str, new: str) -> str:
+    assert old in BOARD
+    return BOARD.replace(old, new)
+
+
+def test_a_profile_is_read() -> None:
+    device = parse_device(BOARD)
+    assert device.cores == 4
+    assert device.caches is not None
+    assert [cache.size_bytes for cache in device.caches] == [32768, 524288]
+    assert device.unknown == ()
+    assert not device.measurable
+
+
+def test_what_is_not_known_says_so() -> None:
+    device = parse_device('name = "x"\ntitle = "X"\nkind = "phone"\nruntimes = ["coreml"]')
+    assert device.cores is None
+    assert device.unknown == (
+        "processor", "clusters", "simd", "caches", "memory_bytes", "memory_bandwidth_gb_s",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("memory_bandwidth_gb_s = 4.5", "memory_bandwidth_gb_s = 0.0", "impossible `memory_bandwidth_gb_s`.*greater than 0.*got 0.0"),
+        ("memory_bandwidth_gb_s = 4.5", "memory_bandwidth_gb_s = nan", "impossible `memory_bandwidth_gb_s`"),
+        ("count = 4", "count = -1", r"impossible `clusters.0.count`.*got -1"),
+        ("count = 4", 'count = "4"', r"impossible `clusters.0.count`"),
+        ("size_bytes = 524288", "size_bytes = 1024", "nearest first.*32768 bytes at level 1 before 1024 bytes at level 2"),
+        ("memory_bytes = 1000000000", "memory_bytes = 1000", "Main memory must be larger than every cache"),
+        ('kind = "board"', 'kind = "toaster"', "impossible `kind`"),
+        ('simd = ["asimd"]', 'simdd = ["asimd"]', "key `simdd` that is not one of a profile. Did you mean 'simd'"),
+        ('title = "A board"\n', "", "must have a key `title`"),
+        ("memory_bandwidth_gb_s = \"", "memory_bandwith = \"", "names a figure 'memory_bandwith' that there is not"),
+        ("[sources]", "[sources", "must be TOML"),
+        ('name = "board-1"', 'name = "Board 1"', "impossible `name`"),
+    ],
+)  # fmt: skip
+def test_impossible_profiles(old: str, new: str, text: str) -> None:
+    with pytest.raises(DeviceError, match=text):
+        parse_device(changed(old, new), origin="board.toml")
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text(BOARD, encoding="utf-8")
+    assert read_device(path).name == "board-1"
+    with pytest.raises(DeviceError, match="cannot be read"):
+        read_device(tmp_path / "missing.toml")
+
+
+def test_every_device_of_the_catalogue_is_valid() -> None:
+    devices = list_devices()
+    assert "host" in [device.name for device in devices]
+    assert all(isinstance(device, Device) for device in devices)
+
+
+@pytest.mark.parametrize("name", ["host", "HOST", "Host"])
+def test_the_host_is_found(name: str) -> None:
+    device = find_device(name)
+    assert device.measurable
+    assert device.cores is not None
+    assert device.cores >= 1
+    for figure, source in device.sources.items():
+        assert getattr(device, figure) is not None
+        assert source == "read from this machine"
+
+
+@pytest.mark.parametrize(("name", "text"), [("hots", "Did you mean 'host'"), ("../host", "There is no device '../host'")])
+def test_unknown_devices(name: str, text: str) -> None:
+    with pytest.raises(DeviceError, match=text):
+        find_device(name)
