@@ -5,8 +5,9 @@
     python -m benchmarks.coverage --summary
 
 Each network is pruned in a process of its own, on one thread and with a time limit. Every result is a line
-appended to `out/coverage.jsonl`, so that an interrupted run goes on where it stopped; the last line of a network
-counts.
+appended to `out/coverage.jsonl`, so that an interrupted run goes on where it stopped; of each network
+the last line counts.
+
 `benchmarks.coverage_check` says what is checked, `benchmarks.coverage_peer` how Torch-Pruning is set up.
 """
 

@@ -2,7 +2,7 @@
 
 - **Zeroing.** Where every group is exact, the pruned network equals the original with the removed slices
   zeroed. Otherwise the same is asked of a second plan, which takes units only from the groups that are exact.
-- **Permuting.** Units of one group and cell are interchangeable: permuting all that they own, in the original,
+- **Permuting.** Units of one group and cell are interchangeable: permuting all that they own in the original
   must not change its outputs. That needs neither replay nor surgery, and holds across normalisations as well.
 - **Running.** The pruned network runs on another batch size than the one traced, with the original's shapes.
 
@@ -131,11 +131,10 @@ def check(network: Network, record: Record, *, fraction: float = 0.5, seed: int 
 def randomised(model: nn.Module) -> nn.Module:
     """Give every constant parameter and every BatchNorm's statistics random values, in place."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
-            mean, variance = module.running_mean, module.running_var
-            assert mean is not None and variance is not None
-            mean.normal_(0, 0.3)
-            variance.uniform_(0.5, 2)
+        statistics = dict(module.named_buffers(recurse=False))
+        if "running_mean" in statistics and "running_var" in statistics:
+            statistics["running_mean"].normal_(0, 0.3)
+            statistics["running_var"].uniform_(0.5, 2)
     with torch.no_grad():
         for value in model.parameters():
             if value.is_floating_point() and value.numel() and bool((value == value.flatten()[0]).all()):

@@ -1,8 +1,8 @@
 """Torch-Pruning on the same network, set up as its examples do: seconds, and whether the result still runs.
 
 As in its scripts for torchvision, timm and transformers: L2 magnitude of groups, the same ratio everywhere,
-channels rounded to a multiple of 8, the last layers named as ignored, the heads of every attention named, their
-counts repaired afterwards, and timm's attention patched so that it does not reshape to the old width.
+channels rounded to a multiple of 8, the last layers named as ignored, the heads of every attention named and
+their counts repaired afterwards, and timm's attention patched so that it does not reshape to the old width.
 
 Reference: Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023.
 """

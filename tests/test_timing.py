@@ -95,3 +95,15 @@ def test_nothing_to_time() -> None:
 def test_bad_counts(runs: int, warmup: int) -> None:
     with pytest.raises(MeasureError, match=rf"got runs={runs} and warmup={warmup}"):
         interleaved({"a": int}, runs=runs, warmup=warmup)
+
+
+def test_settling_calls_are_not_samples() -> None:
+    calls: list[str] = []
+    latency = interleaved(
+        {name: lambda name=name: calls.append(name) for name in "ab"}, runs=4, warmup=1, settle=2
+    )
+    assert latency["a"].runs == 4
+    assert calls[:2] == ["a", "b"]
+    assert all(calls[start : start + 3] in (["a"] * 3, ["b"] * 3) for start in range(2, len(calls), 3))
+    with pytest.raises(MeasureError, match="`settle` must be at least 0, got settle=-1"):
+        interleaved({"a": int}, settle=-1)

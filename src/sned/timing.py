@@ -52,8 +52,8 @@ def interleaved(
         threads: how many threads the callables use; only noted in the result.
         min_sample_ms: callables faster than this are called several times a sample and averaged, because the
             clock and the call itself cost about 0.1 µs. 0: one call a sample.
-        settle: calls before each sample that are not timed, at least 0. What runs between two samples takes the
-            caches; after one call a function finds them as it leaves them when it runs alone.
+        settle: calls before each sample that are not timed, at least 0. What runs between two samples takes
+            the caches; after one call a function finds them as it leaves them when it runs alone.
         max_seconds: no new round is begun after that long, once there are five.
         seed: of the order of the rounds.
         progress: told of each round.

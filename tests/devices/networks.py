@@ -31,8 +31,12 @@ class Residual(nn.Module):
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2))
-        self.blocks = nn.Sequential(Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 2 * width, 1))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        self.blocks = nn.Sequential(
+            Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 2 * width, 1)
+        )
         self.head = nn.Linear(2 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +44,7 @@ class Residual(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Depthwise and grouped convolutions, concatenation, pooling, squeeze-excite, a BatchNorm that stands alone."""
+    """Depthwise and grouped convolutions, concatenation, pooling, squeeze-excite, a BatchNorm alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +90,9 @@ def sizes(graph: Graph) -> NDArray[np.float64]:
     return np.array([group.size for group in graph.groups], dtype=np.float64)
 
 
-def random_counts(graph: Graph, rng: np.random.Generator, low: float = 0.1, high: float = 1.0) -> NDArray[np.float64]:
+def random_counts(
+    graph: Graph, rng: np.random.Generator, low: float = 0.1, high: float = 1.0
+) -> NDArray[np.float64]:
     """Units kept in every group, as many in every cell."""
     cells = np.array([group.cell_count for group in graph.groups])
     each = sizes(graph) / cells

@@ -13,7 +13,16 @@ DENSE = {"latency_ms": 8.0, "macs": 4e9, "parameters": 1e6, "size_bytes": 4e6}
 
 @pytest.mark.parametrize(
     ("asked", "limit"),
-    [(2, 2.0), (2.5, 2.5), ("2", 2.0), ("1e-1", 0.1), ("50%", 4.0), (" 67.5 % ", 5.4), ("2x", 4.0), ("4×", 2.0)],
+    [
+        (2, 2.0),
+        (2.5, 2.5),
+        ("2", 2.0),
+        ("1e-1", 0.1),
+        ("50%", 4.0),
+        (" 67.5 % ", 5.4),
+        ("2x", 4.0),
+        ("4×", 2.0),
+    ],
 )
 def test_amounts_are_absolute_or_what_remains(asked: float | str, limit: float) -> None:
     assert Budget(latency_ms=asked).limits(DENSE) == {"latency_ms": pytest.approx(limit)}
@@ -31,7 +40,9 @@ def test_a_share_of_the_dense_cost(share: float, dense: float) -> None:
 
 
 @pytest.mark.parametrize("name", AMOUNTS)
-@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "fast", "", "0%", "150%", "0x", "-2x", [1]])
+@pytest.mark.parametrize(
+    "value", [0, -1, float("nan"), float("inf"), True, "fast", "", "0%", "150%", "0x", "-2x", [1]]
+)
 def test_impossible_amounts(name: str, value: object) -> None:
     with pytest.raises(BudgetError, match=rf"`{name}` must be a number above 0, or say what remains"):
         Budget(**{name: value})
@@ -76,7 +87,9 @@ def test_it_is_a_mistake_of_the_user() -> None:
 
 
 def test_an_amount_that_no_model_tells() -> None:
-    with pytest.raises(BudgetError, match=r"`energy_mj` cannot be budgeted on 'host' yet.*`latency_ms`, `size_bytes`"):
+    with pytest.raises(
+        BudgetError, match=r"`energy_mj` cannot be budgeted on 'host' yet.*`latency_ms`, `size_bytes`"
+    ):
         Budget(energy_mj=3).limits({**DENSE, "energy_mj": float("nan")})
 
 

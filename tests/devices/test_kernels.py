@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,29 +14,27 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sned.devices.kernel_rules import workload
 from sned.devices.kernels import Extent, Workload
-from sned.graph import Graph, trace
-from sned.surgery import apply
-from tests.devices.networks import Mixed, Residual, plan_of, random_counts, sizes, trained
+from sned.graph import trace
+from sned.graph.replay import Replay, slice_state
+from sned.graph.trace import state_of
+from tests.devices.networks import Mixed, Residual, plan_of, random_counts, sizes
 from tests.graph.networks import NETWORKS
 
 COUNTED = (
-    "residual", "dense", "multi_branch", "flattened", "depthwise", "depthwise_multiplier", "grouped", "grouped_twice",
-    "transposed", "transposed_grouped", "squeeze_excite", "channel_shuffle", "channel_split", "pixel_shuffle",
-    "group_norm", "layer_norm", "batch_norm", "instance_norm", "rms_norm", "fused_qkv", "glu", "swiglu", "lstm_cell",
-    "windowed_attention", "tied_weights", "conv_1d", "conv_3d", "shared_twice", "unet",
+    "residual", "dense", "multi_branch", "flattened", "depthwise", "depthwise_multiplier", "grouped",
+    "grouped_twice", "transposed", "transposed_grouped", "squeeze_excite", "channel_shuffle",
+    "channel_split", "pixel_shuffle", "group_norm", "layer_norm", "batch_norm", "instance_norm", "rms_norm",
+    "fused_qkv", "glu", "swiglu", "lstm_cell", "windowed_attention", "tied_weights", "conv_1d", "conv_3d",
+    "shared_twice", "unet",
 )  # fmt: skip
 """Networks whose every product PyTorch's counter knows, too."""
 
 
-def macs_of(model: nn.Module, inputs: tuple[Any, ...]) -> float:
+def macs_of(run: Callable[[], object]) -> float:
     """Half of PyTorch's floating point operations: the oracle."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*inputs)
+        run()
     return counter.get_total_flops() / 2
-
-
-def parameters_of(model: nn.Module, graph: Graph) -> int:
-    return sum(p.numel() for name, p in model.named_parameters() if name not in graph.unread)
 
 
 def figures(work: Workload, counts: np.ndarray[Any, Any]) -> tuple[float, float]:
@@ -52,10 +52,18 @@ def test_macs_and_parameters_are_those_of_pytorch(name: str) -> None:
     model.eval()
     graph = trace(model, inputs)
     work = workload(graph, batch=inputs[0].shape[0])
-    assert figures(work, sizes(graph)) == (macs_of(model, inputs), parameters_of(model, graph))
+    state = state_of(model)
+    parameters = {name for name, _ in model.named_parameters()} - set(graph.unread)
+    dense = macs_of(partial(model, *inputs)), sum(state[name].numel() for name in parameters)
+    assert figures(work, sizes(graph)) == dense
     counts = random_counts(graph, np.random.default_rng(0), 0.3, 0.8)
-    small = apply(model, plan_of(graph, counts))
-    assert figures(work, counts) == (macs_of(small, inputs), parameters_of(small, graph))
+    plan = plan_of(graph, counts)
+    sliced = slice_state(state, plan)
+    pruned = (
+        macs_of(partial(Replay(graph, state, plan).run, inputs)),
+        sum(sliced[name].numel() for name in parameters),
+    )
+    assert figures(work, counts) == pruned
 
 
 def test_macs_grow_with_the_batch() -> None:
@@ -83,7 +91,8 @@ def test_batchnorm_and_activation_are_folded_into_convolutions() -> None:
     assert [kernel.kind for kernel in work.kernels[15:]] == ["reduce", "linear"]
     stem = work.kernels[0]
     assert stem.biased
-    assert set(stem.parameters) == {"stem.0.weight", "stem.1.weight", "stem.1.bias", "stem.1.running_mean", "stem.1.running_var"}  # fmt: skip
+    folded = {f"stem.1.{name}" for name in ("weight", "bias", "running_mean", "running_var")}
+    assert set(stem.parameters) == {"stem.0.weight", "stem.0.bias", *folded}
 
 
 def test_what_a_file_stores_has_batchnorms_folded() -> None:
@@ -113,7 +122,9 @@ def test_constants_cost_nothing() -> None:
 
 
 def test_in_place_ops_make_new_values() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Dropout(), nn.Hardtanh(inplace=True), nn.Conv2d(4, 2, 1))
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Dropout(), nn.Hardtanh(inplace=True), nn.Conv2d(4, 2, 1)
+    )
     work = workload(trace(net.eval(), torch.randn(1, 3, 4, 4)))
     assert [(kernel.kind, kernel.op, kernel.activation) for kernel in work.kernels] == [
         ("conv", "", "Relu"),

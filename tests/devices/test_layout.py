@@ -1,4 +1,4 @@
-"""Which kernels run at which widths, against the graph that the installed ONNX Runtime makes of the pruned network."""
+"""Which kernels run at which widths, against what the installed ONNX Runtime makes of the pruned network."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from tests.devices.networks import Mixed, Residual, plan_of, random_counts, size
 
 BLOCKED = "blocked "
 OPERATORS = {
-    "direct_conv": BLOCKED + "Conv", "blocked_conv": BLOCKED + "Conv", "blocked_depthwise": BLOCKED + "Conv",
-    "blocked_grouped": BLOCKED + "Conv", "plain_conv": "Conv", "plain_depthwise": "Conv", "plain_grouped": "Conv",
+    "direct_conv": BLOCKED + "Conv", "blocked_conv": BLOCKED + "Conv", "plain_conv": "Conv",
+    "blocked_depthwise": BLOCKED + "Conv", "plain_depthwise": "Conv",
+    "blocked_grouped": BLOCKED + "Conv", "plain_grouped": "Conv",
     "reorder_input": BLOCKED + "ReorderInput", "reorder_output": BLOCKED + "ReorderOutput",
     "concat": "Concat", "gemm": "Gemm", "reduce": "ReduceMean", "norm": "BatchNormalization",
 }  # fmt: skip

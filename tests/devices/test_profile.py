@@ -49,16 +49,16 @@ def test_what_is_not_known_says_so() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "text"),
     [
-        ("memory_bandwidth_gb_s = 4.5", "memory_bandwidth_gb_s = 0.0", "impossible `memory_bandwidth_gb_s`.*greater than 0.*got 0.0"),
-        ("memory_bandwidth_gb_s = 4.5", "memory_bandwidth_gb_s = nan", "impossible `memory_bandwidth_gb_s`"),
+        ("gb_s = 4.5", "gb_s = 0.0", "impossible `memory_bandwidth_gb_s`.*greater than 0.*got 0.0"),
+        ("gb_s = 4.5", "gb_s = nan", "impossible `memory_bandwidth_gb_s`"),
         ("count = 4", "count = -1", r"impossible `clusters.0.count`.*got -1"),
         ("count = 4", 'count = "4"', r"impossible `clusters.0.count`"),
-        ("size_bytes = 524288", "size_bytes = 1024", "nearest first.*32768 bytes at level 1 before 1024 bytes at level 2"),
+        ("= 524288", "= 1024", "nearest first.*32768 bytes at level 1 before 1024 bytes at level 2"),
         ("memory_bytes = 1000000000", "memory_bytes = 1000", "Main memory must be larger than every cache"),
         ('kind = "board"', 'kind = "toaster"', "impossible `kind`"),
-        ('simd = ["asimd"]', 'simdd = ["asimd"]', "key `simdd` that is not one of a profile. Did you mean 'simd'"),
+        ("simd = ", "simdd = ", "key `simdd` that is not one of a profile. Did you mean 'simd'"),
         ('title = "A board"\n', "", "must have a key `title`"),
-        ("memory_bandwidth_gb_s = \"", "memory_bandwith = \"", "names a figure 'memory_bandwith' that there is not"),
+        ('bandwidth_gb_s = "', 'bandwith = "', "names a figure 'memory_bandwith' that there is not"),
         ("[sources]", "[sources", "must be TOML"),
         ('name = "board-1"', 'name = "Board 1"', "impossible `name`"),
     ],
@@ -93,7 +93,9 @@ def test_the_host_is_found(name: str) -> None:
         assert source == "read from this machine"
 
 
-@pytest.mark.parametrize(("name", "text"), [("hots", "Did you mean 'host'"), ("../host", "There is no device '../host'")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("hots", "Did you mean 'host'"), ("../host", "There is no device '../host'")]
+)
 def test_unknown_devices(name: str, text: str) -> None:
     with pytest.raises(DeviceError, match=text):
         find_device(name)

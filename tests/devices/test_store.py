@@ -44,7 +44,17 @@ def valid(**changes: object) -> str:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "3", valid()[:-9], valid(format=0), valid(yardsticks=[1]), valid(threads="1"), "\x00\xff"],
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        valid()[:-9],
+        valid(format=0),
+        valid(yardsticks=[1]),
+        valid(threads="1"),
+        "\x00\xff",
+    ],
 )
 def test_damaged_files_count_as_empty_and_are_written_over(tmp_path: Path, text: str) -> None:
     path = Store.open(HERE, tmp_path).path

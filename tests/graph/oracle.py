@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -45,7 +45,7 @@ def random_units(
     removed: dict[str, list[int]] = {}
     for group in graph.groups:
         share = float(rng.uniform(0, 0.9)) if sparsity is None else sparsity
-        count = min(round(group.cell_size * share), group.cell_size - 1)
+        count = min(max(round(group.cell_size * share), 1), group.cell_size - 1)
         if only and group.name not in only:
             continue
         for cell in range(group.cell_count):
@@ -62,14 +62,14 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def zeroed(model: nn.Module, graph: Graph, removed: dict[str, list[int]], *inputs: Any) -> Any:
+def zeroed(model: nn.Module, graph: Graph, removed: Mapping[str, Sequence[int]], *inputs: Any) -> Any:
     """What the dense network answers with everything that goes set to zero."""
     twins = {id(tensor): tensor.clone() for tensor in state(model).values()}
     named = {name: twins[id(tensor)] for name, tensor in state(model).items()}
     with torch.no_grad():
         for name, units in removed.items():
             for slices in graph.group(name).slices:
-                at = torch.as_tensor(np.unique(slices.positions[units]))
+                at = torch.as_tensor(np.unique(slices.positions[list(units)]))
                 named[slices.parameter].index_fill_(slices.axis, at, 0)
         if len(inputs) == 1 and isinstance(inputs[0], dict):
             return torch.func.functional_call(model, named, (), inputs[0], tie_weights=False)
@@ -89,7 +89,7 @@ def flat(value: Any) -> list[torch.Tensor]:
 
 def distance(a: Any, b: Any) -> float:
     """Largest difference of two answers, relative to the largest number in the second; infinite for other shapes."""
-    mine, theirs = flat(a), flat(b)
+    mine, theirs = ([t.detach() for t in flat(value)] for value in (a, b))
     if [t.shape for t in mine] != [t.shape for t in theirs]:
         return float("inf")
     scale = max([float(t.abs().max()) for t in theirs] + [1e-6])

@@ -13,7 +13,6 @@ from sned.graph.trace import state_of, trace
 from sned.saliency import Evidence, Sensitivity, least_important, score, sensitivities, weighed
 from sned.saliency.mending import mended
 from sned.saliency.sensitivity import bent, counts_at, divergence
-from sned.saliency.stepper import Stepper
 from tests.saliency.cases import NAMES, evidence
 
 
@@ -97,20 +96,6 @@ def test_around_a_cut_network_only_what_comes_on_top_counts() -> None:
         cut = torch.cat([replay.run(b)[0][0] for b in given.learnt.batches()]).double()
         moved.append(divergence(dense.detach(), cut.detach()))
     assert found["b1"].divergence[0] == pytest.approx(max(moved[1] - moved[0], 0), rel=1e-3, abs=1e-8)
-
-
-@pytest.mark.parametrize("network", NAMES)
-def test_pieces_make_the_whole(network: str) -> None:
-    given = evidence(network)
-    (batch, *_) = given.learnt.batches(0, 8)
-    expected, _ = Replay(given.graph, given.state).run(batch)
-    stepper = Stepper(given.graph, given.state)
-    live = stepper.begin(batch)
-    middle = len(given.graph.ops) // 2
-    stepper.run(live, 8, 0, middle)
-    stepper.run(live, 8, middle, len(given.graph.ops))
-    for a, b in zip(expected, stepper.outputs(live), strict=True):
-        torch.testing.assert_close(a, b)
 
 
 def test_weighed_curves_pass_through_the_points() -> None:

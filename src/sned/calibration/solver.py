@@ -6,7 +6,7 @@ leaves the error `E|W x - V x_S|²`, smallest at `V = W H_S H_SS⁻¹`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ def least_squares(
 
 
 def squared_error(second: Tensor, cross: Tensor, energy: Tensor, weight: Tensor) -> Tensor:
-    """`E|y - V x|²` of each output, `[outputs]`, from moments; never below 0."""
+    """`E|y - V x|²` of each output, `[..., outputs]`, from moments; never below 0."""
     h, c, v = second.double(), cross.double(), weight.double()
     return (energy.double() - 2 * (v * c).sum(-1) + (v @ h * v).sum(-1)).clamp(min=0)
 

@@ -33,7 +33,7 @@ class Costs:
         latency_ms: of one run at the batch size asked for.
         macs: multiply-accumulates of one run.
         parameters: elements of all parameters; buffers do not count.
-        size_bytes: of the weights in an exported file, BatchNorms folded.
+        size_bytes: of an exported file, BatchNorms folded; of its weights only, unless `anchored`.
         energy_mj: of one run.
         peak_memory_bytes: of weights and activations together.
     """
@@ -90,11 +90,13 @@ class MeasuredCost:
         work: what the network makes the runtime do.
         tables: what that takes.
         scale: factor on every latency, 1 unless `anchored`.
+        file_bytes: what a file holds besides weights, 0 unless `anchored`.
     """
 
     work: Workload
     tables: OpTables
     scale: float = 1.0
+    file_bytes: float = 0.0
 
     def evaluate(self, counts: FloatArray) -> Costs:
         """Cost `P` plans that keep `counts[P, G]` units of the graph's groups.
@@ -131,16 +133,20 @@ class MeasuredCost:
             )
         return made
 
-    def anchored(self, counts: FloatArray, latency_ms: float) -> MeasuredCost:
-        """The same model, scaled so that the plan `counts[G]` takes the `latency_ms` that was measured for
-        it.
+    def anchored(
+        self, counts: FloatArray, latency_ms: float, *, size_bytes: float | None = None
+    ) -> MeasuredCost:
+        """The same model, so that it tells of one plan what was measured of it.
 
         Args:
-            counts: units kept in each group, usually all.
-            latency_ms: measured, above zero.
+            counts: `[G]`, units kept in each group, usually all.
+            latency_ms: measured, above zero; all latencies are scaled alike.
+            size_bytes: of the exported file; what it holds besides weights counts for every plan.
         """
-        predicted = float(self.evaluate(counts).latency_ms[0])
-        return replace(self, scale=self.scale * latency_ms / predicted)
+        predicted = self.evaluate(counts).at(0)
+        beside = 0.0 if size_bytes is None else size_bytes - predicted["size_bytes"]
+        scale = self.scale * latency_ms / predicted["latency_ms"]
+        return replace(self, scale=scale, file_bytes=max(0.0, self.file_bytes + beside))
 
     def _checked(self, counts: FloatArray) -> FloatArray:
         sizes, least = np.array(self.work.group_sizes), np.array(self.work.group_least)
@@ -176,7 +182,7 @@ class MeasuredCost:
             parameters=sum(
                 (extent.at(sizes) for extent in self.work.parameters.values()), np.zeros(len(counts))
             ),
-            size_bytes=stored * BYTES,
+            size_bytes=stored * BYTES + self.file_bytes,
             energy_mj=unknown,
             peak_memory_bytes=unknown,
         )

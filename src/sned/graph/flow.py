@@ -276,8 +276,9 @@ class Flow:
                     result.append(box.moved({a: place[letters[a]] for a in box.axes}, len(out)))  # type: ignore[index]
                     covered |= span
         for letter, axis in place.items():
-            labelled = [(box, at) for _, at, box in holders.get(letter, []) if box is not None]
-            if letter in covered or not labelled:
+            held = holders.get(letter, [])
+            labelled = [(box, at) for _, at, box in held if box is not None]
+            if letter in covered or not labelled or len(labelled) < len(held):  # met an axis that stays: so does this
                 continue
             plain = [(box, at) for box, at in labelled if not box.filler] or labelled
             box, at = plain[0]

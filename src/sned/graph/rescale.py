@@ -58,7 +58,7 @@ class Lost:
 
 
 class Upstream:
-    """Finds the weights that scale a tensor."""
+    """Finds the weights that scale a tensor, and makes sure that they scale nothing else."""
 
     def __init__(
         self,
@@ -69,10 +69,61 @@ class Upstream:
         boxes: Mapping[int, Boxes],
     ) -> None:
         self._producer = {n: op for op in ops for n in op.outputs if n is not None and n not in op.inputs}
+        self._readers: dict[int, list[Op]] = {}
+        for op in ops:
+            for number in set(op.inputs):
+                self._readers.setdefault(number, []).append(op)
         self._parameters = parameters
+        self._numbers = {name: number for number, name in parameters.items()}
         self._first = first_labels
         self._shapes = shapes
         self._boxes = boxes
+        self._path: dict[int, IntArray] = {}  # ops on the way up, with the labels that are scaled
+
+    def scaling(self, op: Op) -> tuple[Site, ...] | None:
+        """Where to scale so that the first input of `op` is scaled and nothing else is; None if that cannot be done."""
+        tensor = op.inputs[0]
+        ids = self.labels(tensor)
+        self._path = {op.index: ids}
+        sites = self.sites(tensor, ids)
+        return sites if sites is not None and self._only_on_path() else None
+
+    def labels(self, tensor: int) -> IntArray:
+        """Every label that a tensor carries."""
+        return np.concatenate([np.zeros(0, np.int64), *(box.ids.ravel() for box in self._boxes.get(tensor, ()))])
+
+    def _only_on_path(self) -> bool:
+        """Whether no op beside the path reads what is scaled (it may read other labels of the same tensors)."""
+        for index, ids in list(self._path.items()):
+            op = self._by_index(index)
+            for number in op.inputs:
+                for reader in self._readers.get(number, []):
+                    if reader.index not in self._path and self._reads(reader, number, ids):
+                        return False
+        return True
+
+    def _by_index(self, index: int) -> Op:
+        return next(op for readers in self._readers.values() for op in readers if op.index == index)
+
+    def _reads(self, reader: Op, number: int, ids: IntArray) -> bool:
+        if number not in self._scaled:
+            return False
+        made = [self.labels(n) for n in reader.outputs if n is not None]
+        held = np.concatenate([np.zeros(0, np.int64), *made])
+        return reader.name not in PASSED or not held.size or bool(np.isin(ids, held).any())
+
+    @property
+    def _scaled(self) -> set[int]:
+        return {n for index in self._path for n in self._by_index(index).inputs if self._is_scaled(index, n)}
+
+    def _is_scaled(self, index: int, number: int) -> bool:
+        """Of a product only the weight and the bias are scaled, of a normalisation likewise."""
+        op = self._by_index(index)
+        if op.name in NORMS:
+            return number in self._parameters
+        if op.name in PRODUCTS and self._root(op.args[PRODUCTS[op.name][1]].id) is not None:
+            return number != op.args[PRODUCTS[op.name][0]].id
+        return True
 
     def sites(self, tensor: int, ids: IntArray, depth: int = 0) -> tuple[Site, ...] | None:
         """Where to scale so that `tensor` is scaled where it carries the labels `ids`; None if that cannot be done."""
@@ -81,51 +132,67 @@ class Upstream:
         op = self._producer.get(tensor)
         if op is None or depth > MAX_DEPTH:
             return None
+        self._path[op.index] = ids
         if op.name in PASSED:
             return self._all(op.inputs[:1] if op.name in ("index", "index_select") else op.inputs, ids, depth)
         if op.name.rstrip("_") in ("add", "sub"):
-            return self._all(op.inputs, ids, depth) if len(op.inputs) == 2 else None
+            return self._sum(op.inputs, ids, depth) if len(op.inputs) == 2 else None
         if op.name.rstrip("_") in ("mul", "div"):
             return self._any(op.inputs[: 2 if op.name.startswith("mul") else 1], ids, depth)
         if op.name in NORMS:
-            vectors = [op.args[i] for i in NORMS[op.name]]
-            given = [v.id for v in vectors if isinstance(v, Ref)]
-            return self._all(given, ids, depth, whole=True) if given and isinstance(vectors[0], Ref) else None
+            vectors = [op.args[i] for i in NORMS[op.name] if isinstance(op.args[i], Ref)]
+            if not isinstance(op.args[NORMS[op.name][0]], Ref):
+                return None
+            return tuple(Site(self._parameters[v.id], 0, None) for v in vectors if v.id in self._parameters)
         return self._product(op, ids, depth) if op.name in PRODUCTS else None
 
-    def _all(
-        self, tensors: Sequence[int], ids: IntArray, depth: int, *, whole: bool = False
-    ) -> tuple[Site, ...] | None:
+    def _all(self, tensors: Sequence[int], ids: IntArray, depth: int) -> tuple[Site, ...] | None:
         found: list[Site] = []
         for tensor in tensors:
-            sites = self.sites(tensor, np.zeros(0, np.int64) if whole else ids, depth + 1)
+            sites = self.sites(tensor, ids, depth + 1)
             if sites is None:
                 return None
             found += sites
         return _merged(found) if tensors else None
 
+    def _sum(self, tensors: Sequence[int], ids: IntArray, depth: int) -> tuple[Site, ...] | None:
+        """Both sides are scaled; a bias at the positions at which the product before it is."""
+        biases = [self._root(t) for t in tensors]
+        others = [t for t, bias in zip(tensors, biases, strict=True) if bias is None]
+        found = self._all(others, ids, depth)
+        if found is None or len(others) == 2:
+            return found
+        (bias,) = [b for b in biases if b is not None]
+        shape = self._shapes[self._numbers[bias]]
+        main = found[0]
+        if len(shape) != 1 or main.positions is None or self._size(main.parameter, main.axis) != shape[0]:
+            return None
+        return (*found, Site(bias, 0, main.positions))
+
     def _any(self, tensors: Sequence[int], ids: IntArray, depth: int) -> tuple[Site, ...] | None:
-        return next((sites for t in tensors if (sites := self.sites(t, ids, depth + 1)) is not None), None)
+        for tensor in tensors:
+            before = dict(self._path)
+            sites = self.sites(tensor, ids, depth + 1)
+            if sites is not None:
+                return sites
+            self._path = before
+        return None
 
     def _product(self, op: Op, ids: IntArray, depth: int) -> tuple[Site, ...] | None:
         left, right = (op.args[i].id for i in PRODUCTS[op.name])
         weight = self._root(right)
         if weight is None:
-            return self.sites(left, self._ids(left), depth + 1)
+            return self.sites(left, self.labels(left), depth + 1)
         axis = self._axis_of(weight, ids)
         if axis is None:
             return None
         first = self._first[(weight, axis)]
-        size = self._size(weight, axis)
-        positions = np.unique(ids[(ids >= first) & (ids < first + size)]) - first
-        bias = self._bias(op)
-        if bias is None and op.name in ("addmm", "baddbmm"):
-            return None
-        return (Site(weight, axis, positions), *((Site(bias, 0, positions),) if bias else ()))
-
-    def _bias(self, op: Op) -> str | None:
+        positions = np.unique(ids[(ids >= first) & (ids < first + self._size(weight, axis))]) - first
         ref = op.args[0] if op.name in ("addmm", "baddbmm") else op.args[2] if op.name == "convolution" else None
-        return self._root(ref.id) if isinstance(ref, Ref) else None
+        if ref is None:
+            return (Site(weight, axis, positions),)
+        bias = self._root(ref.id)
+        return None if bias is None else (Site(weight, axis, positions), Site(bias, 0, positions))
 
     def _root(self, tensor: int) -> str | None:
         """The parameter that a tensor is a view of."""
@@ -133,6 +200,7 @@ class Upstream:
             op = self._producer.get(tensor)
             if op is None or op.name not in ("t", "permute", "transpose", "view", "clone", "alias", "_to_copy", "expand"):
                 return None
+            self._path.setdefault(op.index, np.zeros(0, np.int64))
             tensor = op.inputs[0]
         return self._parameters[tensor]
 
@@ -144,18 +212,15 @@ class Upstream:
         return None
 
     def _size(self, parameter: str, axis: int) -> int:
-        return self._shapes[next(n for n, name in self._parameters.items() if name == parameter)][axis]
+        return self._shapes[self._numbers[parameter]][axis]
 
-    def _of_parameter(self, parameter: str, ids: IntArray) -> tuple[Site, ...]:
+    def _of_parameter(self, parameter: str, ids: IntArray) -> tuple[Site, ...] | None:
         axis = self._axis_of(parameter, ids)
         if axis is None:
-            return (Site(parameter, 0, None),)
+            return None
         first = self._first[(parameter, axis)]
         inside = ids[(ids >= first) & (ids < first + self._size(parameter, axis))]
         return (Site(parameter, axis, np.unique(inside) - first),)
-
-    def _ids(self, tensor: int) -> IntArray:
-        return np.concatenate([np.zeros(0, np.int64), *(box.ids.ravel() for box in self._boxes.get(tensor, ()))])
 
 
 def _merged(sites: Sequence[Site]) -> tuple[Site, ...]:
@@ -175,8 +240,7 @@ def rescales(ops: Sequence[Op], scales: Sequence[Scale], upstream: Upstream) -> 
         for op in ops[scale.first_op : scale.last_op]:
             if op.name.rstrip("_") not in ("mul", "div") or not _holds(op, scale.value):
                 continue
-            (tensor, *_) = op.inputs
-            sites = upstream.sites(tensor, upstream._ids(tensor))
+            sites = upstream.scaling(op)
             power = -1 if op.name.startswith("div") else 1
             yield Lost(scale.formula) if sites is None else Rescale(scale.formula, scale.value, power, sites)
 

@@ -59,8 +59,9 @@ class Following:
 
 
 def _limits(op: Op) -> tuple[float, float]:
-    low, high = (*op.args[1:3], *(-1.0, 1.0)[len(op.args) - 1 :])
-    return float(low), float(high)
+    given = [float(limit) for limit in op.args[1:3]]
+    low, high = (given + [-1.0, 1.0][len(given) :])[:2]
+    return low, high
 
 
 def norms(graph: Graph) -> tuple[Norm, ...]:
@@ -114,12 +115,14 @@ class _Follower:
     def _following(self, consumer: Consumer) -> Following:
         found = Following()
         number: int | None = consumer.output
-        while number is not None and (op := self._only_reader(number)) is not None:
+        at = consumer.op
+        while number is not None and (op := self._only_reader(number, at)) is not None:
             summed = found.other is not None
+            straight = number == consumer.output  # after a reshape, axis 1 may hold something else
             if op.name in CLAMPS:
                 low, high = CLAMPS[op.name](op)
                 return replace(found, low=low, high=high)
-            if found.norm is None and not summed and op.index in self._norms:
+            if straight and op.index in self._norms:
                 found = replace(found, norm=self._norms[op.index])
             elif op.name in ("add", "add_") and not summed:
                 other = self._other_side(op, number)
@@ -129,16 +132,20 @@ class _Follower:
                     found = replace(found, other=other)
             elif op.name not in RESHAPES:
                 return found
-            number = op.outputs[0]
+            number, at = op.outputs[0], op.index
         return found
 
     def _is_bias(self, number: int, consumer: Consumer) -> bool:
         name = self._names.get(number)
         return name is not None and name == consumer.bias and not consumer.bias_inside
 
-    def _only_reader(self, number: int) -> Op | None:
-        reading = self._readers.get(number, [])
-        return reading[0] if len(reading) == 1 and number not in self._graph.outputs else None
+    def _only_reader(self, number: int, after: int) -> Op | None:
+        """The op that alone reads what a tensor holds after op `after`; one that writes in place hides it from others."""
+        reading = [op for op in self._readers.get(number, []) if op.index > after]
+        if not reading:
+            return None
+        alone = len(reading) == 1 and number not in self._graph.outputs
+        return reading[0] if alone or number in reading[0].outputs else None
 
     @staticmethod
     def _other_side(op: Op, number: int) -> int | None:

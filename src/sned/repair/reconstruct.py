@@ -15,7 +15,7 @@ Both networks advance together on a live cut of all inputs, so that the whole co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,8 +26,8 @@ from sned.calibration import Calibration, Consumer
 from sned.calibration.calibrate import patch_seed
 from sned.calibration.consumers import layout
 from sned.calibration.moments import WIDEST, CrossMoment, Moment, Sums
-from sned.calibration.patches import chunks, share_of
-from sned.calibration.solver import RIDGE, least_squares, squared_error
+from sned.calibration.patches import Columns, chunks, share_of
+from sned.calibration.solver import RIDGE, Fit, least_squares, squared_error
 from sned.calibration.walk import Live, Walk
 from sned.graph.example import arguments, tensors_in
 from sned.graph.ir import Graph
@@ -37,6 +37,8 @@ from sned.graph.sizes import Sizes
 from sned.progress import SILENT, Progress
 from sned.repair.cuts import Cuts
 from sned.repair.following import Following, followings
+from sned.repair.targets import Target, free_parameter
+
 
 @dataclass(frozen=True)
 class Options:
@@ -149,6 +151,8 @@ class _Scene:
         self._sizes = sizes
         self._sums = Sums()
         self._state = pruned.state
+        self._free = free_parameter(task.consumer, task.following)
+        self._held = self._state[self._free] if self._free else None
         self._start = self._state[task.consumer.weight].flatten()[task.index].double()
 
     def advance(self, at: tuple[int, int]) -> None:
@@ -199,24 +203,53 @@ class _Scene:
         )
 
     def _solve_once(self, ridge: float) -> Solved:
-        consumer, norm = self._task.consumer, self._task.following.norm
-        moment, target = self._sums.moment(), self._sums.target()
-        free = consumer.bias is not None or norm is not None
-        fits = [_fit(moment, target, part, free, self._start[part], ridge) for part in range(len(self._start))]
-        before, after = self._errors(moment, target, fits)
-        self._write(torch.stack([fit.weight for fit in fits]), torch.cat([fit.bias for fit in fits]))
-        return Solved(consumer.name, consumer.weight, before, after)
+        moment, goal = self._sums.moment(), self._sums.target()
+        free = self._free is not None
+        fits = [_fit(moment, goal, part, start, free, ridge) for part, start in enumerate(self._start)]
+        weight, bias = torch.stack([fit.weight for fit in fits]), torch.stack([fit.bias for fit in fits])
+        before, after = (
+            _error(moment, goal, w, b) for w, b in ((self._start, self._offset(bias)), (weight, bias))
+        )
+        energy = float((goal.energy - goal.mean**2 if free else goal.energy).sum())
+        self._write(weight, bias)
+        scale = max(energy, torch.finfo(torch.float64).tiny)
+        return Solved(self._task.consumer.name, self._task.consumer.weight, before / scale, after / scale)
+
+    def _offset(self, like: Tensor) -> Tensor:
+        """The bias that the recorded output held to begin with."""
+        if self._held is None or not self._task.consumer.bias_inside:
+            return torch.zeros_like(like)
+        return self._held.double().reshape(like.shape)
+
+    def _write(self, weight: Tensor, bias: Tensor) -> None:
+        """Put weights `[parts, outputs, width]` and the constant `[parts, outputs]` where they belong."""
+        consumer = self._task.consumer
+        old = self._state[consumer.weight]
+        flat = old.flatten().clone()
+        flat[self._task.index.flatten()] = weight.flatten().to(flat.dtype)
+        self._state[consumer.weight] = flat.reshape(old.shape)
+        if self._free is None or self._held is None:
+            return
+        start = self._held.double() if not consumer.bias_inside else torch.zeros_like(self._held).double()
+        gained = bias.flatten() if consumer.bias else -bias.flatten()
+        self._state[self._free] = (start + gained).to(self._held.dtype)
 
 
-def _error(second: Tensor, mean: Tensor, goal: CrossMoment, weight: Tensor, bias: Tensor) -> float:
-    """`E|t - V x - b|²` summed over the outputs."""
-    b = bias.double()
-    energy = goal.energy.double() - 2 * b * goal.mean.double() + b * b
-    return float(
-        squared_error(second, goal.cross.double() - torch.outer(b, mean.double()), energy, weight).sum()
+def _fit(moment: Moment, goal: CrossMoment, part: int, start: Tensor, free: bool, ridge: float) -> Fit:
+    assert moment.second is not None
+    return least_squares(
+        moment.second[part],
+        goal.cross[part],
+        mean=moment.mean[part] if free else None,
+        target_mean=goal.mean[part] if free else None,
+        prior=start,
+        ridge=ridge,
     )
 
 
-def solved_names(solved: Iterable[Solved]) -> list[str]:
-    """The weights that were solved for."""
-    return [one.weight for one in solved]
+def _error(moment: Moment, goal: CrossMoment, weight: Tensor, bias: Tensor) -> float:
+    """`E|t - V x - b|²` summed over all outputs."""
+    assert moment.second is not None
+    energy = goal.energy.double() - 2 * bias * goal.mean.double() + bias**2
+    cross = goal.cross.double() - bias[:, :, None] * moment.mean.double()[:, None]
+    return float(squared_error(moment.second, cross, energy, weight).sum())

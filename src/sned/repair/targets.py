@@ -36,15 +36,19 @@ class Target:
         self._following = following
         self._dense = dense
         self._pruned = pruned
-        norm, state = following.norm, pruned.state
+        self._free = free_parameter(consumer, following)
+        self._start = pruned.state[self._free] if self._free else None
+        self._factor, self._shift = self._line()
+
+    def _line(self) -> tuple[Tensor | None, Tensor | None]:
+        """`f` and `c` by channel; None for 1 and 0."""
+        norm, state = self._following.norm, self._pruned.state
         if norm is None:
-            self._factor = self._shift = None
-            return
+            late = self._consumer.bias is not None and not self._consumer.bias_inside
+            return None, self._start if late else None
         factor = (state[norm.variance] + norm.eps).rsqrt() * (state[norm.weight] if norm.weight else 1.0)
         shift = -state[norm.mean] * factor + (state[norm.bias] if norm.bias else 0.0)
-        self._factor = factor.masked_fill(factor.abs() <= FAINT * factor.abs().max(), 0.0)
-        self._shift = shift
-        self._mean = state[norm.mean]
+        return factor.masked_fill(factor.abs() <= FAINT * factor.abs().max(), 0.0), shift
 
     def first(self, dense: Live, pruned: Live) -> Tensor:
         """What to aim at without regard to the clamp: shaped as the output in the pruned network."""
@@ -57,22 +61,23 @@ class Target:
         """What to aim at when the consumer gives `given` meanwhile (the bias that its norm took up included)."""
         wanted = self.first(dense, pruned)
         factor, shift = self._affine(wanted)
-        other = 0.0
+        other = wanted.new_zeros(())
         if self._following.other is not None:
             other = pruned[self._following.other].reshape(wanted.shape)
         low, high = self._following.low, self._following.high
         goal = factor * wanted + shift + other
         now = factor * given + shift + other
-        best = torch.where(goal <= low, now.clamp(max=low), torch.where(goal >= high, now.clamp(min=high), goal))
-        moved = wanted + (best - goal) * self._inverse(wanted)
-        return moved
+        best = torch.where(
+            goal <= low, now.clamp(max=low), torch.where(goal >= high, now.clamp(min=high), goal)
+        )
+        return wanted + (best - goal) * self._inverse(wanted)
 
     def given(self, output: Tensor) -> Tensor:
-        """An output of the pruned network as it is now, with the bias that its norm took up."""
-        norm = self._following.norm
-        if norm is None or self._consumer.bias is not None:
+        """An output of the pruned network, with what was added to it elsewhere since (a late bias, a norm's mean)."""
+        if self._free is None or self._start is None or self._consumer.bias_inside:
             return output
-        return output + _along(self._mean - self._pruned.state[norm.mean], output)
+        gained = self._pruned.state[self._free] - self._start
+        return output + self._along(gained if self._consumer.bias else -gained, output)
 
     def _output(self, dense: Live) -> Tensor:
         return self._pruned.kept(self._consumer.output, dense[self._consumer.output])
@@ -86,15 +91,21 @@ class Target:
         """`1 / f`, and 0 where `f` is faint."""
         if self._factor is None:
             return like.new_ones(())
-        inverse = torch.where(self._factor == 0, 0.0, 1.0 / self._factor)
-        return _along(inverse, like)
+        return self._along(torch.where(self._factor == 0, 0.0, 1.0 / self._factor), like)
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        if self._factor is None or self._shift is None:
-            return like.new_ones(()), like.new_zeros(())
-        return _along(self._factor, like), _along(self._shift, like)
+        factor = like.new_ones(()) if self._factor is None else self._along(self._factor, like)
+        shift = like.new_zeros(()) if self._shift is None else self._along(self._shift, like)
+        return factor, shift
+
+    def _along(self, values: Tensor, like: Tensor) -> Tensor:
+        """Values by channel, as they lie in the consumer's output."""
+        axis = self._consumer.axis
+        return values.reshape([-1 if a == axis else 1 for a in range(like.ndim)])
 
 
-def _along(values: Tensor, like: Tensor) -> Tensor:
-    """Values by channel, as they lie in an output whose channels are on axis 1 (a norm follows no other)."""
-    return values.reshape(1, -1, *[1] * (like.ndim - 2))
+def free_parameter(consumer: Consumer, following: Following) -> str | None:
+    """The parameter that can take up a constant: the consumer's bias, else the mean of the norm after it."""
+    if consumer.bias is not None:
+        return consumer.bias
+    return following.norm.mean if following.norm else None

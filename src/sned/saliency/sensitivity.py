@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
+from sned.calibration.walk import Live, Walk
 from sned.graph.example import arguments, tensors_in
 from sned.graph.ir import Group
 from sned.graph.plan import Plan
 from sned.saliency.mending import mended
 from sned.saliency.registry import Evidence, State
 from sned.saliency.scores import FloatArray, Scores, least_important
-from sned.saliency.stepper import Live, Stepper, first_touched
+from sned.saliency.touched import first_touched
 
 POINTS = (0.25, 0.5, 0.75)
 """Fractions of a group's units at which it is cut."""
@@ -92,7 +93,7 @@ def sensitivities(
     measured: dict[str, list[float]] = {name: [] for name in counts}
     answers = _Answers(calibration.outputs(0, count))
     batches = calibration.batches(0, count)
-    runs = [_Run(base.stepper.begin(batch), len(tensors_in(arguments(batch))[0])) for batch in batches]
+    runs = [_Run(base.walk.start(batch), len(tensors_in(arguments(batch))[0])) for batch in batches]
     starts = first_touched(graph)
     here = 0
     whole = [0] if around else []
@@ -101,7 +102,7 @@ def sensitivities(
         for group in sorted(graph.groups, key=lambda g: starts[g.index]):
             start = starts[group.index]
             for run in runs:
-                base.stepper.run(run.live, run.batch, here, start)
+                base.walk.advance(run.live, run.batch, here, start)
             here = start
             # Around a cut network, what counts is how far from its answers with this group whole.
             for removed in (*whole, *counts[group.name]):
@@ -124,7 +125,8 @@ def weighed(scores: Scores, found: Mapping[str, Sensitivity]) -> Scores:
         Scores in the unit of the divergence, so that groups compare.
     """
     error = {name: bent(curve, found[name]) for name, curve in scores.error.items()}
-    return Scores(f"{scores.criterion}, weighed by sensitivity", scores.order, error, scores.notes)
+    suffix = ", weighed by sensitivity"
+    return Scores(scores.criterion.removesuffix(suffix) + suffix, scores.order, error, scores.notes)
 
 
 def bent(curve: FloatArray, measured: Sensitivity) -> FloatArray:
@@ -206,13 +208,13 @@ class _Base:
             graph.group(name).index: self._units(graph.group(name), n) for name, n in around.items()
         }
         self._state = {**evidence.state, **self._mended(self._gone, self._gone)}
-        self.stepper = Stepper(graph, self._state, self._plan(self._gone))
+        self.walk = Walk(graph, self._state, self._plan(self._gone))
 
-    def without(self, group: Group, count: int) -> Stepper:
+    def without(self, group: Group, count: int) -> Walk:
         """The network with `count` units of one group gone, whatever the base lost of it."""
         gone = {**self._gone, group.index: self._units(group, count)}
         state = {**self._state, **self._mended(gone, (group.index,))}
-        return Stepper(self._evidence.graph, state, self._plan(gone))
+        return Walk(self._evidence.graph, state, self._plan(gone))
 
     def _units(self, group: Group, count: int) -> list[int]:
         return [int(unit) for unit in least_important(group, self._scores.order[group.name], count)]
@@ -235,8 +237,8 @@ def _relative(counts: tuple[int, ...], measured: Sequence[float]) -> Sensitivity
     return Sensitivity(counts, np.maximum(values - whole, 0.0))
 
 
-def _finished(cut: Stepper, run: _Run, start: int, stop: int) -> list[torch.Tensor]:
+def _finished(cut: Walk, run: _Run, start: int, stop: int) -> list[torch.Tensor]:
     # Ops may write in place: the copy keeps the dense run whole, and aliases within it aliases.
     live = copy.deepcopy(run.live)
-    cut.run(live, run.batch, start, stop)
-    return cut.outputs(live)
+    cut.advance(live, run.batch, start, stop)
+    return [live[number] for number in cut.graph.outputs]

@@ -182,20 +182,34 @@ def _tidy(model: nn.Module) -> Iterator[Repair]:
                     yield Repair(path, attribute, old, new)
 
 
+LAYOUT = frozenset({"clone", "contiguous", "alias", "expand"})
+"""Ops that PyTorch adds or leaves out as strides ask for; the computation is the same."""
+
+
 def _first_difference(model: nn.Module, graph: Graph, sizes: Sizes) -> tuple[int | None, str]:
-    """Number of the first op that fails or makes another shape than promised, and how; None when all agree."""
+    """Number of the op at which the pruned pass fails, and how; None when it runs and every output has its size.
+
+    Where shapes go wrong without an error, the numbers will too: `verify` holds those against the replay.
+    """
     partial = Recording()
     failure = ""
     try:
-        record(model, graph.example, _batch(graph), into=partial)
+        recording = record(model, graph.example, _batch(graph), into=partial)
+        made = [recording.tensors[number].shape for number in recording.outputs]
+        if made == [sizes.shape(number) for number in graph.outputs]:
+            return None, ""
     except Exception as error:  # noqa: BLE001 (the user's forward may raise anything)
-        failure = f" ({type(error).__name__}: {str(error).splitlines()[0]})"
-    for expected, got in zip(graph.ops, partial.ops, strict=False):
-        if expected.target != got.target or not _agrees(expected, got, partial, graph, sizes):
-            return expected.index, failure
-    if len(partial.ops) < len(graph.ops):
-        return len(partial.ops), failure
-    return None, ""
+        failure = f" ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+    expected = [op for op in graph.ops if op.name not in LAYOUT]
+    got = [op for op in partial.ops if op.name not in LAYOUT]
+    for mine, theirs in zip(expected, got, strict=False):
+        if _kind(mine) != _kind(theirs) or not _agrees(mine, theirs, partial, graph, sizes):
+            return mine.index, failure
+    return expected[min(len(got), len(expected) - 1)].index, failure
+
+
+def _kind(op: Op) -> str:
+    return "view" if op.name in ("_unsafe_view", "reshape", "_reshape_alias") else op.name
 
 
 def _agrees(expected: Op, got: Op, recording: Recording, graph: Graph, sizes: Sizes) -> bool:

@@ -183,6 +183,27 @@ def stack(flow: Flow, op: Op) -> None:
     flow.put(op, flow.join([(flow.of(ref), flow.shape(ref), letters) for ref in refs], out))
 
 
+@rule("as_strided_", "as_strided")
+def as_strided(flow: Flow, op: Op) -> None:
+    """Same shape, other strides (what pooling to one pixel does to keep channels last); anything else stays."""
+    ref = op.args[0]
+    if tuple(op.args[1]) == flow.shape(ref):
+        flow.put(op, flow.of(ref))
+    else:
+        flow.freeze_boxes(flow.of(ref), "as_strided reads the memory underneath")
+
+
+@resize("as_strided_", "as_strided")
+def strides(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
+    """Strides of the new shape, the axes in the same order of nearness."""
+    old, new = args[1], sizes.scaled(op, args[1])
+    near = sorted((axis for axis, size in enumerate(old) if size > 1), key=lambda axis: args[2][axis])
+    made, step = [1] * len(new), 1
+    for axis in near:
+        made[axis], step = step, step * new[axis]
+    return (args[0], new, tuple(made), *args[3:])
+
+
 @rule("roll")
 def roll(flow: Flow, op: Op) -> None:
     """Positions move around: the axes rolled stay, the others pass."""

@@ -1,0 +1,303 @@
+"""Surgery hands over a working network of the user's own class, or nothing."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.graph.networks import Residual, SharedTwice, Tied, tokens
+from tests.graph.oracle import call, distance, halved, lively, random_units, size, state, zeroed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sned import Graph, Plan, apply, trace
+from sned.errors import ModelError, PlanError, SurgeryError
+
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def pruned_residual() -> tuple[nn.Module, nn.Module, Graph, Plan]:
+    """A residual network, and what remains of it."""
+    model = lively(Residual())
+    return model, *halved(model, IMAGE)
+
+
+def test_the_original_is_not_touched() -> None:
+    model = lively(Residual())
+    tensors = {name: (tensor, tensor.clone()) for name, tensor in state(model).items()}
+    attributes = {path: dict(vars(module)) for path, module in model.named_modules()}
+    halved(model, IMAGE)
+    for name, tensor in state(model).items():
+        assert tensor is tensors[name][0]
+        assert torch.equal(tensor, tensors[name][1])
+    assert {path: dict(vars(module)) for path, module in model.named_modules()} == attributes
+
+
+def test_nothing_removed_changes_nothing() -> None:
+    model = lively(Residual())
+    small = apply(model, trace(model, IMAGE).plan({}))
+    assert size(small) == size(model)
+    assert torch.equal(call(small, IMAGE), call(model, IMAGE))
+
+
+def test_modes_are_kept() -> None:
+    model = lively(Residual())
+    model.bn.train()
+    small, *_ = halved(model, IMAGE)
+    assert {p: m.training for p, m in small.named_modules()} == {p: m.training for p, m in model.named_modules()}
+    model.train()
+    small, *_ = halved(model, IMAGE)
+    assert small.training
+    assert small.bn.training
+
+
+def test_layers_say_their_new_sizes() -> None:
+    _, small, _, _ = pruned_residual()
+    assert repr(small.fc) == "Linear(in_features=6, out_features=5, bias=True)"
+    assert repr(small.a1).startswith("Conv2d(4, 3, ")
+    assert small.bn.num_features == 4
+
+
+def test_train_forward_and_backward_reach_every_weight() -> None:
+    _, small, _, _ = pruned_residual()
+    small.train()
+    before = {name: p.detach().clone() for name, p in small.named_parameters()}
+    optimiser = torch.optim.SGD(small.parameters(), lr=0.1)
+    F.cross_entropy(small(IMAGE), torch.tensor([1, 2])).backward()
+    optimiser.step()
+    for name, parameter in small.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.is_leaf
+        assert parameter.grad.shape == parameter.shape
+    assert not torch.equal(before["fc.weight"], small.fc.weight)
+    assert small.bn.num_batches_tracked == 1
+
+
+def test_state_dict_has_the_same_names_and_goes_into_a_second_copy() -> None:
+    model, small, _, plan = pruned_residual()
+    assert list(small.state_dict()) == list(model.state_dict())
+    other = apply(lively(Residual(), seed=5), plan)
+    assert distance(call(other, IMAGE), call(small, IMAGE)) > 0.01
+    other.load_state_dict(small.state_dict())
+    assert torch.equal(call(other, IMAGE), call(small, IMAGE))
+
+
+def test_deepcopy_is_independent() -> None:
+    _, small, _, _ = pruned_residual()
+    twin = copy.deepcopy(small)
+    assert torch.equal(call(twin, IMAGE), call(small, IMAGE))
+    with torch.no_grad():
+        twin.fc.weight.zero_()
+    assert small.fc.weight.abs().sum() > 0
+
+
+def test_export_of_the_result_computes_the_same() -> None:
+    _, small, _, _ = pruned_residual()
+    program = torch.export.export(small, (IMAGE,))
+    assert distance(program.module()(IMAGE), call(small, IMAGE)) < 1e-6
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    model = lively(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)))
+    model[0].requires_grad_(False)
+    model[2].bias.requires_grad_(False)
+    small, _, plan = halved(model, torch.randn(2, 4))
+    assert {"0.weight", "2.bias"} <= plan.kept.keys()
+    assert [p.requires_grad for p in small.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+def test_gradients_of_the_original_are_not_carried_along() -> None:
+    model = lively(Residual())
+    model(IMAGE).sum().backward()
+    small, *_ = halved(model, IMAGE)
+    for parameter in small.parameters():
+        assert parameter.grad is None or parameter.grad.shape == parameter.shape
+    small(IMAGE).sum().backward()
+
+
+def test_tied_weights_stay_tied() -> None:
+    model = lively(Tied())
+    small, graph, plan = halved(model, tokens())
+    assert small.head.weight is small.embed.weight
+    assert small.embed.weight.shape == (20, 4)
+    assert distance(call(small, tokens()), zeroed(model, graph, plan.removed, tokens())) < 1e-4
+    small(tokens()).sum().backward()
+    assert len(list(small.parameters())) == len(list(model.parameters()))
+
+
+def test_a_module_that_is_called_twice_is_cut_once() -> None:
+    model = lively(SharedTwice())
+    small, _, plan = halved(model, IMAGE)
+    assert small.shared.weight.shape == (4, 4, 3, 3)
+    np.testing.assert_array_equal(plan.kept["shared.weight"][0], plan.kept["shared.weight"][1])
+
+
+class TwoNames(nn.Module):
+    """One module under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.middle = nn.Linear(8, 8)
+        self.again = self.middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.again(F.relu(self.middle(F.relu(self.first(x)))))))
+
+
+def test_a_module_of_two_names_stays_one() -> None:
+    small, _, _ = halved(lively(TwoNames()), torch.randn(2, 4))
+    assert small.again is small.middle
+    assert small.again.weight is small.middle.weight
+    assert small.middle.weight.shape == (4, 4)
+
+
+def test_hooks_of_the_user_still_run() -> None:
+    model = lively(Residual())
+    seen: list[torch.Size] = []
+    model.stem.register_forward_hook(lambda _, __, result: seen.append(result.shape))
+    small, *_ = halved(model, IMAGE)
+    seen.clear()
+    call(small, IMAGE)
+    assert seen == [torch.Size([2, 4, 8, 8])]
+
+
+def test_double_and_half_precision() -> None:
+    for dtype in (torch.float64, torch.bfloat16):
+        model = lively(Residual()).to(dtype)
+        small, graph, plan = halved(model, IMAGE.to(dtype))
+        assert {p.dtype for p in small.parameters()} == {dtype}
+        expected = zeroed(model, graph, plan.removed, IMAGE.to(dtype))
+        assert distance(call(small, IMAGE.to(dtype)), expected) < (1e-9 if dtype is torch.float64 else 0.05)
+
+
+def test_a_plan_applies_to_other_weights_of_the_same_structure() -> None:
+    _, small, graph, plan = pruned_residual()
+    other = lively(Residual(), seed=7)
+    cut = apply(other, Plan.from_json(plan.to_json()))
+    assert [p.shape for p in cut.parameters()] == [p.shape for p in small.parameters()]
+    assert distance(call(cut, IMAGE), zeroed(other, graph, plan.removed, IMAGE)) < 1e-4
+
+
+class Wider(Residual):
+    """The same names, another width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a1, self.a2 = nn.Conv2d(8, 10, 3, padding=1), nn.Conv2d(10, 8, 3, padding=1)
+
+
+class Further(Residual):
+    """One more layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.extra(super().forward(x))
+
+
+class Other(Residual):
+    """The same parameters, another forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [(Wider, r"'a1\.weight' must have shape \(6, 8, 3, 3\), got shape \(10, 8"),
+     (Further, r"'extra\.(bias|weight)' is new"),
+     (Other, r"the forward pass is another one"),
+     (lambda: nn.Sequential(nn.Conv2d(3, 4, 1)), r"'stem\.weight' must have shape \(8, 3, 3, 3\), got no such parameter")],
+)  # fmt: skip
+def test_a_network_that_the_plan_was_not_made_for_is_refused(kind: type[nn.Module], text: str) -> None:
+    _, _, _, plan = pruned_residual()
+    with pytest.raises(PlanError, match=text):
+        apply(kind(), plan)
+
+
+def test_a_pruned_network_refuses_the_plan_that_made_it() -> None:
+    _, small, _, plan = pruned_residual()
+    with pytest.raises(PlanError, match="must have shape"):
+        apply(small, plan)
+
+
+def test_a_plan_whose_kept_indices_do_not_follow_from_what_it_removes_is_refused() -> None:
+    model, _, _, plan = pruned_residual()
+    kept = {**plan.kept, "fc.weight": {1: np.arange(12)}}
+    with pytest.raises((PlanError, SurgeryError)):
+        apply(model, replace(plan, kept=kept))
+
+
+class Uncopyable(Residual):
+    """Holds what cannot be copied."""
+
+    def __deepcopy__(self, _: object) -> Uncopyable:
+        raise RuntimeError("no copies")
+
+
+def test_a_model_that_cannot_be_copied_is_named() -> None:
+    model = Uncopyable()
+    graph = trace(model, IMAGE)
+    with pytest.raises(ModelError, match=r"copying Uncopyable failed: no copies.*copy\.deepcopy"):
+        apply(model, graph.plan(random_units(graph)))
+
+
+class Drifting(nn.Module):
+    """A forward that reads weight values: the recorded pass cannot be held against it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.calls = nn.Linear(4, 8), nn.Linear(8, 3), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.b(F.relu(self.a(x))) * self.calls
+
+
+def test_a_result_that_differs_from_the_replay_is_not_handed_over() -> None:
+    model = lively(Drifting())
+    graph = trace(model, torch.randn(2, 4))
+    with pytest.raises(SurgeryError, match=r"must compute what its plan promises, but its outputs differ by"):
+        apply(model, graph.plan({"a": [0, 1]}))
+
+
+def test_a_wrong_repair_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Surgery that permutes the channels that it keeps must not pass its own check."""
+    import sned.surgery.pytorch as surgery
+
+    model = lively(Residual())
+    graph = trace(model, IMAGE)
+    honest = surgery.slice_state
+
+    def dishonest(given: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+        sliced = dict(honest(given, plan))
+        sliced["a1.weight"] = sliced["a1.weight"].flip(0)
+        return sliced
+
+    monkeypatch.setattr(surgery, "slice_state", dishonest)
+    with pytest.raises(SurgeryError, match="outputs differ by"):
+        apply(model, graph.plan({"a1": [0, 1]}))
+
+
+def test_a_head_that_is_all_zero_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sned.surgery.pytorch as surgery
+
+    model = lively(Residual())
+    with torch.no_grad():
+        model.fc.weight.zero_()
+        model.fc.bias.zero_()
+    graph = trace(model, IMAGE)
+    plan = graph.plan({"a1": [0, 1]})
+    assert torch.equal(call(apply(model, plan), IMAGE), torch.zeros(2, 5))
+    honest = surgery.slice_state
+    monkeypatch.setattr(
+        surgery, "slice_state", lambda given, p: {n: t.flip(0) if n == "a1.weight" else t for n, t in honest(given, p).items()}
+    )
+    with pytest.raises(SurgeryError, match="outputs differ by"):
+        apply(model, plan)
