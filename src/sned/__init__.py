@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from sned.devices.budget import Budget
     from sned.errors import SnedError
     from sned.export import export
-    from sned.graph import Graph, Group, Plan, trace
+    from sned.graph import Graph, Group, Plan
     from sned.pipeline import Result, plan, prune
-    from sned.surgery import apply, load, save
+    from sned.surgery import apply, load, save, trace
 
 _HOMES = {
     "Budget": "sned.devices.budget",
@@ -28,7 +28,7 @@ _HOMES = {
     "plan": "sned.pipeline",
     "prune": "sned.pipeline",
     "save": "sned.surgery",
-    "trace": "sned.graph",
+    "trace": "sned.surgery",
 }
 """Where each public name lives; imported when first used, so that `sned --help` does not wait for PyTorch."""
 

@@ -23,7 +23,7 @@ from sned.devices import Budget, MeasuredCost, cost_model, find_device
 from sned.errors import BudgetError, CalibrationError, ModelError
 from sned.export import Exported, export_onnx, feeds
 from sned.files import atomic_write_text
-from sned.graph import Graph, Plan, trace
+from sned.graph import Graph, Plan
 from sned.graph.example import Inputs
 from sned.graph.trace import state_of
 from sned.measure import Latency, agreement, evaluated, measure_onnx
@@ -33,7 +33,7 @@ from sned.report import Report, to_html, to_json
 from sned.report.compose import Findings, Network, compose
 from sned.saliency import Evidence, Scores, score
 from sned.search import Found, Problem, Rules, curve, search
-from sned.surgery import save
+from sned.surgery import save, trace
 from sned.surgery.pytorch import Pruned, pruned
 
 ROUNDS = 4

@@ -64,9 +64,9 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def zeroed(model: nn.Module, graph: Graph, removed: Mapping[str, Sequence[int]], *inputs: Any) -> Any:
     """What the dense network answers with everything that goes set to zero."""
-    twins = {id(tensor): tensor.clone() for tensor in state(model).values()}
+    twins = {id(tensor): tensor.detach().clone() for tensor in state(model).values()}
     named = {name: twins[id(tensor)] for name, tensor in state(model).items()}
-    with torch.no_grad():
+    with torch.no_grad(), python_paths():
         for name, units in removed.items():
             for slices in graph.group(name).slices:
                 at = torch.as_tensor(np.unique(slices.positions[list(units)]))
@@ -74,6 +74,17 @@ def zeroed(model: nn.Module, graph: Graph, removed: Mapping[str, Sequence[int]],
         if len(inputs) == 1 and isinstance(inputs[0], dict):
             return torch.func.functional_call(model, named, (), inputs[0], tie_weights=False)
         return torch.func.functional_call(model, named, inputs, tie_weights=False)
+
+
+@contextmanager
+def python_paths() -> Iterator[None]:
+    """Keep `nn.TransformerEncoderLayer` off its fused path, which calls none of the functions that are patched here."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def flat(value: Any) -> list[torch.Tensor]:

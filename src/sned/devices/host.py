@@ -44,6 +44,9 @@ CHUNK = 48
 CHUNK_BYTES = 384 << 20
 SAMPLE_MS = 0.3
 RUNS = 15
+DISTURBED = 0.25
+"""A median this fraction above the 10th percentile means that half of the samples were disturbed."""
+
 YARDSTICK = "yardstick"
 _TIMED_SHARE = 0.6
 """Of the time given: the rest goes by while models are made and opened."""
@@ -229,14 +232,19 @@ class _Timer:
             settle=1,
             max_seconds=seconds,
         )
+        # Other work on the machine only ever adds to a time, so the quicker samples say more of the op; how long
+        # the yardstick takes on the whole is its median, as it will be that of the network.
         self._lengths_ms.append(times[YARDSTICK].median_ms)
-        relative = {key: latency.median_ms / times[YARDSTICK].median_ms for key, latency in times.items()}
-        self._keep(relative, {key for key, latency in times.items() if latency.noisy})
+        quick = {key: latency.p10_ms for key, latency in times.items()}
+        disturbed = {
+            key for key, latency in times.items() if latency.median_ms > (1 + DISTURBED) * quick[key]
+        }
+        self._keep({key: time_ms / quick[YARDSTICK] for key, time_ms in quick.items()}, disturbed)
 
-    def _keep(self, relative: Mapping[str, float], noisy: Set[str]) -> None:
+    def _keep(self, relative: Mapping[str, float], disturbed: Set[str]) -> None:
         """Save for later what was measured without disturbance; the rest serves this time only."""
-        self._store.yardsticks.update({key: value for key, value in relative.items() if key not in noisy})
-        if relative.keys() - noisy - {YARDSTICK}:
+        self._store.yardsticks.update({k: value for k, value in relative.items() if k not in disturbed})
+        if relative.keys() - disturbed - {YARDSTICK}:
             self._store.save()
         self._store.yardsticks.update(relative)
 

@@ -184,7 +184,7 @@ class Coupling:
         return ties
 
     def _cell_hashes(self) -> NDArray[np.int64]:
-        """For each unit a number that tells in which rows of which constraints it lies."""
+        """For each unit a number that tells how much of it lies in which rows of which constraints."""
         hashes = np.zeros(self._units, np.int64)
         rng = np.random.default_rng(1)
         for cells in (held.rows for held in self._cells):
@@ -192,9 +192,8 @@ class Coupling:
             if not bool((units != units[0]).any()):
                 continue
             rows = np.repeat(np.arange(len(cells)), cells.shape[1])
-            pairs = np.unique(np.stack([units.ravel(), rows]), axis=1)
             weights = rng.integers(1, 2**62, len(cells), dtype=np.int64)
-            np.add.at(hashes, pairs[0], weights[pairs[1]])
+            np.add.at(hashes, units.ravel(), weights[rows])
         return hashes
 
     def _make_groups(self) -> tuple[Group, ...]:
@@ -208,7 +207,7 @@ class Coupling:
             _, cells, sizes = np.unique(hashes[units], return_inverse=True, return_counts=True)
             if len(set(sizes.tolist())) > 1:
                 self._stay(units)
-            elif sizes[0] > 1:
+            elif sizes[0] > 1 and self._disjoint(owned, units):
                 drafts.append((units, cells, self._slices(owned, units)))
             else:
                 self._stay(units)
@@ -225,6 +224,12 @@ class Coupling:
             self._group_of_unit[units] = index
             groups.append(Group(index, name, len(units), slices, cells, not bool(inexact[units].any())))
         return tuple(groups)
+
+    @staticmethod
+    def _disjoint(owned: sparse.csr_matrix, units: IntArray) -> bool:
+        """Whether no position belongs to two of the units."""
+        positions = owned[units].indices
+        return len(np.unique(positions)) == len(positions)
 
     def _stay(self, units: IntArray) -> None:
         self._signature[units] = -1

@@ -169,9 +169,12 @@ class Flow:
             if box is not None and not box.filler:
                 self.freeze(self.axis(box, axis), "its size is tied to that of an axis that stays")
             return
-        mine = here.rows()[0] if source[1] == here.free else here.slabs[source[1]]
+        mine = here.rows() if source[1] == here.free else here.slabs[source[1]][None]
         theirs = there.rows() if target[1] == there.free else there.slabs[target[1]][None]
-        self._proportion(mine, theirs)
+        if mine.shape == theirs.shape:
+            self._proportion(mine.ravel(), theirs.reshape(1, -1))
+        else:
+            self._proportion(mine[0], theirs)
 
     def _proportion(self, mine: IntArray, theirs: IntArray) -> None:
         """`mine` `[size]` and the rows `theirs` `[rows, size]` of another axis lose in one proportion."""

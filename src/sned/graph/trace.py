@@ -19,7 +19,7 @@ from sned.errors import ModelError
 from sned.graph.coupling import Coupling, Position
 from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
 from sned.graph.flow import Flow
-from sned.graph.provenance import Scale, Sized, SizedFloat, TensorAxis, Use, Watch, functions_opened, instrumented
+from sned.graph.provenance import Attribute, Scale, Sized, SizedFloat, TensorAxis, Use, Watch, functions_opened, instrumented
 from sned.graph.labels import covering
 from sned.graph.rescale import Rescale, Upstream, rescales
 from sned.graph.ir import Affine, Graph, Op, Ref, Tensor
@@ -277,6 +277,14 @@ def _affine(a: Any, b: Any) -> Any:
     return a
 
 
+def _fix(flow: Flow, op: Op, inputs: bool) -> None:
+    """What changes the shape of an op's outputs (and inputs) does not leave by itself."""
+    for number in (*op.outputs, *(op.inputs if inputs else ())):
+        for box in flow.boxes.get(number, ()) if number is not None else ():
+            for axis in box.axes:
+                flow.block(flow.axis(box, axis), "its size is a number in the code that no attribute holds")
+
+
 def _link(flow: Flow, use: Use) -> None:
     """A size in a shape that was taken from an axis of another tensor: both must keep their proportion."""
     if use.from_end is None or flow.op is None or use.equals is not None:
@@ -288,6 +296,24 @@ def _link(flow: Flow, use: Use) -> None:
     axis = len(flow.tensors[made].shape) - use.from_end
     if flow.tensors[made].shape[axis] == use.value > 1:
         flow.link((sources[0].tensor, sources[0].axis), (made, axis))
+
+
+def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> None:
+    """One attribute that gives the size of several axes: they keep their proportion."""
+    first: dict[Attribute, tuple[int, int]] = {}
+    for use in uses:
+        if use.from_end is None or len(use.formula.sources) != 1:
+            continue
+        (source,) = use.formula.sources
+        made = next((n for n in reversed(ops[use.last_op - 1].outputs) if n is not None), None)
+        if not isinstance(source, Attribute) or made is None or use.from_end > len(flow.tensors[made].shape):
+            continue
+        axis = len(flow.tensors[made].shape) - use.from_end
+        if flow.tensors[made].shape[axis] == use.value == use.formula.evaluate({source: use.value}) > 1:
+            flow.op = ops[use.last_op - 1]
+            before = first.setdefault(source, (made, axis))
+            if before != (made, axis):
+                flow.link(before, (made, axis))
 
 
 def _make_up(flow: Flow, recording: Recording, positions: Sequence[Position]) -> Iterator[Rescale]:
@@ -309,8 +335,13 @@ def _make_up(flow: Flow, recording: Recording, positions: Sequence[Position]) ->
                 flow.block(flow.axis(box, source.axis), "the code derives a factor from this size")
 
 
-def build(model: nn.Module, example: Example, recording: Recording, batched: bool) -> Graph:
-    """Let labels flow through a recording and solve for the groups."""
+def build(
+    model: nn.Module, example: Example, recording: Recording, batched: bool, fixed: Mapping[int, bool] | None = None
+) -> Graph:
+    """Let labels flow through a recording and solve for the groups.
+
+    `fixed` names ops, by number, that may not change the size of what they make, or (True) of what goes in either.
+    """
     flow = Flow(recording.tensors)
     positions = []
     trainable = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
@@ -320,9 +351,12 @@ def build(model: nn.Module, example: Example, recording: Recording, batched: boo
     for op in recording.ops:
         flow.op = op
         RULES.get(op.name, RULES["pointwise"] if op.pointwise else RULES["unknown"])(flow, op)
+        if fixed and op.index in fixed:
+            _fix(flow, op, fixed[op.index])
     for use in recording.uses:
         flow.op = recording.ops[use.last_op - 1] if use.last_op <= len(recording.ops) else None
         _link(flow, use)
+    _link_attributes(flow, recording.ops, recording.uses)
     flow.op = None
     made_up = tuple(_make_up(flow, recording, positions))
     for number in recording.outputs:
@@ -349,6 +383,7 @@ def build(model: nn.Module, example: Example, recording: Recording, batched: boo
         example=example,
         coupling=Coupling(flow.relations, positions, flow.boxes, order),
         uses=tuple(recording.uses),
+        recording=recording,
         rescales=made_up,
         model=model,
     )

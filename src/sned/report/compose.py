@@ -58,7 +58,9 @@ class Findings:
 def compose(findings: Findings) -> Report:
     """The `Report` of a run; nothing is measured here."""
     dense = np.array([group.size for group in findings.graph.groups], np.int64)
-    before, after = (findings.cost.layers(counts.astype(np.float64)) for counts in (dense, findings.found.counts))
+    before, after = (
+        findings.cost.layers(counts.astype(np.float64)) for counts in (dense, findings.found.counts)
+    )
     layers = tuple(_layer(a, b) for a, b in zip(before, after, strict=True))
     return Report(
         asked=_asked(findings),
@@ -77,12 +79,16 @@ def compose(findings: Findings) -> Report:
 
 def _asked(findings: Findings) -> Asked:
     budget = findings.budget
-    written = {name: value if isinstance(value, str) else f"{value:g}" for name, value in budget.amounts.items()}
+    written = {
+        name: value if isinstance(value, str) else f"{value:g}" for name, value in budget.amounts.items()
+    }
     others = {"sparsity": budget.sparsity, "max_loss": budget.max_loss}
     given = {name: value for name, value in others.items() if value is not None}
     limits = {**findings.limits, **given}
     if isinstance(budget.latency_ms, str):  # a share of what was measured in the same interleaved run
-        limits["latency_ms"] = findings.before.latency.median_ms * float(budget.latency_ms.removesuffix("%")) / 100
+        limits["latency_ms"] = (
+            findings.before.latency.median_ms * float(budget.latency_ms.removesuffix("%")) / 100
+        )
     return Asked(
         model=type(findings.model).__name__,
         example=_shown(findings.graph.example),

@@ -16,9 +16,10 @@ from torch import nn
 from sned.errors import SurgeryError
 from sned.graph.coupling import Keep
 from sned.graph.ir import Graph, Op
+from sned.graph.replay import overload
 from sned.graph.sizes import Sizes
 from sned.graph.trace import BATCHES, Recording, record
-from sned.graph.provenance import Attribute, Source, TensorAxis, Use, settings
+from sned.graph.provenance import Attribute, Formula, Source, TensorAxis, Use, settings
 
 TIDY: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
     nn.Linear: {"in_features": ("weight", 1), "out_features": ("weight", 0)},
@@ -119,8 +120,18 @@ def _wanted(graph: Graph, sizes: Sizes, use: Use, news: Mapping[Source, int]) ->
         if number is not None and use.from_end <= len(sizes.recorded(number)):
             axis = len(sizes.recorded(number)) - use.from_end
             return sizes.shape(number)[axis] if sizes.recorded(number)[axis] == use.value else None
-    found = {new for op in ops for old, new in _numbers(op, sizes) if old == use.value}
+    named = {new for op in ops for old, new in _named(op, sizes, use.formula) if old == use.value}
+    found = named or {new for op in ops for old, new in _numbers(op, sizes) if old == use.value}
     return next(iter(found)) if len(found) == 1 else None
+
+
+def _named(op: Op, sizes: Sizes, formula: Formula) -> Iterator[tuple[int, int]]:
+    """Pairs (old, new) of the argument that is called like the attribute: `groups` of a convolution, not its stride."""
+    names = {source.name for source in formula.sources if isinstance(source, Attribute)}
+    args, _ = sizes.arguments(op)
+    for argument, old, new in zip(overload(op.target)._schema.arguments, sizes.plain(op), args, strict=False):
+        if argument.name in names and len(names) == 1:
+            yield from _pairs(old, new)
 
 
 def _numbers(op: Op, sizes: Sizes) -> Iterator[tuple[int, int]]:

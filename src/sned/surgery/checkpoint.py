@@ -18,7 +18,8 @@ from torch import nn
 from sned.errors import CheckpointError, SnedError
 from sned.files import atomic_path
 from sned.graph.plan import Plan, check_fits
-from sned.graph.trace import state_of, trace_example
+from sned.graph.trace import state_of
+from sned.surgery.probe import trace_example
 from sned.surgery.pytorch import PLAN_ATTRIBUTE, cut
 from sned.version import __version__
 

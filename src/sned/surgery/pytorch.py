@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,13 +9,15 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from sned.errors import ModelError, SurgeryError
+from sned.errors import SurgeryError
 from sned.graph.example import tensors_in
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
 from sned.graph.replay import Replay, keep_of, made_up, slice_state
-from sned.graph.trace import mode_of, plain_kernels, state_of, trace_example
+from sned.graph.trace import mode_of, plain_kernels, state_of
 from sned.surgery.attributes import repair_attributes
+from sned.surgery.probe import trace_example
+from sned.surgery.twin import twin
 
 PLAN_ATTRIBUTE = "_sned_plan"
 """Where a pruned network carries its plan, so that `save` needs nothing else."""
@@ -66,14 +67,8 @@ def pruned(model: nn.Module, graph: Graph, plan: Plan) -> Pruned:
 
 def cut(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     """A copy with sliced tensors and repaired attributes, structure checked on meta tensors, values not yet."""
-    try:
-        small = copy.deepcopy(model)
-    except Exception as error:
-        raise ModelError(
-            f"The model is pruned on a copy, but copying {type(model).__name__} failed: {error}. "
-            "Make it work with `copy.deepcopy` (detach tensors that are kept as plain attributes)."
-        ) from error
-    fill(small, graph, plan, slice_state(state_of(small), plan))
+    sliced = made_up(graph, plan, slice_state(state_of(model), plan))
+    small = twin(model, {name: value.detach().clone() for name, value in sliced.items()})
     repair_attributes(small, graph, keep_of(graph, plan))
     earlier = getattr(model, PLAN_ATTRIBUTE, ())
     setattr(small, PLAN_ATTRIBUTE, (*earlier, plan))

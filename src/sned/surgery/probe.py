@@ -1,0 +1,104 @@
+"""Find out, before anything is planned, which numbers cannot be repaired: a rehearsal on meta tensors.
+
+Every group is cut by some of its units on a copy without values. At an op whose size is a literal in the code the
+groups that it depends on are frozen, with the reason, and the rehearsal starts again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from sned.graph import Graph, Group, Op, Plan
+from sned.graph import trace as recorded
+from sned.graph.example import Example, Inputs
+from sned.graph.replay import keep_of
+from sned.graph.trace import build, state_of
+from sned.graph.trace import trace_example as recorded_example
+from sned.surgery.attributes import Unrepaired, repair_attributes
+from sned.surgery.twin import twin
+
+SHARE = 0.4
+"""How much of each group goes in the rehearsal: not a half, which literals might suit by chance."""
+
+
+def trace(model: nn.Module, example_inputs: Inputs) -> Graph:
+    """Record what `model` does and find the groups of units that can go; the model is not touched.
+
+    Args:
+        model: any `nn.Module`.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments. The first axis of the
+            first tensor is taken for the batch. Values are not read, except the range of integers.
+
+    Returns:
+        The `Graph`: ops, shapes, groups, and what is frozen with the reason; no weight values.
+
+    Raises:
+        ModelError: the model does not run on the example.
+
+    Example:
+        >>> graph = sned.trace(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224))
+        >>> [group.name for group in graph.groups][:2]
+        ['conv1', 'layer1.0.conv1']
+    """
+    return rehearsed(recorded(model, example_inputs))
+
+
+def trace_example(model: nn.Module, example: Example) -> Graph:
+    """`trace`, from a description of the inputs."""
+    return rehearsed(recorded_example(model, example))
+
+
+def rehearsed(graph: Graph) -> Graph:
+    """The graph with those groups frozen that surgery could not cut."""
+    fixed: dict[int, bool] = {}
+    while graph.groups:
+        try:
+            _rehearse(graph, some_of_each(graph))
+            return graph
+        except Unrepaired as error:
+            alike = _alike(graph, error.op)
+            if all(fixed.get(index, False) for index in alike):
+                raise
+            # First what the op makes stays; if that was not it, what goes in stays too.
+            fixed.update({index: index in fixed for index in alike})
+            graph = build(graph.model, graph.example, graph.recording, graph.batched, fixed)
+    return graph
+
+
+def some_of_each(graph: Graph, share: float = SHARE) -> Plan:
+    """A plan that removes a share of every group, at least one unit a cell."""
+    return graph.plan({group.name: _some(group, share) for group in graph.groups})
+
+
+def _some(group: Group, share: float) -> list[int]:
+    count = max(1, int(group.cell_size * share))
+    return [int(u) for cell in range(group.cell_count) for u in np.flatnonzero(group.cells == cell)[-count:]]
+
+
+def _rehearse(graph: Graph, plan: Plan) -> None:
+    shapes = {name: list(graph.tensors[number].shape) for name, number in graph.parameters.items()}
+    for name, axes in plan.kept.items():
+        for axis, kept in axes.items():
+            shapes[name][axis] = len(kept)
+    empty = {
+        name: torch.empty(shapes.get(name, tensor.shape), dtype=tensor.dtype, device="meta")
+        for name, tensor in state_of(graph.model).items()
+    }
+    repair_attributes(twin(graph.model, empty), graph, keep_of(graph, plan))
+
+
+def _alike(graph: Graph, op: Op) -> set[int]:
+    """The op, and the one at the same place in every other module of the same class."""
+    modules = dict(graph.model.named_modules())
+    by_path: dict[str, list[Op]] = {}
+    for other in graph.ops:
+        by_path.setdefault(other.module, []).append(other)
+    place = next(i for i, other in enumerate(by_path[op.module]) if other.index == op.index)
+    kind = type(modules[op.module])
+    found = {op.index}
+    for path, ops in by_path.items():
+        if type(modules[path]) is kind and place < len(ops) and ops[place].target == op.target:
+            found.add(ops[place].index)
+    return found
