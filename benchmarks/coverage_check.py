@@ -4,12 +4,14 @@
   zeroed. Otherwise the same is asked of a second plan, which takes units only from the groups that are exact.
 - **Permuting.** Units of one group and cell are interchangeable: permuting all that they own in the original
   must not change its outputs. That needs neither replay nor surgery, and holds across normalisations as well.
-- **Running.** The pruned network runs on another batch size than the one traced, with the original's shapes.
+- **Running.** The pruned network runs on another batch size than the one traced, with the original's shapes; and
+  in training mode, backwards too, where the original does.
 
 Weights that a library sets to a constant (zero, one, a tiny layer scale) are made random first, and so are
 the statistics of every BatchNorm: a branch that is multiplied by zero would agree with anything.
 """
 
+import copy
 import math
 import time
 from collections import Counter
@@ -120,6 +122,7 @@ def check(network: Network, record: Record, *, fraction: float = 0.5, seed: int 
         )
     record.permuted = difference(_outputs(model, other, permuted(model, graph, seed)), expected)
     _hold(record.permuted <= TOLERANCE, f"permuting units changes the output by {record.permuted:.2g}")
+    _same_training(model, small, other)
     record.correct = True
     collection = COLLECTIONS[network.collection]
     left = record.outside_left if collection.outside_embeddings else record.parameters_left
@@ -205,6 +208,24 @@ def _outputs(model: nn.Module, inputs: Any, state: dict[str, Tensor] | None = No
         if state is None:
             return tensors_in(model(*args, **kwargs))
         return tensors_in(torch.func.functional_call(model, state, args, kwargs))
+
+
+def _same_training(model: nn.Module, small: nn.Module, inputs: Any) -> None:
+    """Hold that a step of training runs, and gives outputs of the same shapes, where it does on the original."""
+    try:
+        expected = _trained(model, inputs)
+    except (RuntimeError, ValueError, TypeError, AssertionError):
+        return  # a network for inference, or one that trains on more inputs than these
+    _same_shapes(_trained(small, inputs), expected)
+
+
+def _trained(model: nn.Module, inputs: Any) -> Sequence[Tensor]:
+    """Outputs in training mode, of a copy, after a backward pass."""
+    torch.manual_seed(0)
+    args, kwargs = arguments(inputs)
+    outputs = tensors_in(copy.deepcopy(model).train()(*args, **kwargs))
+    torch.stack([t.float().sum() for t in outputs if t.requires_grad]).sum().backward()
+    return outputs
 
 
 def difference(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

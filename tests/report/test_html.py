@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sned.report import Asked, Check, Curve, GroupLoss, Point, Report, State, to_html
+from sned.report import Asked, Check, Curve, GroupLoss, LayerLoss, Point, Report, State, to_html
 from sned.report.charts import curve_chart, group_chart, latency_chart, layer_chart
 from sned.report.svg import _VARIABLES
 
@@ -143,9 +143,18 @@ def test_a_network_of_many_layers_shows_those_that_lost_most() -> None:
     assert "layer51" not in picture.svg
 
 
+def test_layers_that_take_no_time_share_a_row() -> None:
+    tiny = [LayerLoss(f"relu{n}", "relu", 0.001, 0.0005, 0, 0) for n in range(3)]
+    picture = layer_chart([LayerLoss("conv", "conv", 1.0, 0.5, 1, 1), *tiny])
+    assert picture is not None
+    assert "3 others" in picture.svg
+    assert "relu1" not in picture.svg
+    assert layer_chart([LayerLoss("conv", "conv", None, None, 1, 1)]) is None
+
+
 def test_a_curve_of_figures_that_are_no_fractions_keeps_its_unit(report: Report) -> None:
     curve = Curve("negative perplexity", (Point(1.0, -30.0), Point(2.0, -25.0, chosen=True)))
     picture = curve_chart(replace(report, curve=curve))
     assert picture is not None
     assert "negative perplexity<" in picture.svg
-    assert "chosen: 2.00 ms, −25" in picture.svg.replace("-25", "−25")
+    assert "chosen: 2.00 ms, -25<" in picture.svg

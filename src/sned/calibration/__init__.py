@@ -6,6 +6,7 @@ enter each consumer, the inputs, the dense outputs) and the least-squares solver
 
 from sned.calibration.calibrate import Calibration, calibrate, synthetic_batches
 from sned.calibration.consumers import Consumer, Geometry, Read, consumers
+from sned.calibration.divergence import Divergence, divergence
 from sned.calibration.moments import Moment
 from sned.calibration.removal import Problem, Removal, greedy_removal
 from sned.calibration.solver import Fit, kept_error, least_squares
@@ -13,6 +14,7 @@ from sned.calibration.solver import Fit, kept_error, least_squares
 __all__ = [
     "Calibration",
     "Consumer",
+    "Divergence",
     "Fit",
     "Geometry",
     "Moment",
@@ -21,6 +23,7 @@ __all__ = [
     "Removal",
     "calibrate",
     "consumers",
+    "divergence",
     "greedy_removal",
     "kept_error",
     "least_squares",

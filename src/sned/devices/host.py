@@ -232,7 +232,7 @@ class _Timer:
             settle=1,
             max_seconds=seconds,
         )
-        # Other work on the machine only ever adds to a time, so the quicker samples say more of the op; how long
+        # Other work on the machine only adds to a time, so the quicker samples say more of the op; how long
         # the yardstick takes on the whole is its median, as it will be that of the network.
         self._lengths_ms.append(times[YARDSTICK].median_ms)
         quick = {key: latency.p10_ms for key, latency in times.items()}

@@ -62,9 +62,9 @@ class Relations:
 class Flow:
     """The labels of every tensor of a graph while its ops are visited in order."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], relations: Relations | None = None) -> None:
         self.tensors = tensors
-        self.relations = Relations()
+        self.relations = Relations() if relations is None else relations
         self.boxes: dict[int, Boxes] = {}
         self.op: Op | None = None
         self._columns: dict[tuple[bytes, tuple[int, ...], int], IntArray] = {}

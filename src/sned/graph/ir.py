@@ -168,7 +168,7 @@ class Graph:
         uses: which attribute or axis supplied which number.
         rescales: weights that make up for factors that follow from sizes (`head_dim ** -0.5`).
         model: the network itself, for stages that read weights; None in a graph that came from another process.
-        recording: what the graph was built from, to build it again with less freedom.
+        recorded: what the graph was built from, to build it again with less freedom.
     """
 
     ops: tuple[Op, ...]
@@ -187,7 +187,7 @@ class Graph:
     uses: tuple[Use, ...] = ()
     rescales: tuple[Rescale, ...] = ()
     model: Any = field(default=None, repr=False)
-    recording: Any = field(default=None, repr=False)
+    recorded: Any = field(default=None, repr=False)
 
     @property
     def groups(self) -> tuple[Group, ...]:

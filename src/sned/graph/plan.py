@@ -75,7 +75,7 @@ class Plan:
                     for name, axes in data["kept"].items()
                 },
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise PlanError(
                 f"A plan must be JSON as `Plan.to_json` writes it, but reading it failed: {error!r}. "
                 "Make the plan again with `sned.plan` or `sned prune`."
@@ -98,11 +98,16 @@ def make_plan(graph: Graph, removed: Mapping[str, Sequence[int]]) -> Plan:
     keep = graph.coupling.keep({index: gone.tolist() for index, gone in chosen.items()})
     return Plan(
         fingerprint=graph.fingerprint,
-        shapes={name: graph.tensors[number].shape for name, number in graph.parameters.items()},
+        shapes=shapes_of(graph),
         example=graph.example,
         removed={graph.groups[i].name: tuple(gone.tolist()) for i, gone in sorted(chosen.items())},
         kept=graph.coupling.kept_positions(keep),
     )
+
+
+def shapes_of(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter and buffer that the traced pass reads."""
+    return {name: graph.tensors[number].shape for name, number in graph.parameters.items()}
 
 
 def _check(group: Group, gone: IntArray) -> None:
@@ -125,7 +130,7 @@ def check_fits(plan: Plan, graph: Graph) -> None:
     Raises:
         PlanError: names the first parameter that differs.
     """
-    here = {name: graph.tensors[number].shape for name, number in graph.parameters.items()}
+    here = shapes_of(graph)
     for name, shape in plan.shapes.items():
         if here.get(name) != shape:
             got = f"shape {here[name]}" if name in here else "no such parameter"
@@ -133,10 +138,23 @@ def check_fits(plan: Plan, graph: Graph) -> None:
                 f"A plan applies to the network that it was made for: parameter {name!r} must have shape {shape}, "
                 f"got {got}. Make a plan for this network with `sned.plan`."
             )
+    try:
+        again = graph.plan(plan.removed)
+    except PlanError as error:
+        raise PlanError(f"A plan applies to the network that it was made for, but here {error}") from error
+    if not _same(again.kept, plan.kept):
+        raise PlanError("The units and the indices of a plan must agree, but they do not: it was altered. Make it again.")
     extra = sorted(here.keys() - plan.shapes.keys())
     if extra or graph.fingerprint != plan.fingerprint:
         what = f"parameter {extra[0]!r} is new" if extra else "the forward pass is another one"
         raise PlanError(f"A plan applies to the network that it was made for, but {what}. Make a new plan.")
+
+
+def _same(a: Mapping[str, Mapping[int, IntArray]], b: Mapping[str, Mapping[int, IntArray]]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[name].keys() == b[name].keys() and all(np.array_equal(a[name][axis], b[name][axis]) for axis in a[name])
+        for name in a
+    )
 
 
 def _example_to_data(example: Example) -> dict[str, Any]:

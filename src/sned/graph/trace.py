@@ -6,9 +6,9 @@ at two batch sizes: integers that differ between them depend on the batch, and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,32 +16,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sned.errors import ModelError
-from sned.graph.coupling import Coupling, Position
+from sned.graph.build import Recorded, build
 from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
-from sned.graph.flow import Flow
-from sned.graph.provenance import Attribute, Scale, Sized, SizedFloat, TensorAxis, Use, Watch, functions_opened, instrumented
-from sned.graph.labels import covering
-from sned.graph.rescale import Rescale, Upstream, rescales
 from sned.graph.ir import Affine, Graph, Op, Ref, Tensor
-from sned.graph.rules import RULES
-
-BATCHES = (2, 3)
-"""The batch sizes traced. Not 1: a view could not be told from a merge with the batch axis."""
-
-
-@dataclass
-class Recording:
-    """One recorded pass: ops over numbered tensors, and which numbers are parameters, inputs and outputs."""
-
-    ops: list[Op] = field(default_factory=list)
-    tensors: list[Tensor] = field(default_factory=list)
-    parameters: dict[str, int] = field(default_factory=dict)
-    inputs: tuple[int, ...] = ()
-    outputs: tuple[int, ...] = ()
-    constants: dict[int, torch.Tensor] = field(default_factory=dict)
-    uses: list[Use] = field(default_factory=list)
-    scales: list[Scale] = field(default_factory=list)
-
+from sned.graph.provenance import Sized, SizedFloat, Watch, functions_opened, instrumented
+from sned.graph.recording import BATCHES, Recording
 
 class Recorder(TorchDispatchMode):
     """Writes every ATen call into a `Recording`, with the path of the module that made it."""
@@ -121,10 +100,12 @@ class Recorder(TorchDispatchMode):
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer by name, all names of tied ones included."""
+    """Every parameter and buffer by name; a tensor that is tied to another comes twice, a module of two names once."""
     return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
+        f"{path}.{leaf}" if path else leaf: tensor
+        for path, module in model.named_modules()
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
     }
 
 
@@ -157,6 +138,7 @@ def record(
     batch: int | None,
     *,
     into: Recording | None = None,
+    training: bool = False,
     device: str = "meta",
 ) -> Recording:
     """Run `model` once on inputs like `example`, on meta tensors, and return what it did.
@@ -182,7 +164,7 @@ def record(
     inputs = tuple(recorder.number(t) for t in tensors_in((args, kwargs)))
     with ExitStack() as stack:
         stack.enter_context(plain_kernels())
-        stack.enter_context(mode_of(model, training=False))
+        stack.enter_context(mode_of(model, training=training))
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder.module_paths())
         stack.enter_context(recorder)
@@ -224,7 +206,18 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Graph:
 def trace_example(model: nn.Module, example: Example) -> Graph:
     """`trace`, from a description of the inputs."""
     recording, batched = _both(model, example)
-    return build(model, example, recording, batched)
+    trained = None
+    if any(name not in recording.parameters for name in state_of(model)):
+        trained = _in_training(model, example, BATCHES[0] if batched else None)
+    return build(Recorded(model, example, recording, batched, trained))
+
+
+def _in_training(model: nn.Module, example: Example, batch: int | None) -> Recording | None:
+    """The pass in train mode, where heads may run that evaluation leaves out; None where it does not run as it is."""
+    try:
+        return record(model, example, batch, training=True)
+    except Exception:  # noqa: BLE001 (the user's forward may ask for targets, and raise anything)
+        return None
 
 
 def _both(model: nn.Module, example: Example) -> tuple[Recording, bool]:
@@ -275,115 +268,3 @@ def _affine(a: Any, b: Any) -> Any:
     if isinstance(a, float) and a != b:
         raise ValueError("a float that depends on the batch size")
     return a
-
-
-def _fix(flow: Flow, op: Op, inputs: bool) -> None:
-    """What changes the shape of an op's outputs (and inputs) does not leave by itself."""
-    for number in (*op.outputs, *(op.inputs if inputs else ())):
-        for box in flow.boxes.get(number, ()) if number is not None else ():
-            for axis in box.axes:
-                flow.block(flow.axis(box, axis), "its size is a number in the code that no attribute holds")
-
-
-def _link(flow: Flow, use: Use) -> None:
-    """A size in a shape that was taken from an axis of another tensor: both must keep their proportion."""
-    if use.from_end is None or flow.op is None or use.equals is not None:
-        return
-    made = next((n for n in reversed(flow.op.outputs) if n is not None), None)
-    sources = [s for s in use.formula.sources if isinstance(s, TensorAxis)]
-    if made is None or len(sources) != 1 or use.from_end > len(flow.tensors[made].shape):
-        return
-    axis = len(flow.tensors[made].shape) - use.from_end
-    if flow.tensors[made].shape[axis] == use.value > 1:
-        flow.link((sources[0].tensor, sources[0].axis), (made, axis))
-
-
-def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> None:
-    """One attribute that gives the size of several axes: they keep their proportion."""
-    first: dict[Attribute, tuple[int, int]] = {}
-    for use in uses:
-        if use.from_end is None or len(use.formula.sources) != 1:
-            continue
-        (source,) = use.formula.sources
-        made = next((n for n in reversed(ops[use.last_op - 1].outputs) if n is not None), None)
-        if not isinstance(source, Attribute) or made is None or use.from_end > len(flow.tensors[made].shape):
-            continue
-        axis = len(flow.tensors[made].shape) - use.from_end
-        if flow.tensors[made].shape[axis] == use.value == use.formula.evaluate({source: use.value}) > 1:
-            flow.op = ops[use.last_op - 1]
-            before = first.setdefault(source, (made, axis))
-            if before != (made, axis):
-                flow.link(before, (made, axis))
-
-
-def _make_up(flow: Flow, recording: Recording, positions: Sequence[Position]) -> Iterator[Rescale]:
-    """Weights that make up for factors that follow from sizes; where there are none, the size stays."""
-    upstream = Upstream(
-        recording.ops,
-        {number: name for name, number in recording.parameters.items()},
-        {(p.parameter, p.axis): int(p.labels[0]) for p in positions},
-        [tensor.shape for tensor in recording.tensors],
-        flow.boxes,
-    )
-    for found in rescales(recording.ops, recording.scales, upstream):
-        if isinstance(found, Rescale):
-            yield found
-            continue
-        for source in found.formula.sources:
-            box = covering(flow.boxes.get(source.tensor, ()), source.axis) if isinstance(source, TensorAxis) else None
-            if box is not None and isinstance(source, TensorAxis):
-                flow.block(flow.axis(box, source.axis), "the code derives a factor from this size")
-
-
-def build(
-    model: nn.Module, example: Example, recording: Recording, batched: bool, fixed: Mapping[int, bool] | None = None
-) -> Graph:
-    """Let labels flow through a recording and solve for the groups.
-
-    `fixed` names ops, by number, that may not change the size of what they make, or (True) of what goes in either.
-    """
-    flow = Flow(recording.tensors)
-    positions = []
-    trainable = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
-    for name, number in recording.parameters.items():
-        if recording.tensors[number].dtype.startswith(("float", "bfloat", "complex")):
-            positions += [Position(name, axis, ids) for axis, ids in flow.parameter(number).items()]
-    for op in recording.ops:
-        flow.op = op
-        RULES.get(op.name, RULES["pointwise"] if op.pointwise else RULES["unknown"])(flow, op)
-        if fixed and op.index in fixed:
-            _fix(flow, op, fixed[op.index])
-    for use in recording.uses:
-        flow.op = recording.ops[use.last_op - 1] if use.last_op <= len(recording.ops) else None
-        _link(flow, use)
-    _link_attributes(flow, recording.ops, recording.uses)
-    flow.op = None
-    made_up = tuple(_make_up(flow, recording, positions))
-    for number in recording.outputs:
-        flow.freeze_boxes(flow.boxes.get(number, ()), "output of the model")
-    order = {name: i for i, name in enumerate(recording.parameters)}
-    state = state_of(model)
-    first_names: dict[int, str] = {}
-    aliases = {}
-    for name, tensor in state.items():
-        if (first := first_names.setdefault(id(tensor), name)) != name:
-            aliases[name] = first
-    return Graph(
-        ops=tuple(recording.ops),
-        tensors=tuple(recording.tensors),
-        parameters=dict(recording.parameters),
-        trainable=trainable,
-        aliases=aliases,
-        unread=tuple(n for n in state if n not in recording.parameters and n not in aliases),
-        inputs=recording.inputs,
-        outputs=recording.outputs,
-        constants=recording.constants,
-        batch=BATCHES[0] if batched else example.batch,
-        batched=batched,
-        example=example,
-        coupling=Coupling(flow.relations, positions, flow.boxes, order),
-        uses=tuple(recording.uses),
-        recording=recording,
-        rescales=made_up,
-        model=model,
-    )

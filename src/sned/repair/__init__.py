@@ -1,0 +1,21 @@
+"""Make the weights that remain answer for what was removed, from unlabelled inputs and without gradients.
+
+In: a graph, the dense state, a plan, a calibration. Out: the state of the pruned network, and a report of what helped.
+"""
+
+from sned.repair.batchnorm import blended, cut_replay, reestimate
+from sned.repair.reconstruct import Options, Solved, reconstruct
+from sned.repair.repair import Candidate, RepairReport, load_state, repair
+
+__all__ = [
+    "Candidate",
+    "Options",
+    "RepairReport",
+    "Solved",
+    "blended",
+    "cut_replay",
+    "load_state",
+    "reconstruct",
+    "reestimate",
+    "repair",
+]

@@ -56,12 +56,22 @@ class Options:
 
 @dataclass(frozen=True)
 class Solved:
-    """One consumer, repaired: squared errors of its output on calibration inputs, relative to its energy."""
+    """One consumer, solved for.
 
+    Attributes:
+        op, name, weight: which one.
+        before, after: squared error of its output with the cut and with the solved weights, on the activations of the
+            repaired network before it, relative to the variance of what is wanted.
+        width, patches: entries of a patch, and how many patches there were.
+    """
+
+    op: int
     name: str
     weight: str
     before: float
     after: float
+    width: int
+    patches: int
 
 
 @dataclass(frozen=True)
@@ -213,7 +223,16 @@ class _Scene:
         energy = float((goal.energy - goal.mean**2 if free else goal.energy).sum())
         self._write(weight, bias)
         scale = max(energy, torch.finfo(torch.float64).tiny)
-        return Solved(self._task.consumer.name, self._task.consumer.weight, before / scale, after / scale)
+        consumer = self._task.consumer
+        return Solved(
+            op=consumer.op,
+            name=consumer.name,
+            weight=consumer.weight,
+            before=before / scale,
+            after=after / scale,
+            width=self._start.shape[2],
+            patches=moment.count,
+        )
 
     def _offset(self, like: Tensor) -> Tensor:
         """The bias that the recorded output held to begin with."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sned.report.figures import milliseconds, percent, score, significant
+from sned.report.figures import milliseconds, percent, score
 from sned.report.model import Curve, GroupLoss, LayerLoss, Report, State
 from sned.report.svg import AFTER, AFTER_SOFT, BEFORE, INK, LIMIT, MUTED, SURFACE, Picture, figure, inline
 
@@ -16,7 +16,7 @@ _LITTLE = 0.01
 """Of all time: layers below are not worth a row of their own."""
 
 _FARTHEST = 1.5
-"""Axes of latency end at this multiple of the largest median: a machine that was busy once must not hide the bars."""
+"""Axes of latency end at this multiple of the largest median: a busy machine must not hide the bars."""
 
 _MOST_ROWS = 48
 """A picture of more rows than this is no longer read; the ones that matter most are shown."""
@@ -45,7 +45,7 @@ def group_chart(groups: Sequence[GroupLoss]) -> Picture | None:
 
 
 def layer_chart(layers: Sequence[LayerLoss]) -> Picture | None:
-    """Where the time goes: predicted latency of each layer, before and after; small ones together in one row."""
+    """Where the time goes: predicted latency of each layer, before and after; small ones in one row."""
     timed = _merged(
         [(x.name or x.kind, x.latency_before_ms or 0.0, x.latency_after_ms or 0.0) for x in layers]
     )
@@ -115,7 +115,7 @@ def curve_chart(report: Report) -> Picture | None:
         axes.set_xlim(0, max([*xs, limit or 0]) * 1.06)
         for x, y, point in zip(xs, ys, points, strict=True):
             if point.chosen:
-                quality = score(point.quality) if _fractions(curve) else significant(point.quality)
+                quality = score(point.quality) if _fractions(curve) else f"{point.quality:.3g}"
                 _chosen(axes, x, y, f"{milliseconds(x)}, {quality}")
         if limit is not None:
             _limit(axes, limit)
@@ -181,8 +181,16 @@ def _limit(axes: "Axes", limit: float, *, height: float = 0.03) -> None:
 
 
 def _note(axes: "Axes", x: float, y: float, text: str) -> None:
+    ground = {"facecolor": SURFACE, "edgecolor": "none", "pad": 1.5}
     axes.annotate(
-        text, (x, y), xytext=(7, 0), textcoords="offset points", va="center", fontsize=10, color=MUTED
+        text,
+        (x, y),
+        xytext=(7, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=10,
+        color=MUTED,
+        bbox=ground,
     )
 
 

@@ -64,7 +64,7 @@ def _figures(report: Report) -> list[Figure]:
         ),
         (
             "Where the time goes",
-            "Predicted latency of each layer, before and after; those below a hundredth of the time together.",
+            "Predicted latency of each layer, before and after; small ones together.",
             layer_chart(report.layers),
         ),
     )

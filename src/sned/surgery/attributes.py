@@ -18,7 +18,8 @@ from sned.graph.coupling import Keep
 from sned.graph.ir import Graph, Op
 from sned.graph.replay import overload
 from sned.graph.sizes import Sizes
-from sned.graph.trace import BATCHES, Recording, record
+from sned.graph.recording import BATCHES, Recording
+from sned.graph.trace import record
 from sned.graph.provenance import Attribute, Formula, Source, TensorAxis, Use, settings
 
 TIDY: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {

@@ -7,6 +7,7 @@ repairs attributes as `apply` does, and then fills the weights in.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sned.errors import CheckpointError, SnedError
+from sned.errors import CheckpointError, PlanError, SnedError
 from sned.files import atomic_path
 from sned.graph.plan import Plan, check_fits
 from sned.graph.trace import state_of
@@ -45,6 +46,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         )
     state = _unique_state(model)
     metadata = {
+        "sha256": _digest(state),
         "format": f"sned {FORMAT}",
         "sned": __version__,
         "torch": torch.__version__,
@@ -61,6 +63,15 @@ def _unique_state(model: nn.Module) -> dict[str, torch.Tensor]:
         first.setdefault(id(tensor), name)
     state = state_of(model)
     return {name: state[name].detach().contiguous() for name in first.values()}
+
+
+def _digest(state: dict[str, torch.Tensor]) -> str:
+    """A hash of every name, dtype, shape and value."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load(model: nn.Module, path: str | Path) -> nn.Module:
@@ -101,11 +112,16 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], list[Plan]]:
                 f"{metadata.get('format')!r}."
             )
         plans = [Plan.from_json(text) for text in json.loads(metadata["plans"])]
-        return load_file(path), plans
+        tensors = load_file(path)
+        if _digest(tensors) != metadata.get("sha256"):
+            raise CheckpointError(f"{path.name} was altered: its values are not those that were saved. Save it again.")
+        return tensors, plans
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no file {path}. Check the path.") from error
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path.name} is damaged ({error}). Save the network again, or fetch the file anew.") from error
+    except (safetensors.SafetensorError, PlanError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path.name} is damaged ({error}). Save the network again, or fetch the file anew."
+        ) from error
 
 
 def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], name: str) -> None:

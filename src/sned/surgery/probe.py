@@ -12,9 +12,10 @@ from torch import nn
 
 from sned.graph import Graph, Group, Op, Plan
 from sned.graph import trace as recorded
+from sned.graph.build import build
 from sned.graph.example import Example, Inputs
 from sned.graph.replay import keep_of
-from sned.graph.trace import build, state_of
+from sned.graph.trace import state_of
 from sned.graph.trace import trace_example as recorded_example
 from sned.surgery.attributes import Unrepaired, repair_attributes
 from sned.surgery.twin import twin
@@ -63,7 +64,7 @@ def rehearsed(graph: Graph) -> Graph:
                 raise
             # First what the op makes stays; if that was not it, what goes in stays too.
             fixed.update({index: index in fixed for index in alike})
-            graph = build(graph.model, graph.example, graph.recording, graph.batched, fixed)
+            graph = build(graph.recorded, fixed)
     return graph
 
 
@@ -78,12 +79,12 @@ def _some(group: Group, share: float) -> list[int]:
 
 
 def _rehearse(graph: Graph, plan: Plan) -> None:
-    shapes = {name: list(graph.tensors[number].shape) for name, number in graph.parameters.items()}
+    shapes = {name: list(tensor.shape) for name, tensor in state_of(graph.model).items()}
     for name, axes in plan.kept.items():
         for axis, kept in axes.items():
             shapes[name][axis] = len(kept)
     empty = {
-        name: torch.empty(shapes.get(name, tensor.shape), dtype=tensor.dtype, device="meta")
+        name: torch.empty(shapes[name], dtype=tensor.dtype, device="meta")
         for name, tensor in state_of(graph.model).items()
     }
     repair_attributes(twin(graph.model, empty), graph, keep_of(graph, plan))

@@ -124,7 +124,8 @@ def verify(small: nn.Module, graph: Graph, plan: Plan, state: Mapping[str, torch
     """
     shaken = {name: _not_zero(tensor) for name, tensor in state.items() if name not in graph.aliases}
     replay = Replay(graph, shaken, plan)
-    own = made_up(graph, plan, replay.state) if any(shaken[name] is not state[name] for name in shaken) else None
+    zero = [name for name, tensor in shaken.items() if tensor is not state[name]]
+    own = {name: tensor for name, tensor in made_up(graph, plan, replay.state).items() if name in zero} or None
     batches = (2, 1) if graph.batched else (None,)
     return max(_difference(small, graph, replay, own, batch) for batch in batches)
 

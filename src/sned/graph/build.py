@@ -1,0 +1,163 @@
+"""From recordings to a graph: labels flow through the ops, and what they meet is solved for the groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from torch import nn
+
+from sned.graph.coupling import Coupling, Position
+from sned.graph.flow import Flow
+from sned.graph.ir import Graph, IntArray, Op
+from sned.graph.labels import covering, line
+from sned.graph.provenance import Attribute, TensorAxis, Use
+from sned.graph.recording import BATCHES, Recorded, Recording
+from sned.graph.rescale import Rescale, Upstream, rescales
+from sned.graph.rules import RULES
+
+Labels = dict[str, dict[int, IntArray]]
+"""The labels of every axis of every parameter."""
+
+
+def build(recorded: Recorded, fixed: Mapping[int, bool] | None = None) -> Graph:
+    """Let labels flow through the recordings and solve for the groups.
+
+    `fixed` names ops, by number, that may not change the size of what they make, or (True) of what goes in either.
+    """
+    main, model = recorded.main, recorded.model
+    labels: Labels = {}
+    flow = Flow(main.tensors)
+    _through(flow, main, labels, fixed or {})
+    if recorded.trained is not None:
+        _through(Flow(recorded.trained.tensors, flow.relations), recorded.trained, labels, {})
+    positions = [Position(name, axis, ids) for name, axes in labels.items() for axis, ids in axes.items()]
+    made_up = tuple(_make_up(flow, main, positions))
+    names, aliases = _names(model)
+    read = labels.keys() | main.parameters.keys() | (recorded.trained.parameters.keys() if recorded.trained else set())
+    unread = tuple(name for name in names if name not in read and name not in aliases)
+    _spare(flow, positions, [names[name] for name in unread])
+    order = {name: i for i, name in enumerate(labels)}
+    return Graph(
+        ops=tuple(main.ops),
+        tensors=tuple(main.tensors),
+        parameters=dict(main.parameters),
+        trainable=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
+        aliases=aliases,
+        unread=unread,
+        inputs=main.inputs,
+        outputs=main.outputs,
+        constants=main.constants,
+        batch=BATCHES[0] if recorded.batched else recorded.example.batch,
+        batched=recorded.batched,
+        example=recorded.example,
+        coupling=Coupling(flow.relations, positions, flow.boxes, order),
+        uses=tuple(main.uses),
+        rescales=made_up,
+        model=model,
+        recorded=recorded,
+    )
+
+
+def _through(flow: Flow, recording: Recording, labels: Labels, fixed: Mapping[int, bool]) -> None:
+    """Visit the ops of one recording; parameters that were labelled by an earlier one keep their labels."""
+    for name, number in recording.parameters.items():
+        tensor = recording.tensors[number]
+        if not tensor.dtype.startswith(("float", "bfloat", "complex")):
+            continue
+        if name not in labels:
+            labels[name] = flow.parameter(number)
+        else:
+            flow.boxes[number] = tuple(line(ids, axis, len(tensor.shape)) for axis, ids in labels[name].items())
+    for op in recording.ops:
+        flow.op = op
+        RULES.get(op.name, RULES["pointwise"] if op.pointwise else RULES["unknown"])(flow, op)
+        if op.index in fixed:
+            _fix(flow, op, fixed[op.index])
+    for use in recording.uses:
+        flow.op = recording.ops[use.last_op - 1] if use.last_op <= len(recording.ops) else None
+        _link(flow, use)
+    _link_attributes(flow, recording.ops, recording.uses)
+    flow.op = None
+    for number in recording.outputs:
+        flow.freeze_boxes(flow.boxes.get(number, ()), "output of the model")
+
+
+def _names(model: nn.Module) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """The shape of every tensor of the model by name, and the first name of each one that is tied."""
+    first: dict[int, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    aliases: dict[str, str] = {}
+    for path, module in model.named_modules():
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                name = f"{path}.{leaf}" if path else leaf
+                shapes[name] = tuple(tensor.shape)
+                if (known := first.setdefault(id(tensor), name)) != name:
+                    aliases[name] = known
+    return shapes, aliases
+
+
+def _spare(flow: Flow, positions: Sequence[Position], unread: Sequence[tuple[int, ...]]) -> None:
+    """Matrices that no pass reads may belong to a stream that passes do read: whatever has their size stays."""
+    sizes = {size for shape in unread if sum(n > 1 for n in shape) > 1 for size in shape if size > 1}
+    for position in positions:
+        if position.labels.size in sizes:
+            flow.block(position.labels, "a parameter of this size is never read, so it cannot be cut along")
+
+
+def _fix(flow: Flow, op: Op, inputs: bool) -> None:
+    """What changes the shape of an op's outputs (and inputs) does not leave by itself."""
+    for number in (*op.outputs, *(op.inputs if inputs else ())):
+        for box in flow.boxes.get(number, ()) if number is not None else ():
+            for axis in box.axes:
+                flow.block(flow.axis(box, axis), "its size is a number in the code that no attribute holds")
+
+
+def _link(flow: Flow, use: Use) -> None:
+    """A size in a shape that was taken from an axis of another tensor: both must keep their proportion."""
+    if use.from_end is None or flow.op is None or use.equals is not None:
+        return
+    made = next((n for n in reversed(flow.op.outputs) if n is not None), None)
+    sources = [s for s in use.formula.sources if isinstance(s, TensorAxis)]
+    if made is None or len(sources) != 1 or use.from_end > len(flow.tensors[made].shape):
+        return
+    axis = len(flow.tensors[made].shape) - use.from_end
+    if flow.tensors[made].shape[axis] == use.value > 1:
+        flow.link((sources[0].tensor, sources[0].axis), (made, axis))
+
+
+def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> None:
+    """One attribute that gives the size of several axes: they keep their proportion."""
+    first: dict[Attribute, tuple[int, int]] = {}
+    for use in uses:
+        if use.from_end is None or len(use.formula.sources) != 1:
+            continue
+        (source,) = use.formula.sources
+        made = next((n for n in reversed(ops[use.last_op - 1].outputs) if n is not None), None)
+        if not isinstance(source, Attribute) or made is None or use.from_end > len(flow.tensors[made].shape):
+            continue
+        axis = len(flow.tensors[made].shape) - use.from_end
+        if flow.tensors[made].shape[axis] == use.value == use.formula.evaluate({source: use.value}) > 1:
+            flow.op = ops[use.last_op - 1]
+            before = first.setdefault(source, (made, axis))
+            if before != (made, axis):
+                flow.link(before, (made, axis))
+
+
+def _make_up(flow: Flow, recording: Recording, positions: Sequence[Position]) -> Iterator[Rescale]:
+    """Weights that make up for factors that follow from sizes; where there are none, the size stays."""
+    upstream = Upstream(
+        recording.ops,
+        {number: name for name, number in recording.parameters.items()},
+        {(p.parameter, p.axis): int(p.labels[0]) for p in positions},
+        [tensor.shape for tensor in recording.tensors],
+        flow.boxes,
+    )
+    for found in rescales(recording.ops, recording.scales, upstream):
+        if isinstance(found, Rescale):
+            yield found
+            continue
+        for source in found.formula.sources:
+            box = covering(flow.boxes.get(source.tensor, ()), source.axis) if isinstance(source, TensorAxis) else None
+            if box is not None and isinstance(source, TensorAxis):
+                flow.block(flow.axis(box, source.axis), "the code derives a factor from this size")

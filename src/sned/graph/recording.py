@@ -1,0 +1,43 @@
+"""What one recorded forward pass left behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from sned.graph.example import Example
+from sned.graph.ir import Op, Tensor
+from sned.graph.provenance import Scale, Use
+
+BATCHES = (2, 3)
+"""The batch sizes traced. Not 1: a view could not be told from a merge with the batch axis."""
+
+
+@dataclass
+class Recording:
+    """One recorded pass: ops over numbered tensors, and which numbers are parameters, inputs and outputs."""
+
+    ops: list[Op] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    parameters: dict[str, int] = field(default_factory=dict)
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    constants: dict[int, torch.Tensor] = field(default_factory=dict)
+    uses: list[Use] = field(default_factory=list)
+    scales: list[Scale] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """All passes over one model: `main` (in eval mode, at two batch sizes merged) and, where it adds to that, `trained`.
+
+    `batched` says whether the pass can be replayed at any batch size.
+    """
+
+    model: nn.Module
+    example: Example
+    main: Recording
+    batched: bool
+    trained: Recording | None

@@ -1,0 +1,224 @@
+"""Repair a pruned network without labels or gradients, and decide on inputs held out what helped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sned.calibration import Calibration
+from sned.calibration.divergence import Divergence, divergence
+from sned.errors import CalibrationError, SurgeryError
+from sned.graph.ir import Graph
+from sned.graph.plan import Plan, check_fits
+from sned.graph.replay import State, slice_state
+from sned.progress import SILENT, Progress
+from sned.repair.batchnorm import blended, cut_replay, reestimate
+from sned.repair.following import norms
+from sned.repair.reconstruct import Options, Solved, reconstruct
+
+HELD_OUT = 0.2
+"""Share of the calibration inputs that decide and are not fitted to."""
+
+FEWEST_HELD_OUT = 4
+"""Fewer inputs than this decide nothing: then all are used for both, and the report says so."""
+
+SHARES = (0.5, 1.0)
+"""How far running statistics are moved towards re-estimated ones after least squares, beside not at all."""
+
+STATISTICS_INPUTS = 512
+"""Inputs that BatchNorm statistics are re-estimated from, at most."""
+
+PLAIN = "as cut"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to repair, and how far its answers on held-out inputs are from the dense network's."""
+
+    name: str
+    divergence: Divergence
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What was tried and what was chosen.
+
+    Attributes:
+        chosen: name of the candidate that the state returned is of.
+        candidates: all that were tried, the cut network as it is among them.
+        consumers: what least squares did to each consumer (empty where it was not tried).
+        fitted, judged: how many inputs were fitted to, and how many decided.
+        notes: sentences for the user: what was left out and why, and what to be careful about.
+    """
+
+    chosen: str
+    candidates: tuple[Candidate, ...]
+    consumers: tuple[Solved, ...] = field(repr=False)
+    fitted: int
+    judged: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def before(self) -> Divergence:
+        """Of the network as it was cut."""
+        return next(c.divergence for c in self.candidates if c.name == PLAIN)
+
+    @property
+    def after(self) -> Divergence:
+        """Of the network that was chosen."""
+        return next(c.divergence for c in self.candidates if c.name == self.chosen)
+
+
+def repair(
+    graph: Graph,
+    state: State,
+    plan: Plan,
+    calibration: Calibration,
+    *,
+    options: Options = Options(),
+    progress: Progress = SILENT,
+    workdir: Path | None = None,
+) -> tuple[dict[str, Tensor], RepairReport]:
+    """Give the weights that remain the values that best answer for what was removed. No labels, no gradients.
+
+    Tried are: the network as it was cut, re-estimated BatchNorm statistics, sequential least squares of every consumer,
+    and least squares with statistics moved half or all of the way. The one whose answers to held-out calibration
+    inputs are closest to the dense network's is returned, so the result is never worse than the cut network there.
+
+    Args:
+        graph: what `sned.trace` made of the dense network.
+        state: its parameters and buffers by name.
+        plan: what is removed.
+        calibration: of the dense network (`calibrate`).
+        options: of the least squares.
+        progress: shown while it runs.
+        workdir: where activations are spooled to when they are many; a temporary folder when None.
+
+    Returns:
+        Parameters and buffers of the pruned network by name (`load_state` puts them in), and the report.
+
+    Raises:
+        PlanError: the plan was made for another network.
+        CalibrationError: the calibration was.
+    """
+    check_fits(plan, graph)
+    if calibration.fingerprint != graph.fingerprint:
+        raise CalibrationError(
+            "Repair needs the calibration of the very network that is pruned, but this one was made for another. "
+            "Run `calibrate` with this graph."
+        )
+    fitted, start = _split(calibration, graph)
+    judge = _Judge(graph, plan, calibration, start)
+    cut = {name: t.detach() for name, t in slice_state(state, plan).items() if name not in graph.aliases}
+    solved, consumers = reconstruct(
+        graph, state, plan, calibration, count=fitted, options=options, progress=progress, workdir=workdir
+    )
+    solved = {name: t for name, t in solved.items() if name not in graph.aliases}
+    tried = list(_candidates(graph, plan, calibration, fitted, cut, solved))
+    with progress.task("judging repairs", total=len(tried)) as advance:
+        judged = []
+        for name, candidate in tried:
+            judged.append(Candidate(name, judge(candidate)))
+            advance(1)
+    best = min(range(len(tried)), key=lambda i: judged[i].divergence.key)
+    notes = _notes(calibration, consumers, fitted, start)
+    report = RepairReport(
+        chosen=tried[best][0],
+        candidates=tuple(judged),
+        consumers=consumers,
+        fitted=fitted,
+        judged=calibration.count - start,
+        notes=notes,
+    )
+    return tried[best][1], report
+
+
+def _split(calibration: Calibration, graph: Graph) -> tuple[int, int]:
+    """How many inputs to fit to, and the first of those that decide."""
+    size = 1 if graph.batched else graph.batch
+    held = int(calibration.count * HELD_OUT) // size * size
+    if held < max(FEWEST_HELD_OUT, size):
+        return calibration.count, 0
+    return calibration.count - held, calibration.count - held
+
+
+def _candidates(
+    graph: Graph,
+    plan: Plan,
+    calibration: Calibration,
+    fitted: int,
+    cut: dict[str, Tensor],
+    solved: dict[str, Tensor],
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    yield PLAIN, cut
+    yield "least squares", solved
+    # What noise does to the statistics says nothing about real inputs.
+    if not norms(graph) or calibration.synthetic:
+        return
+    seen = min(fitted, STATISTICS_INPUTS)
+    yield (
+        "BatchNorm re-estimated",
+        blended(cut, reestimate(graph, cut, calibration.batches(0, seen), plan), 1.0),
+    )
+    statistics = reestimate(graph, solved, calibration.batches(0, seen), plan)
+    for share in SHARES:
+        yield f"least squares, BatchNorm moved {share:.0%}", blended(solved, statistics, share)
+
+
+class _Judge:
+    """Compares a candidate with the dense network on the inputs held out."""
+
+    def __init__(self, graph: Graph, plan: Plan, calibration: Calibration, start: int) -> None:
+        self._graph = graph
+        self._plan = plan
+        self._calibration = calibration
+        self._start = start
+        self._dense = calibration.outputs(start)
+
+    def __call__(self, candidate: State) -> Divergence:
+        replay = cut_replay(self._graph, candidate, self._plan)
+        with torch.no_grad():
+            parts = [replay.run(inputs)[0] for inputs in self._calibration.batches(self._start)]
+        return divergence(self._dense, [torch.cat(one).cpu() for one in zip(*parts, strict=True)])
+
+
+def _notes(
+    calibration: Calibration, consumers: tuple[Solved, ...], fitted: int, start: int
+) -> tuple[str, ...]:
+    notes = []
+    left = [c.name for c in calibration.consumers if c.op not in {s.op for s in consumers}]
+    if left:
+        names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
+        notes.append(f"Not solved for, because several ops share the weight or it is too wide: {names}.")
+    if start == 0:
+        notes.append(f"Only {fitted} inputs: they were fitted to and decided as well. Give more than 20.")
+    few = [s.name for s in consumers if s.patches < 2 * s.width]
+    if few:
+        notes.append(
+            f"Few patches for {len(few)} layers ({few[0]} first): they stay closer to their old weights."
+        )
+    if calibration.synthetic:
+        notes.append("Repaired on random inputs: give real ones to `calibration` for a better result.")
+    return tuple(notes)
+
+
+def load_state(model: nn.Module, state: State) -> None:
+    """Put repaired parameters and buffers into a pruned network, in place; names that `state` lacks stay.
+
+    Raises:
+        SurgeryError: a tensor has another shape: the network was pruned by another plan.
+    """
+    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name in held.keys() & state.keys():
+        if held[name].shape != state[name].shape:
+            raise SurgeryError(
+                f"Repaired weights fit the network that their plan made, but '{name}' has shape "
+                f"{list(held[name].shape)} there and {list(state[name].shape)} in the state. Nothing was changed."
+            )
+    with torch.no_grad():
+        for name in held.keys() & state.keys():
+            held[name].copy_(state[name])

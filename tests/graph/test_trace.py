@@ -1,0 +1,215 @@
+"""What is recorded, and what a model that cannot be recorded is told."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from tests.graph.networks import Cross, Residual
+from tests.graph.oracle import call, distance, lively, state
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sned import trace
+from sned.errors import ModelError, PlanError
+from sned.graph import Replay
+from sned.graph.ir import Affine, Ref
+
+IMAGE = torch.randn(2, 3, 8, 8)
+
+
+def test_ops_name_the_module_that_called_them() -> None:
+    graph = trace(Residual(), IMAGE)
+    assert [op.module for op in graph.ops if op.name == "convolution"] == ["stem", "a1", "a2", "down", "b1", "b2"]
+    assert {op.module for op in graph.ops if "add" in op.name and op.name != "addmm"} == {""}
+    assert [op.index for op in graph.ops] == list(range(len(graph.ops)))
+
+
+def test_tensors_are_numbered_with_their_shapes() -> None:
+    graph = trace(Residual(), IMAGE)
+    assert graph.batch == 2
+    assert [graph.tensors[n].shape for n in graph.inputs] == [(2, 3, 8, 8)]
+    assert [graph.tensors[n].shape for n in graph.outputs] == [(2, 5)]
+    model = Residual()
+    for name, number in graph.parameters.items():
+        assert graph.tensors[number].shape == tuple(state(model)[name].shape)
+    assert "bn.weight" in graph.trainable
+    assert "bn.running_mean" in graph.parameters.keys() - graph.trainable
+    assert graph.unread == ("bn.num_batches_tracked",)
+
+
+def test_numbers_that_follow_the_batch_are_affine() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x.view(x.shape[0] * 3, 4)).view(x.shape[0], 3, 3)
+
+    graph = trace(Flat(), torch.randn(5, 3, 4))
+    first = graph.ops[0]
+    assert first.name == "view"
+    assert first.args == (Ref(graph.inputs[0]), (Affine(0, 3), 4))
+
+
+def test_the_model_is_not_touched() -> None:
+    model = lively(Residual()).train()
+    model.bn.eval()
+    before = {name: (tensor, tensor.clone()) for name, tensor in state(model).items()}
+    attributes = {path: {k: id(v) for k, v in vars(m).items()} for path, m in model.named_modules()}
+    modes = {path: m.training for path, m in model.named_modules()}
+    trace(model, IMAGE)
+    assert all(state(model)[name] is tensor and torch.equal(tensor, was) for name, (tensor, was) in before.items())
+    assert {path: m.training for path, m in model.named_modules()} == modes
+    assert {path: {k: id(v) for k, v in vars(m).items()} for path, m in model.named_modules()} == attributes
+    assert not model.stem._forward_hooks
+
+
+def test_global_state_is_put_back() -> None:
+    torch.backends.mha.set_fastpath_enabled(True)
+    import torch.nn.modules.module as hooks
+
+    before = (len(hooks._global_forward_hooks), len(hooks._global_forward_pre_hooks), F.has_torch_function_unary)
+    random = torch.get_rng_state()
+    trace(Residual(), IMAGE)
+    with pytest.raises(ModelError):
+        trace(Residual(), torch.randn(2, 4, 8, 8))
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.is_grad_enabled()
+    assert (len(hooks._global_forward_hooks), len(hooks._global_forward_pre_hooks), F.has_torch_function_unary) == before
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_model_on_meta_tensors_is_traced_without_memory() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4096, 100_000), nn.ReLU(), nn.Linear(100_000, 4096))
+    graph = trace(model, torch.empty(2, 4096, device="meta"))
+    assert [group.size for group in graph.groups] == [100_000]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [(torch.randn(2, 4, 8, 8), r"Residual\.forward failed on shapes \(2, 4, 8, 8\).*Check the shape"),
+     (torch.randn(2, 3), r"failed on shapes \(2, 3\)"),
+     (torch.zeros(2, 3, 8, 8, dtype=torch.long), r"failed on shapes \(2, 3, 8, 8\).*dtype"),
+     ((IMAGE, IMAGE), r"failed on shapes \(2, 3, 8, 8\), \(2, 3, 8, 8\)"),
+     ({"image": IMAGE}, r"failed on shapes .*image"),
+     ((), r"`example_inputs` must hold at least one tensor, got tuple"),
+     ("image", r"must hold at least one tensor, got str"),
+     (None, r"must hold at least one tensor, got NoneType")],
+)  # fmt: skip
+def test_inputs_that_the_model_does_not_take(inputs: object, text: str) -> None:
+    with pytest.raises(ModelError, match=text):
+        trace(Residual(), inputs)
+
+
+def test_an_error_in_the_forward_is_passed_on_in_words() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyError("the reason")
+
+    with pytest.raises(ModelError, match=r"Broken\.forward failed .* KeyError: 'the reason'"):
+        trace(Broken(), IMAGE)
+
+
+@pytest.mark.parametrize("inputs", [(torch.randn(2, 6, 5), torch.randn(2, 9, 7)), {"x": torch.randn(2, 6, 5), "memory": torch.randn(2, 9, 7)}])
+def test_tuples_are_positions_and_dicts_are_names(inputs: object) -> None:
+    graph = trace(Cross(), inputs)
+    assert [graph.tensors[n].shape for n in graph.inputs] == [(2, 6, 5), (2, 9, 7)]
+
+
+def test_nested_inputs_and_plain_values() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, parts: list[Tensor], *, flag: bool, scale: float) -> Tensor:
+            assert flag
+            return self.b(F.relu(self.a(parts[0] + parts[1]))) * scale
+
+    model = lively(Nested())
+    inputs = {"parts": [torch.randn(2, 4), torch.randn(2, 4)], "flag": True, "scale": 2.0}
+    graph = trace(model, inputs)
+    assert len(graph.inputs) == 2
+    outputs, _ = Replay(graph, state(model)).run(inputs)
+    assert distance(outputs, call(model, inputs)) < 1e-6
+
+
+class Reads(nn.Module):
+    """A forward that reads a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.register_buffer("times", torch.tensor(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.a(x))
+        for _ in range(int(self.times)):
+            x = x * 2
+        return self.b(x)
+
+
+def test_a_forward_that_reads_the_value_of_a_buffer() -> None:
+    model = lively(Reads())
+    graph = trace(model, torch.randn(2, 4))
+    x = torch.randn(3, 4)
+    outputs, _ = Replay(graph, state(model)).run(x)
+    assert distance(outputs, call(model, x)) < 1e-6
+
+
+class OneSize(nn.Module):
+    """Takes one batch size only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[0] == 4
+        return self.b(F.relu(self.a(x)))
+
+
+def test_a_model_that_takes_one_batch_size() -> None:
+    model = lively(OneSize())
+    graph = trace(model, torch.randn(4, 4))
+    assert not graph.batched
+    assert graph.batch == 4
+    x = torch.randn(4, 4)
+    outputs, _ = Replay(graph, state(model)).run(x)
+    assert distance(outputs, call(model, x)) < 1e-6
+
+
+def test_a_graph_without_its_model_crosses_a_process() -> None:
+    from dataclasses import replace
+
+    graph = trace(Residual(), IMAGE)
+    again = pickle.loads(pickle.dumps(replace(graph, model=None)))
+    assert again.fingerprint == graph.fingerprint
+    assert [g.name for g in again.groups] == [g.name for g in graph.groups]
+    assert again.plan({"a1": [0]}).kept.keys() == graph.plan({"a1": [0]}).kept.keys()
+
+
+def test_names_of_groups_are_looked_up_with_help() -> None:
+    graph = trace(Residual(), IMAGE)
+    assert graph.group("b1").size == 12
+    with pytest.raises(PlanError, match=r"No group is called 'stm'\. Did you mean 'stem'"):
+        graph.group("stm")
+
+
+def test_a_thousand_ops_are_traced_in_linear_time() -> None:
+    """Not a benchmark: it only fails where something is quadratic."""
+    from time import perf_counter
+
+    def seconds(depth: int) -> float:
+        model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(depth)])
+        start = perf_counter()
+        graph = trace(model, torch.randn(2, 4))
+        assert len(graph.groups) == depth - 1
+        return perf_counter() - start
+
+    seconds(10)
+    assert seconds(400) < 30 * seconds(40) + 0.5
