@@ -4,7 +4,8 @@
     python -m benchmarks.coverage --only 'swin*' --again
     python -m benchmarks.coverage --summary
 
-Each network is pruned in a process of its own, on one thread and with a time limit. Every result is a line
+Each network is pruned in a process of its own, on one thread and with a time limit; times are seconds of that
+thread at work, so that a busy machine does not lengthen them. Every result is a line
 appended to `out/coverage.jsonl`, so that an interrupted run goes on where it stopped; of each network
 the last line counts.
 
@@ -15,9 +16,9 @@ import argparse
 import dataclasses
 import faulthandler
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,25 +28,27 @@ from benchmarks.coverage_summary import row, summary
 from benchmarks.zoo import COLLECTIONS, Network, find, networks
 
 RESULTS = Path("out/coverage.jsonl")
-_MARK = "RESULT "
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _GRACE = 60
 """Seconds that a process may take beyond its time limit to start and to say where it hangs."""
+_CONTEXT = multiprocessing.get_context("forkserver")
+_PRELOADED = ["benchmarks.coverage_preload"]
+"""What the server of processes imports once, before it forks one for each network."""
 
 
 def main() -> None:
     """Prune what the command line names, one network after the other."""
     options = _options().parse_args()
-    if options.child:
-        _child(find(*options.child), options.peer)
-        return
     results: Path = options.out
     if not options.summary:
         wanted = networks(options.set or COLLECTIONS, options.only)
         known = latest(results)
         left = [n for n in wanted if _to_do(known.get((n.collection, n.name)), options)]
         print(f"{len(left)} of {len(wanted)} networks to do", flush=True)
+        os.environ.update(dict.fromkeys(_THREADS, "1"))
+        _CONTEXT.set_forkserver_preload(_PRELOADED)
         for network in left:
-            record = _in_process(network, peer=options.peer)
+            record = _in_process(network, peer=options.peer, limit=options.limit)
             _append(results, record)
             print(row(record), flush=True)
     print(summary(list(latest(results).values())))
@@ -73,7 +76,9 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--failed", action="store_true", help="also what did not pass the last time")
     parser.add_argument("--summary", action="store_true", help="only print the table")
     parser.add_argument("--out", type=Path, default=RESULTS, help=f"file of results (default: {RESULTS})")
-    parser.add_argument("--child", nargs=2, metavar=("SET", "NAME"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--limit", type=int, metavar="SECONDS", help="for each network (default: its own, 240)"
+    )
     return parser
 
 
@@ -89,51 +94,42 @@ def _append(results: Path, record: Mapping[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def _in_process(network: Network, *, peer: bool) -> dict[str, Any]:
-    """Run one network's check in a process of its own, and gather what it printed."""
-    command = [sys.executable, "-m", "benchmarks.coverage", "--child", network.collection, network.name]
-    limit = network.seconds * (2 if peer else 1) + _GRACE
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    process = subprocess.Popen(
-        [*command, *(["--peer"] if peer else [])],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **threads},
-    )
-    try:
-        output, errors = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, errors = process.communicate()
-    except BaseException:
-        process.kill()
-        raise
-    record: dict[str, Any] = {"collection": network.collection, "name": network.name, "passes": False}
-    for line in output.splitlines():
-        if line.startswith(_MARK):
-            record |= json.loads(line.removeprefix(_MARK))
-    if process.returncode:
-        stopped = {"error": _ending(process.returncode, network), "where": _last_frames(errors)}
-        prefix = "peer_" if "correct" in record else ""
-        record |= {prefix + key: value for key, value in stopped.items()}
+def _in_process(network: Network, *, peer: bool, limit: int | None) -> dict[str, Any]:
+    """Run one network's check in a process of its own, and gather what it wrote."""
+    seconds = limit or network.seconds
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        arguments = (network.collection, network.name, place, seconds, peer)
+        process = _CONTEXT.Process(target=_child, args=arguments)
+        process.start()
+        process.join(seconds * (2 if peer else 1) + _GRACE)
+        code = process.exitcode
+        if code is None:
+            process.kill()
+            process.join()
+        record: dict[str, Any] = {"collection": network.collection, "name": network.name, "passes": False}
+        for file in sorted(place.glob("*.json")):
+            record |= json.loads(file.read_text())
+        if code:
+            hung = (place / "stack").read_text()
+            stopped = {"error": _ending(code, seconds), "where": _last_frames(hung)}
+            prefix = "peer_" if "correct" in record else ""
+            record |= {prefix + key: value for key, value in stopped.items()}
     return record
 
 
-def _ending(code: int, network: Network) -> str:
-    if code == 1:
-        return f"took more than {network.seconds} s"
-    return f"the process ended with {code}"
+def _ending(code: int, seconds: int) -> str:
+    return f"took more than {seconds} s" if code == 1 else f"the process ended with {code}"
 
 
-def _last_frames(errors: str) -> str:
+def _last_frames(stack: str) -> str:
     """Where a process hung: the frames that `faulthandler` wrote, innermost first, without the folders."""
-    lines = [line for line in errors.splitlines() if line.strip().startswith("File ")]
-    return " < ".join(line.replace('"', "").split("/")[-1] for line in lines[:12]) or errors[-300:]
+    lines = [line for line in stack.splitlines() if line.strip().startswith("File ")]
+    return " < ".join(line.replace('"', "").split("/")[-1] for line in lines[:12])
 
 
-def _child(network: Network, peer: bool) -> None:
-    """In a process of its own: check, print the record, and then the peer's."""
+def _child(collection: str, name: str, place: Path, seconds: int, peer: bool) -> None:
+    """In a process of its own: check, write the record, and then the peer's."""
     import torch
 
     from benchmarks.coverage_check import Record, check
@@ -142,25 +138,27 @@ def _child(network: Network, peer: bool) -> None:
 
     torch.set_num_threads(1)
     _warm_up()
-    record = Record(network.collection, network.name)
-    _limited(network, record, lambda: check(network, record))
+    network = find(collection, name)
+    record = Record(collection, name)
+    _limited(record, lambda: check(network, record), place, seconds)
     if peer:
         other = PeerRecord()
-        _limited(network, other, lambda: prune_with_peer(network, other), prefix="peer_")
+        _limited(other, lambda: prune_with_peer(network, other), place, seconds, prefix="peer_")
 
 
-def _limited(network: Network, record: Any, run: Callable[[], None], prefix: str = "") -> None:
-    """Run with a time limit, keep what it raises, and print the record."""
-    faulthandler.dump_traceback_later(network.seconds, exit=True)
-    try:
-        run()
-    except Exception as error:  # noqa: BLE001 (a benchmark of whatever any network raises)
-        text = " ".join(str(error).split())
-        setattr(record, f"{prefix}error", f"{type(error).__name__}: {text[:600]}")
-        if hasattr(record, "where"):
-            record.where = " < ".join(_frames(error))
-    faulthandler.cancel_dump_traceback_later()
-    print(_MARK + json.dumps(dataclasses.asdict(record)), flush=True)
+def _limited(record: Any, run: Callable[[], None], place: Path, seconds: int, prefix: str = "") -> None:
+    """Run with a time limit, keep what it raises, and write the record."""
+    with (place / "stack").open("w") as stack:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=stack)
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001 (a benchmark of whatever any network raises)
+            text = " ".join(str(error).split())
+            setattr(record, f"{prefix}error", f"{type(error).__name__}: {text[:600]}")
+            if hasattr(record, "where"):
+                record.where = " < ".join(_frames(error))
+        faulthandler.cancel_dump_traceback_later()
+    (place / f"{prefix}record.json").write_text(json.dumps(dataclasses.asdict(record)))
 
 
 def _frames(error: BaseException) -> Iterator[str]:

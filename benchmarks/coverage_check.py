@@ -4,8 +4,8 @@
   zeroed. Otherwise the same is asked of a second plan, which takes units only from the groups that are exact.
 - **Permuting.** Units of one group and cell are interchangeable: permuting all that they own in the original
   must not change its outputs. That needs neither replay nor surgery, and holds across normalisations as well.
-- **Running.** The pruned network runs on another batch size than the one traced, with the original's shapes; and
-  in training mode, backwards too, where the original does.
+- **Running.** The pruned network runs on another batch size than the one traced, with the original's shapes;
+  and in training mode, backwards too, where the original does.
 
 Weights that a library sets to a constant (zero, one, a tiny layer scale) are made random first, and so are
 the statistics of every BatchNorm: a branch that is multiplied by zero would agree with anything.
@@ -89,17 +89,17 @@ def check(network: Network, record: Record, *, fraction: float = 0.5, seed: int 
     torch.manual_seed(seed)
     model = randomised(network.build().eval())
     inputs, other = network.example(2), network.example(OTHER_BATCH)
-    start = time.perf_counter()
+    start = time.thread_time()
     graph = sned.trace(model, inputs)
     record.groups = len(graph.groups)
-    traced = time.perf_counter()
+    traced = time.thread_time()
     plan = graph.plan(chosen(graph.groups, fraction, seed))
-    planned = time.perf_counter()
+    planned = time.thread_time()
     record.trace_s, record.plan_s = traced - start, planned - traced
     _describe(graph, record)
-    planned = time.perf_counter()
+    planned = time.thread_time()
     small = sned.apply(model, plan)
-    record.apply_s = time.perf_counter() - planned
+    record.apply_s = time.thread_time() - planned
     _count(model, small, record)
     other = other if graph.batched else inputs
     expected = _outputs(model, other)
@@ -211,7 +211,7 @@ def _outputs(model: nn.Module, inputs: Any, state: dict[str, Tensor] | None = No
 
 
 def _same_training(model: nn.Module, small: nn.Module, inputs: Any) -> None:
-    """Hold that a step of training runs, and gives outputs of the same shapes, where it does on the original."""
+    """Hold that a step of training runs, with outputs of the same shapes, where it does on the original."""
     try:
         expected = _trained(model, inputs)
     except (RuntimeError, ValueError, TypeError, AssertionError):
@@ -224,7 +224,8 @@ def _trained(model: nn.Module, inputs: Any) -> Sequence[Tensor]:
     torch.manual_seed(0)
     args, kwargs = arguments(inputs)
     outputs = tensors_in(copy.deepcopy(model).train()(*args, **kwargs))
-    torch.stack([t.float().sum() for t in outputs if t.requires_grad]).sum().backward()
+    loss = torch.stack([t.float().sum() for t in outputs if t.requires_grad]).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
     return outputs
 
 

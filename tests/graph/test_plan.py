@@ -54,7 +54,7 @@ def test_nothing_removed_is_an_empty_plan() -> None:
 
 @pytest.mark.parametrize(
     ("graph", "removed", "text"),
-    [(GRAPH, {"a3": [0]}, r"No group is called 'a3'\. Did you mean 'a1'"),
+    [(GRAPH, {"a3": [0]}, r"No group is called 'a3'\. Known: a1, b1, down, stem"),
      (GRAPH, {"a1": [6]}, r"Units of 'a1' are numbered 0 to 5, got 6"),
      (GRAPH, {"a1": [-1]}, r"Units of 'a1' are numbered 0 to 5, got -1"),
      (GRAPH, {"a1": list(range(6))}, r"At least one unit of 'a1' must stay, but all 6"),

@@ -84,8 +84,9 @@ def calibrate(
     Args:
         graph: what `sned.trace` made.
         state: parameters and buffers of the dense network by name.
-        batches: yields inputs as the model takes them (tensors or NumPy arrays, alone or in tuples or dicts), any
-            batch size, no labels; floats of another width are converted. None: random inputs like the example.
+        batches: yields inputs as the model takes them (tensors or NumPy arrays, alone or in tuples or dicts),
+            any batch size, no labels; floats of another width are converted. None: random inputs like the
+            example.
         limit: inputs to read at most.
         progress: shown while it runs.
         workdir: where large input sets are spooled to; a temporary folder when None.
@@ -152,7 +153,8 @@ def _inputs(
     kept = read_inputs(graph.example, batches, limit, workdir)
     if not graph.batched and len(kept) % graph.batch:
         raise CalibrationError(
-            f"This model runs at batch size {graph.batch} only, so the number of calibration inputs must be a "
+            f"This model runs at batch size {graph.batch} only, so the number of calibration inputs must be "
+            f"a "
             f"multiple of it, got {len(kept)}."
         )
     return kept, False
@@ -162,7 +164,8 @@ def _check_outputs(outputs: Iterable[Tensor]) -> None:
     for output in outputs:
         if output.is_floating_point() and bool(torch.isnan(output).any()):
             raise ModelError(
-                "The network answers NaN to finite calibration inputs. Check its weights, and that the inputs are "
+                "The network answers NaN to finite calibration inputs. Check its weights, and that the "
+                "inputs are "
                 "prepared as in training."
             )
 

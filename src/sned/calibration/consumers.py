@@ -1,8 +1,8 @@
 """Consumers: the ops that contract a labelled axis of an activation with a parameter.
 
-They are where the removal of a unit is felt, and where it can be repaired: a consumer computes `y = W x (+ b)` for
-every patch `x` that it reads, so the error of any choice of units, and the weights that make up for it, follow from
-second moments of `x` alone.
+They are where the removal of a unit is felt, and where it can be repaired: a consumer computes `y = W x (+
+b)` for every patch `x` that it reads, so the error of any choice of units, and the weights that make up for
+it, follow from second moments of `x` alone.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from sned.graph.sizes import Sizes
 PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm"})
 
 VIEWS = frozenset(
-    "t transpose permute view _unsafe_view reshape expand unsqueeze squeeze clone contiguous alias detach".split()
-)
+    {
+        "alias", "clone", "contiguous", "detach", "expand", "permute", "reshape", "squeeze", "t", "transpose",
+        "unsqueeze", "view", "_unsafe_view",
+    }
+)  # fmt: skip
 """Ops that only rearrange: an index sent through them tells where every weight ends up."""
 
 
@@ -59,8 +62,8 @@ class Read:
 class Consumer:
     """An op that contracts an activation with a parameter, seen as `parts` matrices: `y_g = W_g x_g (+ b_g)`.
 
-    A part is a group of a grouped convolution (else there is one). The patch `x_g` has `width` entries: input channels
-    of the part, each with all positions of the kernel (`channel * window + position`).
+    A part is a group of a grouped convolution (else there is one). The patch `x_g` has `width` entries: input
+    channels of the part, each with all positions of the kernel (`channel * window + position`).
 
     Attributes:
         op: index in `Graph.ops`; what names the consumer everywhere.
@@ -109,8 +112,8 @@ class Consumer:
 def consumers(graph: Graph) -> tuple[Consumer, ...]:
     """Every op of `graph` that contracts an activation with a parameter, in order.
 
-    Found are convolutions (grouped, depthwise, transposed, of any rank) and matrix products whose right operand is a
-    parameter, reached through views, transposes and expansions of it.
+    Found are convolutions (grouped, depthwise, transposed, of any rank) and matrix products whose right
+    operand is a parameter, reached through views, transposes and expansions of it.
     """
     return _Finder(graph).found()
 
@@ -118,8 +121,8 @@ def consumers(graph: Graph) -> tuple[Consumer, ...]:
 def layout(graph: Graph, sizes: Sizes, consumer: Consumer) -> torch.Tensor:
     """Where the matrices of a consumer lie: `int [parts, outputs, width]` indices into its flattened weight.
 
-    `weight.flatten()[layout]` are the matrices; writing them back is the same the other way round. `sizes` says under
-    which plan.
+    `weight.flatten()[layout]` are the matrices; writing them back is the same the other way round. `sizes`
+    says under which plan.
     """
     return matrices(graph, sizes, graph.ops[consumer.op], consumer.weight)
 
@@ -284,7 +287,7 @@ class _Finder:
         )
 
     def _bias_after(self, number: int, outputs: int) -> str | None:
-        """A bias that is added to an output after it went through views only (a linear layer on three axes)."""
+        """A bias that is added to an output behind views only (a linear layer on three axes)."""
         while len(readers := self.readers.get(number, [])) == 1:
             op = readers[0]
             if op.name == "add" and len(op.args) == 2 and not op.kwargs and isinstance(op.args[1], Ref):
@@ -309,7 +312,7 @@ class _Finder:
         return count
 
     def _reads(self, name: str, index: torch.Tensor) -> tuple[Read, ...]:
-        """The groups that own columns of the matrices: send the numbers of their units where the weights go."""
+        """The groups that own columns of the matrices: the numbers of their units go where the weights go."""
         shape = self.graph.tensors[self.graph.parameters[name]].shape
         reads = []
         for group, slices in self._slices.get(name, ()):

@@ -15,27 +15,35 @@ class Divergence:
     """How far outputs are apart, averaged over inputs (and over several outputs).
 
     Attributes:
-        kl: `KL(dense | pruned)` of the classes in nats, >= 0; None where the outputs are no classes.
-        agreement: share of inputs with the same most likely class, in [0, 1]; None where the outputs are no classes.
+        kl: `KL(softmax(dense) | softmax(pruned))` in nats, >= 0; None where the outputs are no classes.
+        softened: the same of `softmax(· / T)` with `T` the root mean square of the dense answers around their
+            mean over classes. Trained networks are so sure of themselves that at `T = 1` a handful of inputs
+            makes up nearly all of the sum, and so decides by chance.
+        agreement: share of inputs with the same most likely class, in [0, 1]; None where the outputs are no
+            classes.
         error: squared error relative to the variance of the dense outputs, >= 0.
+
+    Reference: softened answers are those of Hinton et al., Distilling the Knowledge in a Neural Network,
+        2015.
     """
 
     kl: float | None
+    softened: float | None
     agreement: float | None
     error: float
 
     @property
     def key(self) -> float:
-        """One number to compare by; infinite where anything is not finite."""
-        value = self.error if self.kl is None else self.kl
+        """One number to compare by: `softened`, or `error` where there are no classes; infinite for NaN."""
+        value = self.error if self.softened is None else self.softened
         return value if math.isfinite(value) else math.inf
 
 
 def divergence(dense: Sequence[Tensor], pruned: Sequence[Tensor]) -> Divergence:
     """Compare outputs.
 
-    Float outputs of at least two axes and two classes (on the last axis; on axis 1 where there are four axes or more)
-    are taken for logits, or for probabilities where they are.
+    Float outputs of at least two axes and two classes (on the last axis; on axis 1 where there are four axes
+    or more) are taken for logits, or for probabilities where they are.
 
     Args:
         dense, pruned: the outputs of both networks for the same inputs, in the same order.
@@ -43,13 +51,19 @@ def divergence(dense: Sequence[Tensor], pruned: Sequence[Tensor]) -> Divergence:
     pairs = [(d.double(), p.double()) for d, p in zip(dense, pruned, strict=True) if d.is_floating_point()]
     pairs = [(d, p) for d, p in pairs if d.numel()]
     if not pairs:
-        return Divergence(None, None, 0.0)
-    classes = [(d, p) for d, p in pairs if d.ndim >= 2 and d.shape[_axis(d)] >= 2]
+        return Divergence(None, None, None, 0.0)
+    logs = [_logits(d, p) for d, p in pairs if d.ndim >= 2 and d.shape[_axis(d)] >= 2]
     return Divergence(
-        kl=_mean([_kl(d, p) for d, p in classes]),
-        agreement=_mean([_agreement(d, p) for d, p in classes]),
+        kl=_mean([_kl(d, p, 1.0) for d, p in logs]),
+        softened=_mean([_kl(d, p, temperature(d)) for d, p in logs]),
+        agreement=_mean([float((d.argmax(-1) == p.argmax(-1)).double().mean()) for d, p in logs]),
         error=_mean([_relative(d, p) for d, p in pairs]) or 0.0,
     )
+
+
+def temperature(logits: Tensor) -> float:
+    """Root mean square of logits `[..., classes]` around their mean over classes, 1 for constant ones."""
+    return float((logits - logits.mean(-1, keepdim=True)).square().mean().sqrt()) or 1.0
 
 
 def _mean(values: list[float]) -> float | None:
@@ -60,22 +74,22 @@ def _axis(output: Tensor) -> int:
     return 1 if output.ndim >= 4 else output.ndim - 1
 
 
-def _kl(dense: Tensor, pruned: Tensor) -> float:
-    axis = _axis(dense)
-    if _probabilities(dense, axis) and _probabilities(pruned, axis):
-        p, q = dense.clamp_min(1e-12).log(), pruned.clamp_min(1e-12).log()
-    else:
-        p, q = dense.log_softmax(axis), pruned.log_softmax(axis)
-    value = float((p.exp() * (p - q)).sum(axis).mean())
+def _logits(dense: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with classes last; the logarithm of what are probabilities already."""
+    d, p = dense.movedim(_axis(dense), -1), pruned.movedim(_axis(pruned), -1)
+    if _probabilities(d) and _probabilities(p):
+        return d.clamp_min(1e-12).log(), p.clamp_min(1e-12).log()
+    return d, p
+
+
+def _kl(dense: Tensor, pruned: Tensor, temperature: float) -> float:
+    p, q = (dense / temperature).log_softmax(-1), (pruned / temperature).log_softmax(-1)
+    value = float((p.exp() * (p - q)).sum(-1).mean())
     return max(value, 0.0) if math.isfinite(value) else math.inf
 
 
-def _agreement(dense: Tensor, pruned: Tensor) -> float:
-    return float((dense.argmax(_axis(dense)) == pruned.argmax(_axis(pruned))).double().mean())
-
-
-def _probabilities(output: Tensor, axis: int) -> bool:
-    sums = output.sum(axis)
+def _probabilities(output: Tensor) -> bool:
+    sums = output.sum(-1)
     return bool((output >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 

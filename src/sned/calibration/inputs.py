@@ -50,7 +50,8 @@ class KeptInputs:
         counts = {len(t) for place, t in enumerate(tensors) if self._batched(place)}
         if len(counts) != 1:
             raise CalibrationError(
-                f"The tensors of a calibration batch must hold equally many inputs, got {sorted(counts)} in batch "
+                f"The tensors of a calibration batch must hold equally many inputs, got {sorted(counts)} in "
+                f"batch "
                 f"{number}. The first axis is the batch."
             )
         for place, tensor in enumerate(tensors):
@@ -58,8 +59,10 @@ class KeptInputs:
                 self._stores[place].append(tensor[:room])
             elif not torch.equal(self._fixed.setdefault(place, tensor), tensor):
                 raise CalibrationError(
-                    f"Tensor {place} of the inputs has no batch axis in the example, so it must be the same in every "
-                    f"calibration batch, but it changed in batch {number}. Trace with an example whose batch size "
+                    f"Tensor {place} of the inputs has no batch axis in the example, so it must be the same "
+                    f"in every "
+                    f"calibration batch, but it changed in batch {number}. Trace with an example whose batch "
+                    f"size "
                     "differs from its other sizes."
                 )
 
@@ -90,7 +93,8 @@ class KeptInputs:
 
     def _mismatch(self, inputs: Any, number: int) -> str:
         wanted = _nest(self._example.kwargs if self._example.kwargs else self._example.args)
-        text = f"A calibration batch must be what the model takes, {wanted}, but batch {number} is {_nest(inputs)}."
+        got = _nest(inputs)
+        text = f"A calibration batch must be what the model takes, {wanted}, but batch {number} is {got}."
         if _labelled(inputs, len(self._example.args)):
             return f"{text} It looks like (inputs, labels): {NO_LABELS}"
         return f"{text} Yield batches nested like `example_inputs`."
@@ -101,7 +105,7 @@ def _tensor(value: Any) -> Any:
 
 
 def _labelled(inputs: Any, positions: int) -> bool:
-    """Whether a pair looks like inputs with labels: one thing more than the model takes, one number or row an input."""
+    """Whether it looks like inputs with labels: one thing more than the model takes, one row an input."""
     if not isinstance(inputs, tuple | list) or len(inputs) != positions + 1 or len(inputs) < 2:
         return False
     first, last = _tensor(inputs[0]), _tensor(inputs[-1])
@@ -137,7 +141,8 @@ def _checked(value: Any, leaf: Leaf, where: str, batch: int) -> Tensor:
         )
     if _kind(value.dtype) != _kind(wanted):
         raise CalibrationError(
-            f"Calibration inputs must be {leaf.dtype} like the example, got {str(value.dtype).removeprefix('torch.')} "
+            f"Calibration inputs must be {leaf.dtype} like the example, got "
+            f"{str(value.dtype).removeprefix('torch.')} "
             f"in {where}. Prepare them as for the model: scaled, normalised and converted."
         )
     free = 1 if leaf.shape and leaf.shape[0] == batch else 0
@@ -149,7 +154,8 @@ def _checked(value: Any, leaf: Leaf, where: str, batch: int) -> Tensor:
         )
     if (value.is_floating_point() or value.is_complex()) and not bool(torch.isfinite(value).all()):
         raise CalibrationError(
-            f"Calibration inputs must be finite, but {where} holds NaN or infinity. Check how the inputs are prepared."
+            f"Calibration inputs must be finite, but {where} holds NaN or infinity. Check how the inputs are "
+            f"prepared."
         )
     return value.to(wanted)
 
@@ -166,7 +172,8 @@ def read_inputs(example: Example, batches: Iterable[Any], limit: int, folder: Pa
     """Read up to `limit` inputs from an iterator.
 
     Raises:
-        CalibrationError: it is not an iterator over batches, is empty, or yields what the model does not take.
+        CalibrationError: it is not an iterator over batches, is empty, or yields what the model does not
+        take.
     """
     if isinstance(batches, Tensor | np.ndarray | dict | str):
         raise CalibrationError(
@@ -180,7 +187,8 @@ def read_inputs(example: Example, batches: Iterable[Any], limit: int, folder: Pa
             break
     if not len(kept):
         raise CalibrationError(
-            "`calibration` must yield at least one batch of inputs, got none. An iterator can be read only once: "
+            "`calibration` must yield at least one batch of inputs, got none. An iterator can be read only "
+            "once: "
             "pass a fresh one, or a list; or leave it out, and random inputs are used."
         )
     return kept

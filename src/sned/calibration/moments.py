@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 WIDEST = 8192
-"""Patches wider than this keep only the diagonal of their moments (a full matrix would take over half a gigabyte)."""
+"""Patches wider than this keep only the diagonal of their moments (all would take over half a gigabyte)."""
 
 PRECISE = 2048
 """Up to this width sums are kept in float64, beyond in float32 to save memory."""

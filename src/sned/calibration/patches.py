@@ -1,4 +1,5 @@
-"""What a consumer reads and writes, as columns: patches `[parts, width, n]` beside outputs `[parts, outputs, n]`.
+"""What a consumer reads and writes, as columns: patches `[parts, width, n]` beside outputs `[parts, outputs,
+n]`.
 
 All patches are exact and cost one copy. Where the products would take too long (`MACS`), a random choice of
 positions stands for all of them, drawn anew for every chunk.
@@ -25,12 +26,12 @@ LEAST_PATCHES_PER_ENTRY = 20
 """Patches for each entry that are taken at least, whatever they cost: fewer and the moments are noise."""
 
 CHUNK_VALUES = 2**21
-"""Numbers in one chunk of patches: 8 MB stay near the cache, and allocators hand them out without asking the system."""
+"""Numbers in one chunk of patches: 8 MB stay near the cache, and memory for them is reused."""
 
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Patches `x` `[parts, width, n]` and, at the same positions, what `values` held `[parts, outputs, n]`."""
+    """Patches `x` `[parts, width, n]`; at the same positions `values`, each `[parts, outputs, n]`."""
 
     x: Tensor
     values: tuple[Tensor, ...]
@@ -56,7 +57,8 @@ def chunks(
     seed: int,
     parts: int | None = None,
 ) -> Iterator[Columns]:
-    """Patches of an activation, in pieces of at most `CHUNK_VALUES` numbers, and the positions of `values` with them.
+    """Patches of an activation, in pieces of at most `CHUNK_VALUES` numbers, and the positions of `values`
+    with them.
 
     Args:
         consumer: says how the patches lie.

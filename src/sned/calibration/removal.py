@@ -1,11 +1,13 @@
 """Structured optimal brain surgery: one unit after another goes, the one that the rest can best make up for.
 
 For `y = W x` with `H = E[x xᵀ] + r I`, removing the entries `u` and repairing the rest costs
-`trace(W_u (H⁻¹_uu)⁻¹ W_uᵀ)`; the repaired weights and the inverse without `u` follow from a block elimination:
+`trace(W_u (H⁻¹_uu)⁻¹ W_uᵀ)`; the repaired weights and the inverse without `u` follow from a block
+elimination:
 
     W  ← W - W_u (H⁻¹_uu)⁻¹ H⁻¹_u:          H⁻¹ ← H⁻¹ - H⁻¹_:u (H⁻¹_uu)⁻¹ H⁻¹_u:
 
-Reference: Hassibi and Stork, Optimal Brain Surgeon, 1993; Frantar et al., Optimal Brain Compression, 2022, equation 6,
+Reference: Hassibi and Stork, Optimal Brain Surgeon, 1993; Frantar et al., Optimal Brain Compression, 2022,
+    equation 6,
 with blocks of entries that all outputs lose together in place of single weights.
 """
 
@@ -33,7 +35,8 @@ class Problem:
         second: `[width, width]`, `E[x xᵀ]`.
         weight: `[outputs, width]`.
         rows: `[units, k]`, which entries of `x` go with each unit.
-        share: how much the error of this consumer, relative to its own energy, counts beside that of others, >= 0.
+        share: how much the error of this consumer, relative to its own energy, counts beside that of others,
+            >= 0.
     """
 
     second: Tensor = field(repr=False)
@@ -48,8 +51,9 @@ class Removal:
 
     Attributes:
         order: `[units]`, the units in the order in which they go.
-        error: `[units + 1]`, the error left after best repair when the first `k` of `order` are gone, relative to the
-            energy `trace(W H Wᵀ)`, summed over the problems by their shares: 0 at 0, non-decreasing.
+        error: `[units + 1]`, the error left after best repair when the first `k` of `order` are gone,
+            relative to the energy `trace(W H Wᵀ)`, summed over the problems by their shares: 0 at 0,
+            non-decreasing.
     """
 
     order: IntArray
@@ -59,8 +63,8 @@ class Removal:
 class _Elimination:
     """The state of one problem: repaired weights, and the inverse over the entries that remain.
 
-    Entries are kept unit by unit. A removed unit leaves zeros, which are squeezed out from time to time: every time
-    would copy the inverse more often than it is worth.
+    Entries are kept unit by unit. A removed unit leaves zeros, which are squeezed out from time to time:
+    every time would copy the inverse more often than it is worth.
     """
 
     def __init__(self, problem: Problem, ridge: float) -> None:
@@ -115,8 +119,8 @@ def greedy_removal(
 
     Args:
         problems: the consumers that read the units; all name the same units.
-        cells: `[units]`, the cell of each unit. Each round takes one unit from every cell, so that any number of whole
-            rounds keeps the cells equal. None: one cell.
+        cells: `[units]`, the cell of each unit. Each round takes one unit from every cell, so that any number
+            of whole rounds keeps the cells equal. None: one cell.
         ridge: relative to the mean of the diagonal of each problem's moments.
 
     Returns:

@@ -1,7 +1,7 @@
 """Least squares on second moments: what remains can answer for what was removed.
 
-A consumer computes `y = W x`. With `H = E[x xᵀ]`, keeping only the entries `S` of `x` and solving for new weights `V`
-leaves the error `E|W x - V x_S|²`, smallest at `V = W H_S H_SS⁻¹`.
+A consumer computes `y = W x`. With `H = E[x xᵀ]`, keeping only the entries `S` of `x` and solving for new
+weights `V` leaves the error `E|W x - V x_S|²`, smallest at `V = W H_S H_SS⁻¹`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ATTEMPTS = 8
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A solution of least squares: `weight` `[outputs, width]`, `bias` `[outputs]`, and the `ridge` that it took."""
+    """A solution: `weight` `[outputs, width]`, `bias` `[outputs]`, and the `ridge` that it took."""
 
     weight: Tensor
     bias: Tensor
@@ -36,7 +36,8 @@ class Fit:
 def factor(second: Tensor, ridge: float) -> tuple[Tensor, float]:
     """Cholesky factor of `second + ridge * mean(diag(second)) * I` in float64, and the ridge that it took.
 
-    A ridge that does not do (constant channels, fewer patches than entries) is made ten times larger until one does.
+    A ridge that does not do (constant channels, fewer patches than entries) is made ten times larger until
+    one does.
 
     Raises:
         ValueError: no ridge does: the matrix holds NaN or is far from positive semi-definite.

@@ -20,14 +20,14 @@ class RowStore:
     """Tensors that grow along their first axis and are read back in slices.
 
     Args:
-        folder: where the file goes when there are more than `limit` bytes; a temporary folder when None. The file is
-            removed with the store.
-        limit: bytes kept in memory.
+        folder: where the file goes when there are more than `limit` bytes; a temporary folder when None. The
+            file is removed with the store.
+        limit: bytes kept in memory; `IN_MEMORY` when None.
     """
 
-    def __init__(self, folder: Path | None = None, limit: int = IN_MEMORY) -> None:
+    def __init__(self, folder: Path | None = None, limit: int | None = None) -> None:
         self._folder = folder
-        self._limit = limit
+        self._limit = IN_MEMORY if limit is None else limit
         self._parts: list[Tensor] = []
         self._bytes = 0
         self._file: Path | None = None
@@ -74,7 +74,8 @@ class RowStore:
                     file.write(part.reshape(-1).view(torch.uint8).numpy().data)
         except OSError as error:
             raise WriteError(
-                f"Calibration keeps its inputs in '{self._file}', but writing there failed: {error.strerror}. "
+                f"Calibration keeps its inputs in '{self._file}', but writing there failed: "
+                f"{error.strerror}. "
                 "Free some space, name a folder on a larger disk with `workdir`, or lower `limit`."
             ) from error
         self._parts = []

@@ -1,7 +1,9 @@
-"""Advance a replay a few ops at a time on a live cut, so that two networks can be walked through side by side.
+"""Advance a replay a few ops at a time on a live cut, so that two networks can be walked through side by
+side.
 
-The live cut is what `Replay.run` holds between two ops: the tensors that a later op still reads. Parameters are not in it
-(they are read when an op needs them, so a repaired weight takes effect from there on), nor are views of parameters.
+The live cut is what `Replay.run` holds between two ops: the tensors that a later op still reads. Parameters
+are not in it (they are read when an op needs them, so a repaired weight takes effect from there on), nor are
+views of parameters.
 """
 
 from __future__ import annotations

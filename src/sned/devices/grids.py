@@ -94,9 +94,13 @@ def conv_coordinates(round_inputs: bool) -> Coordinates:
 
 
 def plain_conv_grid(low: Point, high: Point, block: int, density: int) -> tuple[FloatArray, ...]:
-    """Narrower inputs are read directly by a blocked kernel, where there is one."""
+    """Batch, inputs and outputs of a convolution in plain layout.
+
+    Narrower inputs than a block are read directly by a blocked kernel, where there is one. A single output is
+    a product with a vector, which is no measure of those with more.
+    """
     inputs = _even(min(max(low[1], block), high[1]), high[1], density)
-    return np.array([low[0]]), inputs, _even(low[2], high[2], density)
+    return np.array([low[0]]), inputs, _even(min(max(low[2], 2), high[2]), high[2], density)
 
 
 def grouped_grid(low: Point, high: Point, block: int, density: int) -> tuple[FloatArray, ...]:

@@ -55,7 +55,7 @@ class Coupling:
         self._relations = relations
         self._positions = positions
         self._order = order
-        self._atom = _components(relations.count, relations.same)
+        self._atom = _components(relations.count, [*relations.same, *_twin_slabs(relations)])
         self._atoms = int(self._atom.max()) + 1 if relations.count else 0
         self._frozen_atoms, self._reason = self._freeze()
         self._edges = self._slab_edges()
@@ -114,7 +114,7 @@ class Coupling:
         covers = _matrix([(self._unit, own)], (self._units, self._atoms))
         front = covers
         while front.nnz:
-            front = (front @ self._edges).astype(bool).astype(np.int8)
+            front = (front @ self._edges).astype(bool).astype(np.int64)
             front = (front - front.multiply(covers)).tocsr()
             front.eliminate_zeros()
             covers = (covers + front).tocsr()
@@ -347,6 +347,22 @@ def _axis_labels(box: Box, axis: int) -> tuple[IntArray, IntArray]:
     return box.rows(), np.concatenate([none, *box.slabs.values()])
 
 
+def _twin_slabs(relations: Relations) -> list[tuple[IntArray, IntArray]]:
+    """Labels of slabs on which the very same channels lie are the same: two views made the same rows."""
+    if not relations.slabs:
+        return []
+    atom = _components(relations.count, relations.same)
+    slab, lying = (atom[np.concatenate(side)] for side in zip(*relations.slabs, strict=True))
+    slab, lying = np.unique(np.stack([slab, lying]), axis=1)
+    hashes = np.zeros(relations.count, np.int64)
+    np.add.at(hashes, slab, np.random.default_rng(2).integers(1, 2**62, relations.count, dtype=np.int64)[lying])
+    found = np.unique(slab)
+    _, first, index = np.unique(hashes[found], return_index=True, return_inverse=True)
+    label = np.full(int(atom.max()) + 1, -1)
+    label[atom] = np.arange(relations.count)  # any label of each atom
+    return [(label[found], label[found[first[index]]])]
+
+
 def _components(count: int, pairs: Iterable[tuple[IntArray, IntArray]]) -> IntArray:
     held = list(pairs)
     if not held:
@@ -361,13 +377,13 @@ def _matrix(
 ) -> sparse.csr_matrix:
     """A sparse matrix with ones at (row, column); repeated pairs are counted, or stay one."""
     if not pairs:
-        return sparse.csr_matrix(shape, dtype=np.int64 if count else np.int8)
+        return sparse.csr_matrix(shape, dtype=np.int64)
     rows, columns = (np.concatenate(side) for side in zip(*pairs, strict=True))
     matrix = sparse.coo_matrix((np.ones(len(rows), np.int64), (rows, columns)), shape).tocsr()
     if count:
         return matrix
     matrix.data[:] = 1
-    return matrix.astype(np.int8)
+    return matrix
 
 
 def _indicator(rows: Sequence[IntArray], count: int) -> sparse.csr_matrix:

@@ -207,7 +207,7 @@ def trace_example(model: nn.Module, example: Example) -> Graph:
     """`trace`, from a description of the inputs."""
     recording, batched = _both(model, example)
     trained = None
-    if any(name not in recording.parameters for name in state_of(model)):
+    if any(name not in recording.parameters and t.is_floating_point() for name, t in state_of(model).items()):
         trained = _in_training(model, example, BATCHES[0] if batched else None)
     return build(Recorded(model, example, recording, batched, trained))
 

@@ -1,6 +1,7 @@
 """Make the weights that remain answer for what was removed, from unlabelled inputs and without gradients.
 
-In: a graph, the dense state, a plan, a calibration. Out: the state of the pruned network, and a report of what helped.
+In: a graph, the dense state, a plan, a calibration. Out: the state of the pruned network, and a report of
+    what helped.
 """
 
 from sned.repair.batchnorm import blended, cut_replay, reestimate

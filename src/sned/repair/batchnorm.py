@@ -19,8 +19,8 @@ def reestimate(
 ) -> dict[str, Tensor]:
     """Running means and variances as training mode would see them, averaged over all inputs.
 
-    Every BatchNorm normalises each batch with that batch's own statistics, as in training, and the averages over the
-    batches (weighed by what they hold) become the running statistics.
+    Every BatchNorm normalises each batch with that batch's own statistics, as in training, and the averages
+    over the batches (weighed by what they hold) become the running statistics.
 
     Args:
         graph: of the dense network.

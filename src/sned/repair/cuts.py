@@ -15,7 +15,8 @@ IN_MEMORY = 2**30
 
 
 class Cuts:
-    """One value a batch, each a pair of live cuts (dense, pruned); a context that removes its files on leaving.
+    """One value a batch, each a pair of live cuts (dense, pruned); a context that removes its files on
+    leaving.
 
     Args:
         folder: where files go when the cuts take more than `limit` bytes; a temporary folder when None.
@@ -49,7 +50,8 @@ class Cuts:
         except (OSError, RuntimeError) as error:
             raise WriteError(
                 f"Repair spools activations to '{self._place.name}', but writing there failed: {error}. "
-                "Free some space, name a folder on a larger disk with `workdir`, or use fewer calibration inputs."
+                "Free some space, name a folder on a larger disk with `workdir`, or use fewer calibration "
+                "inputs."
             ) from error
 
     def take(self, batch: int) -> tuple[Live, Live]:

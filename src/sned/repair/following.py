@@ -1,4 +1,4 @@
-"""What an output meets next: a BatchNorm that can take up a bias, a residual sum that says what is really wanted."""
+"""What an output meets next: a BatchNorm that can take up a bias, a residual sum, an activation function."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ class Norm:
 
 @dataclass(frozen=True)
 class Following:
-    """What alone reads the output of a consumer: a norm, then a sum, then a clamp, each of them if it is there.
+    """What alone reads the output of a consumer: a norm, then a sum, then a clamp, each of them if it is
+    there.
 
     Attributes:
         norm: the BatchNorm.
         other: the other side of the sum, a tensor that is there before the consumer runs.
-        low, high: what the activation function clamps to: 0 and infinity for ReLU; infinite where there is none.
+        low, high: what the activation function clamps to: 0 and infinity for ReLU; infinite where there is
+            none.
     """
 
     norm: Norm | None = None
@@ -140,7 +142,7 @@ class _Follower:
         return name is not None and name == consumer.bias and not consumer.bias_inside
 
     def _only_reader(self, number: int, after: int) -> Op | None:
-        """The op that alone reads what a tensor holds after op `after`; one that writes in place hides it from others."""
+        """The op that alone reads what a tensor holds after op `after`, maybe by writing over it."""
         reading = [op for op in self._readers.get(number, []) if op.index > after]
         if not reading:
             return None

@@ -1,14 +1,16 @@
 """Sequential least squares: front to back, every consumer answers for what was removed before it.
 
-Each consumer of the pruned network is solved for on the activations that the pruned and already repaired network gives
+Each consumer of the pruned network is solved for on the activations that the pruned and already repaired
+network gives
 it, against what the same op of the dense network made of the same inputs:
 
     min over V, b of  E | t - V x' - b |² + ridge * |V - W|²
 
-with `x'` the patches in the pruned network, `W` the weights cut to what remains, and `t` the dense output `y` (kept
-channels). Where a residual sum follows, `t = y + (s - s') / g`: `s` and `s'` are the other side of the sum in the
-dense and in the pruned network and `g` the factor of the BatchNorm between, so that each block also makes up for the
-errors of those before it. A consumer without a bias leaves `b` to the BatchNorm that follows, as `mean - b`.
+with `x'` the patches in the pruned network, `W` the weights cut to what remains, and `t` the dense output `y`
+(kept channels). Where a residual sum follows, `t = y + (s - s') / g`: `s` and `s'` are the other side of the
+sum in the dense and in the pruned network and `g` the factor of the BatchNorm between, so that each block
+also makes up for the errors of those before it. A consumer without a bias leaves `b` to the BatchNorm that
+follows, as `mean - b`.
 
 Both networks advance together on a live cut of all inputs, so that the whole costs two forward passes.
 """
@@ -46,12 +48,15 @@ class Options:
 
     Attributes:
         ridge: relative to the mean of the diagonal of the moments.
-        rounds: further looks at each consumer that an activation function follows, which ask for the right answer
-            only where the activation function lets it through.
+        rounds: further looks at each consumer that an activation function follows, which ask for the right
+            answer only where the activation function lets it through.
     """
 
     ridge: float = RIDGE
     rounds: int = 2
+
+
+STANDARD = Options()
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,8 @@ class Solved:
 
     Attributes:
         op, name, weight: which one.
-        before, after: squared error of its output with the cut and with the solved weights, on the activations of the
-            repaired network before it, relative to the variance of what is wanted.
+        before, after: squared error of its output with the cut and with the solved weights, on the
+            activations of the repaired network before it, relative to the variance of what is wanted.
         width, patches: entries of a patch, and how many patches there were.
     """
 
@@ -91,7 +96,7 @@ def reconstruct(
     calibration: Calibration,
     *,
     count: int | None = None,
-    options: Options = Options(),
+    options: Options = STANDARD,
     progress: Progress = SILENT,
     workdir: Path | None = None,
 ) -> tuple[dict[str, Tensor], tuple[Solved, ...]]:
@@ -136,7 +141,7 @@ def _start(cuts: Cuts, dense: Walk, pruned: Walk, calibration: Calibration, coun
 
 
 def _tasks(graph: Graph, plan: Plan, calibration: Calibration, count: int) -> list[_Task]:
-    """The consumers that can be solved for: those whose weight no other op reads, and that are not too wide."""
+    """The consumers that can be solved for: no other op reads their weight, and they are not too wide."""
     sizes = Sizes(graph, keep_of(graph, plan))
     after = followings(graph, calibration.consumers)
     alone = [c for c in calibration.consumers if not c.shared]
@@ -166,7 +171,7 @@ class _Scene:
         self._start = self._state[task.consumer.weight].flatten()[task.index].double()
 
     def advance(self, at: tuple[int, int]) -> None:
-        """Bring the networks here from ops `at`, and sum up what enters the consumer and what should come out."""
+        """Bring the networks here from ops `at`; sum up what enters the consumer and should come out."""
         dense, pruned = self._walks
         op = self._task.consumer.op
         for number, size in enumerate(self._sizes):

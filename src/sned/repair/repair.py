@@ -18,7 +18,7 @@ from sned.graph.replay import State, slice_state
 from sned.progress import SILENT, Progress
 from sned.repair.batchnorm import blended, cut_replay, reestimate
 from sned.repair.following import norms
-from sned.repair.reconstruct import Options, Solved, reconstruct
+from sned.repair.reconstruct import STANDARD, Options, Solved, reconstruct
 
 HELD_OUT = 0.2
 """Share of the calibration inputs that decide and are not fitted to."""
@@ -63,6 +63,13 @@ class RepairReport:
     notes: tuple[str, ...] = ()
 
     @property
+    def note(self) -> str:
+        """What was chosen, in a sentence for a report, and what to be careful about."""
+        tried = f"the best of {len(self.candidates)} on {self.judged} inputs"
+        change = f"{self.before.key:.3g} before, {self.after.key:.3g} after"
+        return " ".join((f"Repair: {self.chosen}, {tried} (divergence {change}).", *self.notes))
+
+    @property
     def before(self) -> Divergence:
         """Of the network as it was cut."""
         return next(c.divergence for c in self.candidates if c.name == PLAIN)
@@ -79,15 +86,16 @@ def repair(
     plan: Plan,
     calibration: Calibration,
     *,
-    options: Options = Options(),
+    options: Options = STANDARD,
     progress: Progress = SILENT,
     workdir: Path | None = None,
 ) -> tuple[dict[str, Tensor], RepairReport]:
     """Give the weights that remain the values that best answer for what was removed. No labels, no gradients.
 
-    Tried are: the network as it was cut, re-estimated BatchNorm statistics, sequential least squares of every consumer,
-    and least squares with statistics moved half or all of the way. The one whose answers to held-out calibration
-    inputs are closest to the dense network's is returned, so the result is never worse than the cut network there.
+    Tried are: the network as it was cut, re-estimated BatchNorm statistics, sequential least squares of every
+    consumer, and least squares with statistics moved half or all of the way. The one whose answers to
+    held-out calibration inputs are closest to the dense network's is returned, so the result is never worse
+    than the cut network there.
 
     Args:
         graph: what `sned.trace` made of the dense network.
@@ -108,7 +116,8 @@ def repair(
     check_fits(plan, graph)
     if calibration.fingerprint != graph.fingerprint:
         raise CalibrationError(
-            "Repair needs the calibration of the very network that is pruned, but this one was made for another. "
+            "Repair needs the calibration of the very network that is pruned, but this one was made for "
+            "another. "
             "Run `calibrate` with this graph."
         )
     fitted, start = _split(calibration, graph)
@@ -217,7 +226,8 @@ def load_state(model: nn.Module, state: State) -> None:
         if held[name].shape != state[name].shape:
             raise SurgeryError(
                 f"Repaired weights fit the network that their plan made, but '{name}' has shape "
-                f"{list(held[name].shape)} there and {list(state[name].shape)} in the state. Nothing was changed."
+                f"{list(held[name].shape)} there and {list(state[name].shape)} in the state. Nothing was "
+                f"changed."
             )
     with torch.no_grad():
         for name in held.keys() & state.keys():

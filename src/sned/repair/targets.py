@@ -1,4 +1,4 @@
-"""What a consumer of the pruned network should give, so that what follows it comes out as in the dense network."""
+"""What a consumer of the pruned network should give, so that what follows comes out as in the dense one."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from sned.calibration.walk import Live, Walk
 from sned.repair.following import Following
 
 FAINT = 1e-3
-"""A BatchNorm factor below this share of the largest one is taken for zero: nothing is made up for through it."""
+"""A BatchNorm factor below this share of the largest is taken for zero: nothing is made up through it."""
 
 
 class Target:
     """Targets of one consumer, batch by batch.
 
-    The consumer gives `u`, and what follows makes `v = f u + c + s` of it: `f` and `c` of the BatchNorm, `s` the other
-    side of the sum; then an activation function may clamp `v`. The dense network reaches `v*` with its own `s*`.
+    The consumer gives `u`, and what follows makes `v = f u + c + s` of it: `f` and `c` of the BatchNorm, `s`
+    the other side of the sum; then an activation function may clamp `v`. The dense network reaches `v*` with
+    its own `s*`.
 
-    - Without a clamp `u` should be `(v* - c - s) / f`: the dense output, and what the other side lacks made up for.
-    - Where `v*` lies beyond a limit of the clamp, anything beyond that limit is as good. So a second look, at what
-      the consumer gives meanwhile, asks for `v*` only inside the limits, and for no change where `v` is beyond the
-      limit as it should be. Each such look and the solution after it lowers the sum of
+    - Without a clamp `u` should be `(v* - c - s) / f`: the dense output, and what the other side lacks made
+      up for.
+    - Where `v*` lies beyond a limit of the clamp, anything beyond that limit is as good. So a second look, at
+      what the consumer gives meanwhile, asks for `v*` only inside the limits, and for no change where `v` is
+      beyond the limit as it should be. Each such look and the solution after it lowers the sum of
       `(v - v*)²` inside and `max(v - low, 0)²` beyond (majorisation-minimisation of a convex function).
 
     Args:
@@ -58,7 +60,7 @@ class Target:
         return output + self._lacking(dense, pruned, output) * self._inverse(output)
 
     def again(self, dense: Live, pruned: Live, given: Tensor) -> Tensor:
-        """What to aim at when the consumer gives `given` meanwhile (the bias that its norm took up included)."""
+        """What to aim at when the consumer gives `given` meanwhile (with the bias that its norm took up)."""
         wanted = self.first(dense, pruned)
         factor, shift = self._affine(wanted)
         other = wanted.new_zeros(())
@@ -73,7 +75,7 @@ class Target:
         return wanted + (best - goal) * self._inverse(wanted)
 
     def given(self, output: Tensor) -> Tensor:
-        """An output of the pruned network, with what was added to it elsewhere since (a late bias, a norm's mean)."""
+        """An output of the pruned network, with what a late bias or a norm's mean gained since."""
         if self._free is None or self._start is None or self._consumer.bias_inside:
             return output
         gained = self._pruned.state[self._free] - self._start

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from sned.search.knapsack import knapsack
+from sned.graph.ir import IntArray
+from sned.search.knapsack import path, refined
+from sned.search.moves import Neighbourhood
 from sned.search.space import Found, Problem, Space
 
 
@@ -29,10 +31,15 @@ def curve(problem: Problem, cost: str, *, points: int = 10) -> tuple[Found, ...]
         raise ValueError(f"`points` must be at least 2, got {points}.")
     space = Space(replace(problem, limits={cost: np.inf}, sparsity=None))
     dense, smallest = space.costs(np.stack([space.dense, space.tops]))[:, 0]
+    steps, levels = Neighbourhood(space), space.dense
+    best: list[tuple[Space, IntArray]] = []
+    for amount in np.linspace(dense, smallest, points):
+        within = space.bounded(np.array([amount]))
+        *_, levels = path(within, steps, levels)
+        best.append((within, refined(within, steps, levels)))
     found: list[Found] = []
-    for amount in np.linspace(smallest, dense, points):
-        plan = knapsack(replace(problem, limits={cost: float(amount)}, sparsity=None))
-        # A larger budget is never worse: its best plan so far is the smaller one's.
-        if not found or plan.error < found[-1].error:
-            found.append(plan)
+    for within, chosen in reversed(best):
+        # More room is never worse: the plan for less would do too.
+        if not found or within.errors(chosen[None])[0] < found[-1].error:
+            found.append(within.finish("knapsack", chosen))
     return tuple(reversed(found))

@@ -41,22 +41,20 @@ def knapsack(problem: Problem) -> Found:
     """
     space = Space(problem)
     steps = Neighbourhood(space)
-    *_, last = _path(space, steps)
+    *_, last = path(space, steps, space.dense)
     return space.finish("knapsack", refined(space, steps, last))
 
 
-def _path(space: Space, steps: Neighbourhood) -> Iterator[IntArray]:
-    """Ever smaller choices, from the whole network to the first within the limits.
+def path(space: Space, steps: Neighbourhood, levels: IntArray) -> Iterator[IntArray]:
+    """Ever smaller choices, from the given one to the first within the limits.
 
     Raises:
         BudgetError: not even the smallest is.
     """
-    smallest = space.tops
-    ends = space.costs(np.stack([space.dense, smallest]))
+    cost = space.costs(levels[None])[0]
     # What one unit of each limited cost is worth, so that several limits can be added.
-    excess = np.maximum(ends[0] - space.bounds, 0.0)
+    excess = np.maximum(cost - space.bounds, 0.0)
     scale = np.where(excess > 0, excess, 1.0)
-    levels, cost = space.dense, ends[0]
     yield levels
     while not space.fits(cost[None])[0]:
         moves = steps.down(levels, coarse=True)

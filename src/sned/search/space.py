@@ -3,6 +3,7 @@ cost."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -109,6 +110,13 @@ class Space:
     def dense(self) -> IntArray:
         """The levels that keep the most."""
         return np.zeros(len(self.groups), np.int64)
+
+    def bounded(self, bounds: FloatArray) -> Space:
+        """The same space with other bounds `[limits]`."""
+        other = copy.copy(self)
+        other.bounds = bounds
+        other.limits = dict(zip(self.limits, bounds.tolist(), strict=True))
+        return other
 
     def counts(self, levels: IntArray) -> IntArray:
         """Units kept, in the shape of `levels`."""

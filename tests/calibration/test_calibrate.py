@@ -1,0 +1,221 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sned.calibration import calibrate, synthetic_batches
+from sned.calibration.calibrate import batch_size
+from sned.errors import CalibrationError, ModelError
+from sned.graph.trace import state_of, trace
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Linear(4, 6)
+        self.right = nn.Linear(3, 6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.head((self.left(a) + self.right(b)).relu())
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 6)
+        self.inner = nn.Linear(6, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = self.inner(self.table(ids)).relu() * mask[..., None]
+        return self.head(x.mean(1))
+
+
+def images() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 5, 3, 2, 1), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return images().eval()
+
+
+X = torch.randn(70, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_moments_are_those_of_unfolded_patches(network: nn.Module) -> None:
+    graph = trace(network, X[:2])
+    found = calibrate(graph, state_of(network), [X[:50], X[50:]])
+    assert (found.count, found.synthetic) == (70, False)
+    with torch.no_grad():
+        inputs = {"0.weight": (X, 2, 1), "2.weight": (network[:2](X), 1, 0)}
+    for consumer in found.consumers[:2]:
+        x, stride, padding = inputs[consumer.weight]
+        patches = functional.unfold(x, 3, stride=stride, padding=padding).transpose(0, 1).flatten(1).double()
+        moment = found.moments[consumer.op]
+        assert moment.second is not None
+        assert moment.count == patches.shape[1]
+        torch.testing.assert_close(moment.second[0], patches @ patches.T / patches.shape[1], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(moment.mean[0], patches.mean(1), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(moment.diagonal[0], patches.square().mean(1), atol=1e-5, rtol=1e-4)
+
+
+def test_inputs_and_dense_outputs_are_kept_in_order(network: nn.Module) -> None:
+    graph = trace(network, X[:2])
+    found = calibrate(graph, state_of(network), iter([X[:33], X[33:]]), limit=60)
+    assert found.count == 60
+    with torch.no_grad():
+        torch.testing.assert_close(found.outputs()[0], network(X[:60]), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found.outputs(20, 31)[0], network(X[20:31]), atol=1e-5, rtol=1e-4)
+    assert torch.equal(torch.cat([b[0] for b in found.batches(10, 55)]), X[10:55])
+    assert "60 calibration inputs" in found.note
+
+
+def test_consumers_of_the_same_patches_share_one_moment() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x).sum() + self.b(x).sum() + self.c(x).sum()
+
+    model = Branches()
+    graph = trace(model, X[:2])
+    moments = calibrate(graph, state_of(model), [X[:8]]).moments
+    a, b, c = (moments[op] for op in sorted(moments))
+    assert a is b
+    assert c is not a
+
+
+@pytest.mark.parametrize("kind", ["numpy", "float64", "list of one", "tuple of one", "generator"])
+def test_ways_to_give_one_tensor(network: nn.Module, kind: str) -> None:
+    graph = trace(network, X[:2])
+    ways = {
+        "numpy": [X.numpy()],
+        "float64": [X.double()],
+        "list of one": [[X[:40]], [X[40:]]],
+        "tuple of one": [(X,)],
+        "generator": (X[i : i + 10] for i in range(0, 70, 10)),
+    }
+    found = calibrate(graph, state_of(network), ways[kind])
+    torch.testing.assert_close(torch.cat([b[0] for b in found.batches()]), X)
+
+
+def test_two_inputs_and_keyword_inputs() -> None:
+    model = Pair().eval()
+    a, b = torch.randn(9, 4), torch.randn(9, 3)
+    found = calibrate(trace(model, (a, b)), state_of(model), [(a, b), (a[:5], b[:5])])
+    assert found.count == 14
+    named = calibrate(trace(model, {"a": a, "b": b}), state_of(model), [{"a": a, "b": b.numpy()}])
+    assert [set(batch) for batch in named.batches()] == [{"a", "b"}]
+
+
+def test_integer_inputs_stay_integers() -> None:
+    model = Tokens().eval()
+    example = {"ids": torch.randint(0, 11, (2, 5)), "mask": torch.ones(2, 5)}
+    graph = trace(model, example)
+    batch = {"ids": torch.randint(0, 11, (7, 5), dtype=torch.int32), "mask": torch.ones(7, 5)}
+    found = calibrate(graph, state_of(model), [batch])
+    assert next(iter(found.batches()))["ids"].dtype == torch.int64
+    with pytest.raises(CalibrationError, match=r"must be int64 like the example, got float32 in batch 0"):
+        calibrate(graph, state_of(model), [{"ids": torch.rand(7, 5), "mask": torch.ones(7, 5)}])
+
+
+def test_random_inputs_stand_in_where_none_are_given(network: nn.Module) -> None:
+    graph = trace(network, X[:2])
+    found = calibrate(graph, state_of(network), None, limit=40)
+    assert (found.count, found.synthetic) == (40, True)
+    assert "random inputs" in found.note
+    again = calibrate(graph, state_of(network), None, limit=40)
+    assert torch.equal(found.outputs()[0], again.outputs()[0])
+    shapes = [batch[0].shape[0] for batch in synthetic_batches(graph.example, 70)]
+    assert shapes == [32, 32, 6]
+
+
+def test_a_large_set_is_spooled_and_gives_the_same(
+    network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = trace(network, X[:2])
+    expected = calibrate(graph, state_of(network), [X])
+    monkeypatch.setattr("sned.calibration.store.IN_MEMORY", 1000)
+    found = calibrate(graph, state_of(network), [X[:30], X[30:]], workdir=tmp_path)
+    assert any(tmp_path.rglob("rows"))
+    assert torch.equal(torch.cat([b[0] for b in found.batches()]), X)
+    torch.testing.assert_close(found.outputs()[0], expected.outputs()[0])
+    del found
+    assert not any(tmp_path.rglob("rows"))
+
+
+def test_a_model_of_one_batch_size_takes_whole_batches_only() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.head = nn.Linear(4 * 64, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.conv(x).reshape(4, 4 * 64))
+
+    model = Fixed().eval()
+    graph = trace(model, X[:4])
+    assert not graph.batched
+    assert calibrate(graph, state_of(model), [X[:8]]).count == 8
+    assert calibrate(graph, state_of(model), None, limit=8).count == 8
+    with pytest.raises(CalibrationError, match="batch size 4 only"):
+        calibrate(graph, state_of(model), [X[:6]])
+
+
+def test_batches_shrink_with_the_activations() -> None:
+    wide = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 3, 1))
+    assert batch_size(trace(wide, torch.zeros(2, 3, 256, 256))) == 4
+    assert batch_size(trace(wide, torch.zeros(2, 3, 8, 8))) == 64
+
+
+def labelled() -> Iterator[tuple[Tensor, Tensor]]:
+    yield X[:4], torch.zeros(4, dtype=torch.int64)
+
+
+ERRORS = {
+    "empty": ([], r"at least one batch .* got none"),
+    "labels": (labelled(), r"looks like \(inputs, labels\): sned needs no labels: pass the inputs alone"),
+    "labels in a list": ([[X[:4], [1, 2, 3, 4]]], r"looks like \(inputs, labels\)"),
+    "a dict": ([{"x": X}], r"is \{'x': float32\[70, 3, 8, 8\]\}.*nested like"),
+    "a bare tensor": (X, r"must be an iterable over batches, got float32\[70, 3, 8, 8\]"),
+    "wrong shape": ([X[:, :, :4]], r"shape \[any, 3, 8, 8\] like the example, got \[70, 3, 4, 8\] in batch 0"),
+    "one image": ([X, X[0]], r"got \[3, 8, 8\] in batch 1\. .* a single input needs one too"),
+    "wrong dtype": ([X.to(torch.uint8)], r"must be float32 like the example, got uint8 in batch 0"),
+    "NaN": ([X, X * torch.nan], r"must be finite, but batch 1 holds NaN"),
+    "text": (["cat.png"], r"is str"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_what_a_model_cannot_take_is_refused(network: nn.Module, case: str) -> None:
+    batches, text = ERRORS[case]
+    if case == "labels":
+        batches = labelled()
+    with pytest.raises(CalibrationError, match=text):
+        calibrate(trace(network, X[:2]), state_of(network), batches)
+
+
+def test_batches_of_unequal_length_and_a_limit_of_nothing_are_refused() -> None:
+    model = Pair().eval()
+    graph = trace(model, (torch.zeros(2, 4), torch.zeros(2, 3)))
+    with pytest.raises(CalibrationError, match=r"equally many inputs, got \[3, 4\] in batch 0"):
+        calibrate(graph, state_of(model), [(torch.zeros(3, 4), torch.zeros(4, 3))])
+    with pytest.raises(CalibrationError, match="at least 1 input, got 0"):
+        calibrate(graph, state_of(model), None, limit=0)
+
+
+def test_a_network_that_answers_nan_is_refused(network: nn.Module) -> None:
+    graph = trace(network, X[:2])
+    broken = {name: t * np.nan for name, t in state_of(network).items()}
+    with pytest.raises(ModelError, match="answers NaN"):
+        calibrate(graph, broken, [X])

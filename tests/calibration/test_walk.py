@@ -1,0 +1,71 @@
+import torch
+from torch import Tensor, nn
+
+from sned.calibration.walk import Walk
+from sned.graph.replay import Replay
+from sned.graph.trace import state_of, trace
+
+
+class Residual(nn.Module):
+    """Writes in place, adds in place, uses a constant and a linear layer on three axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm = nn.BatchNorm2d(6)
+        self.inner = nn.Conv2d(6, 6, 1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).relu_()
+        y = self.inner(x)
+        y += x
+        return self.head(y.flatten(2).transpose(1, 2)) * torch.arange(4.0)
+
+
+def walked(walk: Walk, x: Tensor, step: int) -> Tensor:
+    live = walk.start(x)
+    count = len(walk.graph.ops)
+    for start in range(0, count, step):
+        walk.advance(live, len(x), start, min(start + step, count))
+    assert set(live) == set(walk.graph.outputs)
+    return live[walk.graph.outputs[0]]
+
+
+def test_a_walk_in_steps_ends_where_the_model_does() -> None:
+    torch.manual_seed(0)
+    model = Residual().eval()
+    x = torch.randn(3, 3, 5, 5)
+    graph = trace(model, torch.zeros(2, 3, 5, 5))
+    plan = graph.plan({group.name: [0] for group in graph.groups})
+    with torch.no_grad():
+        for step in (1, 3, 100):
+            torch.testing.assert_close(walked(Walk(graph, state_of(model)), x, step), model(x))
+        expected = Replay(graph, state_of(model), plan).run(x)[0][0]
+    torch.testing.assert_close(walked(Walk(graph, state_of(model), plan), x, 2), expected)
+
+
+def test_a_weight_changed_on_the_way_counts_from_there_on() -> None:
+    torch.manual_seed(0)
+    model = Residual().eval()
+    x = torch.randn(2, 3, 5, 5)
+    graph = trace(model, x)
+    walk = Walk(graph, state_of(model))
+    live = walk.start(x)
+    last = max(op.index for op in graph.ops if op.name in ("bmm", "addmm", "mm"))
+    walk.advance(live, 2, 0, last)  # the views of the weight lie before
+    walk.state["head.weight"] = torch.zeros(4, 6)
+    walk.advance(live, 2, last, len(graph.ops))
+    expected = (model.head.bias * torch.arange(4.0)).expand(2, 25, 4)
+    torch.testing.assert_close(live[graph.outputs[0]], expected)
+
+
+def test_what_a_plan_leaves_of_a_dense_tensor() -> None:
+    model = Residual().eval()
+    graph = trace(model, torch.zeros(2, 3, 5, 5))
+    plan = graph.plan({graph.groups[0].name: [1, 4]})
+    walk = Walk(graph, state_of(model), plan)
+    number = next(op.outputs[0] for op in graph.ops if op.name == "convolution")
+    assert number is not None
+    value = torch.arange(6.0)[None, :, None, None].expand(2, 6, 5, 5)
+    assert walk.kept(number, value)[0, :, 0, 0].tolist() == [0.0, 2.0, 3.0, 5.0]
