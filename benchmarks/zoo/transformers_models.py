@@ -106,7 +106,7 @@ _VIT = {
     "num_attention_heads": 4,
     "intermediate_size": 128,
     "image_size": SIDE,
-    "patch_size": 16,
+    "patch_size": 8,
     "num_labels": 10,
 }
 _SPEECH = {

@@ -28,19 +28,25 @@ from sned.graph.example import Inputs
 from sned.graph.trace import state_of
 from sned.measure import Latency, agreement, evaluated, measure_onnx
 from sned.progress import SILENT, Progress
-from sned.repair import load_state, repair
+from sned.repair import RepairReport, repair
 from sned.report import Report, to_html, to_json
 from sned.report.compose import Findings, Network, compose
-from sned.saliency import Evidence, Scores, score
+from sned.saliency import Evidence, Scores, score, sensitivities, weighed
 from sned.search import Found, Problem, Rules, curve, search
 from sned.surgery import save, trace
-from sned.surgery.pytorch import Pruned, pruned
+from sned.surgery.pytorch import Pruned, fill, pruned
 
 ROUNDS = 4
 """How many plans are measured at most before the best of them is taken."""
 
 NEAR = 0.94
 """A measured latency between this share of the one asked for and the whole of it is near enough."""
+
+INPUTS = 1024
+"""Calibration inputs read at most."""
+
+SYNTHETIC = 64
+"""Random inputs where there are no real ones: they only serve to compare answers."""
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -88,7 +94,7 @@ def plan(
     *,
     sparsity: float | None = None,
     budget: Budget | None = None,
-    saliency: str = "l2",
+    saliency: str | None = None,
     search_by: str | None = None,
     rules: Rules | Mapping[str, Any] | None = None,
     calibration: Iterable[Any] | None = None,
@@ -100,7 +106,8 @@ def plan(
         graph: what `sned.trace` made.
         sparsity: fraction of the units of each group to remove, in [0, 1); or
         budget: what may remain (MACs, parameters, predicted latency …).
-        saliency: which units matter: a name in `sned.saliency.CRITERIA`.
+        saliency: which units matter: a name in `sned.saliency.CRITERIA`; by default "l2", or, with calibration
+            inputs, "reconstruction" weighed by what the network answers.
         search_by: how much goes where: a name in `sned.search.SEARCHES`; "uniform" for a sparsity, else "knapsack".
         rules: what must be respected: `Rules`, or a dict of patterns such as `{"protect": ["stem.*"]}`.
         calibration: batches of inputs, for criteria that look at activations.
@@ -118,7 +125,7 @@ def plan(
     asked = _one_of(sparsity, budget)
     state = state_of(graph.model)
     learnt = calibrate(graph, state, calibration, progress=progress) if calibration is not None else None
-    scores = score(saliency, _evidence(graph, state, learnt, progress))
+    scores = _scores(Evidence(graph, state, learnt, progress=progress), saliency)
     problem = Problem(graph, scores, rules=_rules(rules), sparsity=asked.sparsity)
     if asked.amounts:
         cost = cost_model(
@@ -201,10 +208,10 @@ def _study(
     _check_groups(graph)
     state = state_of(model)
     with _timed(seconds, "calibrate"):
-        learnt = calibrate(graph, state, batches, progress=progress)
+        limit = SYNTHETIC if batches is None else INPUTS
+        learnt = calibrate(graph, state, batches, limit=limit, progress=progress)
     with _timed(seconds, "score"):
-        criterion = saliency or ("l2" if learnt.synthetic else "reconstruction")
-        scores = score(criterion, _evidence(graph, state, learnt, progress))
+        scores = _scores(Evidence(graph, state, learnt, progress=progress), saliency)
     with _timed(seconds, "cost model"):
         cost = cost_model(graph, device, batch=budget.batch, threads=budget.threads, progress=progress)
     with _timed(seconds, "export"):
@@ -229,8 +236,14 @@ def _check_groups(graph: Graph) -> None:
         raise ModelError(f"Nothing in this network can be removed ({reasons}). `sned inspect` shows every reason.")
 
 
-def _evidence(graph: Graph, state: Mapping[str, torch.Tensor], learnt: Calibration | None, progress: Progress) -> Evidence:
-    return Evidence(graph, state, learnt, progress=progress)
+def _scores(evidence: Evidence, saliency: str | None) -> Scores:
+    """The criterion asked for; else the one that knows most of what there is, weighed by what the network answers."""
+    if saliency is not None:
+        return score(saliency, evidence)
+    if evidence.calibration is None or evidence.calibration.synthetic:
+        return score("l2", evidence)
+    scores = score("reconstruction", evidence)
+    return weighed(scores, sensitivities(evidence, scores))
 
 
 # --- which plan ------------------------------------------------------------------------------------------------------
@@ -365,8 +378,18 @@ def _made(study: Study, found: Found) -> tuple[Pruned, tuple[str, ...]]:
         return small, ("Nothing was repaired: that takes calibration inputs, a few hundred without labels.",)
     with _timed(study.seconds, "repair"):
         state, told = repair(study.graph, study.state, found.plan, study.calibration, progress=study.progress)
-        load_state(small.model, state)
-    return small, (told.note,)
+        fill(small.model, study.graph, found.plan, state)
+    return small, _repaired(told)
+
+
+def _repaired(told: RepairReport) -> tuple[str, ...]:
+    """What repair did, in a sentence, and what it has to say."""
+    before, after = told.before.key, told.after.key
+    return (
+        f"Repair chose '{told.chosen}' of {len(told.candidates)}: on {told.judged} inputs held out, answers are "
+        f"{after:.3g} from the dense network's, {before:.3g} as cut.",
+        *told.notes,
+    )
 
 
 def _finish(study: Study, choice: Choice, evaluate: Evaluate | None, base: float | None, *, keep: bool) -> Result:

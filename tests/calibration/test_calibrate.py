@@ -37,7 +37,9 @@ class Tokens(nn.Module):
 
 
 def images() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 5, 3, 2, 1), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3, 2, 1), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.Flatten(), nn.Linear(16, 3)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,9 @@ def test_moments_are_those_of_unfolded_patches(network: nn.Module) -> None:
         moment = found.moments[consumer.op]
         assert moment.second is not None
         assert moment.count == patches.shape[1]
-        torch.testing.assert_close(moment.second[0], patches @ patches.T / patches.shape[1], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            moment.second[0], patches @ patches.T / patches.shape[1], atol=1e-5, rtol=1e-4
+        )
         torch.testing.assert_close(moment.mean[0], patches.mean(1), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(moment.diagonal[0], patches.square().mean(1), atol=1e-5, rtol=1e-4)
 
@@ -188,11 +192,14 @@ ERRORS = {
     "labels in a list": ([[X[:4], [1, 2, 3, 4]]], r"looks like \(inputs, labels\)"),
     "a dict": ([{"x": X}], r"is \{'x': float32\[70, 3, 8, 8\]\}.*nested like"),
     "a bare tensor": (X, r"must be an iterable over batches, got float32\[70, 3, 8, 8\]"),
-    "wrong shape": ([X[:, :, :4]], r"shape \[any, 3, 8, 8\] like the example, got \[70, 3, 4, 8\] in batch 0"),
+    "wrong shape": (
+        [X[:, :, :4]],
+        r"shape \[any, 3, 8, 8\] like the example, got \[70, 3, 4, 8\] in batch 0",
+    ),
     "one image": ([X, X[0]], r"got \[3, 8, 8\] in batch 1\. .* a single input needs one too"),
     "wrong dtype": ([X.to(torch.uint8)], r"must be float32 like the example, got uint8 in batch 0"),
     "NaN": ([X, X * torch.nan], r"must be finite, but batch 1 holds NaN"),
-    "text": (["cat.png"], r"is str"),
+    "text": (["cat.png"], r"tensors or NumPy arrays, got str in batch 0"),
 }
 
 

@@ -30,9 +30,15 @@ def _images(*layers: nn.Module) -> nn.Module:
 
 CASES = {
     "plain": (_images(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 1)), (2, 3, 7, 6)),
-    "strided, dilated, padded": (_images(nn.Conv2d(3, 6, (3, 2), (2, 1), (1, 2), (2, 1), bias=False)), (2, 3, 9, 8)),
+    "strided, dilated, padded": (
+        _images(nn.Conv2d(3, 6, (3, 2), (2, 1), (1, 2), (2, 1), bias=False)),
+        (2, 3, 9, 8),
+    ),
     "grouped": (_images(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 6, 3, groups=2), nn.Conv2d(6, 2, 1)), (2, 4, 6, 6)),
-    "depthwise": (_images(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 2, 1)), (2, 4, 6, 6)),
+    "depthwise": (
+        _images(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 2, 1)),
+        (2, 4, 6, 6),
+    ),
     "depthwise with a multiplier": (_images(nn.Conv2d(4, 8, 3, groups=4), nn.Conv2d(8, 2, 1)), (2, 4, 6, 6)),
     "transposed": (_images(nn.ConvTranspose2d(3, 6, 3, 2, 1, 1), nn.Conv2d(6, 2, 1)), (2, 3, 5, 4)),
     "transposed, grouped, dilated": (_images(nn.ConvTranspose2d(4, 6, 3, 2, 2, 0, 2, True, 2)), (2, 4, 5, 5)),
@@ -48,12 +54,16 @@ def half(graph: Graph) -> Plan:
     """Remove the first half of every cell of every group."""
     removed = {}
     for group in graph.groups:
-        first = np.argsort(group.cells, kind="stable").reshape(group.cell_count, -1)[:, : group.cell_size // 2]
+        first = np.argsort(group.cells, kind="stable").reshape(group.cell_count, -1)[
+            :, : group.cell_size // 2
+        ]
         removed[group.name] = first.ravel().tolist()
     return graph.plan(removed)
 
 
-def recomputed(consumer: Consumer, graph: Graph, replay: Replay, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def recomputed(
+    consumer: Consumer, graph: Graph, replay: Replay, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
     """Outputs of a consumer from its matrices and patches, and those recorded, both `[parts, outputs, n]`."""
     index = layout(graph, Sizes(graph, keep_of(graph, replay.plan)), consumer).long()
     matrices = replay.state[consumer.weight].flatten()[index]

@@ -20,7 +20,9 @@ def test_same_answers_do_not_diverge() -> None:
 def test_kl_is_that_of_the_textbook() -> None:
     other = LOGITS.flip(0)
     p, q = LOGITS.double().softmax(1), other.double().softmax(1)
-    expected = torch.distributions.kl_divergence(torch.distributions.Categorical(p), torch.distributions.Categorical(q))
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(p), torch.distributions.Categorical(q)
+    )
     found = divergence([LOGITS], [other])
     assert found.kl == pytest.approx(float(expected.mean()))
     assert found.agreement == pytest.approx(float((p.argmax(1) == q.argmax(1)).double().mean()))
@@ -30,13 +32,17 @@ def test_kl_is_that_of_the_textbook() -> None:
 
 def test_probabilities_are_compared_as_they_are() -> None:
     p, q = LOGITS.softmax(1), LOGITS.flip(0).softmax(1)
-    assert divergence([p], [q]).kl == pytest.approx(divergence([LOGITS], [LOGITS.flip(0)]).kl or 0.0, rel=1e-4)
+    assert divergence([p], [q]).kl == pytest.approx(
+        divergence([LOGITS], [LOGITS.flip(0)]).kl or 0.0, rel=1e-4
+    )
 
 
 def test_classes_of_images_lie_on_axis_one() -> None:
     maps = LOGITS[:48].reshape(2, 4, 6, 7).permute(0, 3, 1, 2)
     other = LOGITS.flip(0)[:48].reshape(2, 4, 6, 7).permute(0, 3, 1, 2)
-    assert divergence([maps], [other]).kl == pytest.approx(divergence([LOGITS[:48]], [LOGITS.flip(0)[:48]]).kl or 0.0)
+    assert divergence([maps], [other]).kl == pytest.approx(
+        divergence([LOGITS[:48]], [LOGITS.flip(0)[:48]]).kl or 0.0
+    )
 
 
 def test_what_is_no_class_is_compared_by_its_squared_error() -> None:

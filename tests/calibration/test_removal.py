@@ -7,7 +7,9 @@ import torch
 from sned.calibration import Problem, greedy_removal
 
 
-def problem(seed: int = 0, units: int = 4, k: int = 2, fixed: int = 1) -> tuple[Problem, np.ndarray, np.ndarray]:
+def problem(
+    seed: int = 0, units: int = 4, k: int = 2, fixed: int = 1
+) -> tuple[Problem, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     width = units * k + fixed
     x = rng.normal(size=(300, width)) @ rng.normal(size=(width, width))
@@ -42,7 +44,9 @@ def test_every_step_is_the_best_single_one_and_its_error_that_of_lstsq(seed: int
 
 def test_greedy_is_near_the_best_of_all_pairs() -> None:
     given, x, weight = problem(3)
-    best = min(lost(x, weight, given.rows[list(pair)].ravel()) for pair in itertools.combinations(range(4), 2))
+    best = min(
+        lost(x, weight, given.rows[list(pair)].ravel()) for pair in itertools.combinations(range(4), 2)
+    )
     assert best <= greedy_removal([given], ridge=0.0).error[2] * (1 + 1e-9) <= 3 * best
 
 
@@ -50,7 +54,9 @@ def test_a_copy_of_another_unit_goes_first_at_no_cost() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(100, 4))
     x[:, 2] = x[:, 0]
-    given = Problem(torch.from_numpy(x.T @ x), torch.from_numpy(rng.normal(size=(3, 4)) * 5), np.arange(4)[:, None])
+    given = Problem(
+        torch.from_numpy(x.T @ x), torch.from_numpy(rng.normal(size=(3, 4)) * 5), np.arange(4)[:, None]
+    )
     removal = greedy_removal([given], ridge=1e-9)
     assert removal.order[0] in (0, 2)
     assert removal.error[1] < 1e-6
@@ -59,7 +65,9 @@ def test_a_copy_of_another_unit_goes_first_at_no_cost() -> None:
 def test_problems_that_read_the_same_units_add_up() -> None:
     first, x, w = problem(0)
     second, z, v = problem(1)
-    removal = greedy_removal([first, Problem(second.second, second.weight, second.rows, share=2.0)], ridge=0.0)
+    removal = greedy_removal(
+        [first, Problem(second.second, second.weight, second.rows, share=2.0)], ridge=0.0
+    )
     unit = int(removal.order[0])
     costs = [lost(x, w, first.rows[u]) + 2 * lost(z, v, second.rows[u]) for u in range(4)]
     assert unit == int(np.argmin(costs))

@@ -20,7 +20,7 @@ class Residual(nn.Module):
         x = self.norm(self.conv(x)).relu_()
         y = self.inner(x)
         y += x
-        return self.head(y.flatten(2).transpose(1, 2)) * torch.arange(4.0)
+        return self.head(y.flatten(2).transpose(1, 2)) * torch.arange(4.0, device=x.device)
 
 
 def walked(walk: Walk, x: Tensor, step: int) -> Tensor:

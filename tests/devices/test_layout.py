@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from sned.devices.host import block_size
 from sned.devices.kernel_rules import workload
 from sned.devices.kernels import Workload
 from sned.devices.layout import Launch, launches
+from sned.devices.probe import block_size
 from sned.graph import trace
 from sned.runtime import session_options
 from sned.surgery import apply

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sned.devices.grids import SET, conv_coordinates, reorder_coordinates
-from sned.devices.host import block_size, open_op
 from sned.devices.kernel_rules import POINTWISE
 from sned.devices.layout import Family
+from sned.devices.probe import block_size, open_op
 from sned.devices.recipes import RECIPES
 
 CONV: dict[str, Any] = {

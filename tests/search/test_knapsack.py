@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sned.errors import UserError
 from sned.search import Problem, curve, search
 from tests.search.cases import ChainCost, best, chain, check, random_scores, scores
 
@@ -120,5 +121,5 @@ def test_curve_runs_from_the_whole_to_the_smallest() -> None:
 
 
 def test_curve_needs_two_points() -> None:
-    with pytest.raises(ValueError, match="`points` must be at least 2, got 1"):
+    with pytest.raises(UserError, match="`points` must be at least 2, got 1"):
         curve(Problem(chain(4, 4), random_scores(chain(4, 4), 0, convex=True), ChainCost()), "macs", points=1)

@@ -1,8 +1,7 @@
 """What a few hundred inputs teach: what enters each consumer, and what the dense network answers.
 
 In: a graph, a state, an iterator over inputs (no labels). Out: a `Calibration` (second moments of the patches
-    that
-enter each consumer, the inputs, the dense outputs) and the least-squares solver over such moments.
+that enter each consumer, the inputs, the dense outputs), and the solvers over such moments.
 """
 
 from sned.calibration.calibrate import Calibration, calibrate, synthetic_batches

@@ -73,7 +73,7 @@ class KeptInputs:
 
     def _read(self, first: int, last: int) -> Inputs:
         tensors = iter(
-            self._stores[place].read(first, last) if self._batched(place) else self._fixed[place]
+            self._stores[place].read(first, last) if self._batched(place) else self._fixed[place].clone()
             for place in range(len(self._leaves))
         )
         args, kwargs = self._example.build(lambda _: next(tensors))

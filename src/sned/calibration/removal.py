@@ -7,8 +7,7 @@ elimination:
     W  ← W - W_u (H⁻¹_uu)⁻¹ H⁻¹_u:          H⁻¹ ← H⁻¹ - H⁻¹_:u (H⁻¹_uu)⁻¹ H⁻¹_u:
 
 Reference: Hassibi and Stork, Optimal Brain Surgeon, 1993; Frantar et al., Optimal Brain Compression, 2022,
-    equation 6,
-with blocks of entries that all outputs lose together in place of single weights.
+equation 6, with blocks of entries that all outputs lose together in place of single weights.
 """
 
 from __future__ import annotations

@@ -46,8 +46,10 @@ class Walk:
 
     def start(self, inputs: Inputs) -> Live:
         """The cut ahead of the first op."""
-        live = dict(zip(self.graph.inputs, tensors_in(arguments(inputs)), strict=True))
-        return live | {number: value.clone() for number, value in self.graph.constants.items()}
+        live = dict(zip(self.graph.inputs, tensors_in(arguments(inputs)), strict=True)) | dict(
+            self.graph.constants
+        )
+        return {number: value.clone() for number, value in live.items()}  # ops may write into them
 
     def advance(self, live: Live, batch: int, start: int, stop: int) -> None:
         """Run ops `start` to `stop` (not included) on a cut, dropping what no later op reads."""

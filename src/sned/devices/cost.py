@@ -8,10 +8,11 @@ from typing import Protocol
 
 import numpy as np
 
-from sned.devices.host import OpTables, Wanted, block_size, environment, measure
+from sned.devices.host import OpTables, Wanted, measure
 from sned.devices.kernel_rules import workload
 from sned.devices.kernels import FloatArray, Kernel, Workload
 from sned.devices.layout import Launch, launches
+from sned.devices.probe import block_size, environment
 from sned.devices.profile import Device
 from sned.devices.store import Store
 from sned.errors import DeviceError, PlanError
@@ -191,14 +192,10 @@ class MeasuredCost:
         return self.tables.microseconds(launch.family, launch.widths)
 
     def _cold(self, sizes: FloatArray) -> list[FloatArray]:
-        """What each kernel loses because the weights of the others push its own out of the cache.
-
-        An op timed alone finds its weights where the last run left them, as far as they fit; in a network
-        they are as far away as all weights together reach.
-        """
+        """What each kernel loses because the weights of the others push its own out of the cache."""
         held = [kernel.weights.at(sizes) * BYTES for kernel in self.work.kernels]
-        far = self.tables.cold_us_per_byte(np.sum(held, axis=0) if held else np.zeros(len(sizes)))
-        return [np.maximum(0.0, far - self.tables.cold_us_per_byte(own)) * own for own in held]
+        total = np.sum(held, axis=0) if held else np.zeros(len(sizes))
+        return [self.tables.cold_us(total, own) for own in held]
 
 
 def _kind(kernel: Kernel) -> str:

@@ -12,31 +12,27 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise, product
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-from onnx import ModelProto, helper
+from onnx import ModelProto
 
 from sned.devices.grids import Point
 from sned.devices.kernels import FloatArray
 from sned.devices.layout import Family
-from sned.devices.recipes import BLOCKED, RECIPES, constant, model_of
-from sned.devices.store import Environment, Store
+from sned.devices.probe import CHAIN_BYTES, chain, chain_length, nodes, open_op, yardstick
+from sned.devices.recipes import RECIPES
+from sned.devices.store import Store
 from sned.devices.table import Table
 from sned.progress import SILENT, Advance, Progress
-from sned.runtime import session_options
 from sned.timing import interleaved
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import IOBinding, OrtValue
 
 CHUNK = 48
 """Sessions held open at a time and timed against each other."""
@@ -65,6 +61,33 @@ class Wanted:
 
 
 @dataclass(frozen=True, eq=False)
+class Cold:
+    """What it costs to fetch weights, by how many bytes of them there are in all.
+
+    Attributes:
+        footprints: bytes, ascending.
+        begin_us: microseconds an op, until the first of its weights is there.
+        stream_us: microseconds for each byte after that.
+    """
+
+    footprints: FloatArray
+    begin_us: FloatArray
+    stream_us: FloatArray
+
+    def per_op(self, footprint: FloatArray) -> FloatArray:
+        """Interpolate `begin_us`."""
+        return self._at(footprint, self.begin_us)
+
+    def per_byte(self, footprint: FloatArray) -> FloatArray:
+        """Interpolate `stream_us`."""
+        return self._at(footprint, self.stream_us)
+
+    def _at(self, footprint: FloatArray, values: FloatArray) -> FloatArray:
+        found: FloatArray = np.interp(np.log2(np.maximum(footprint, 1.0)), np.log2(self.footprints), values)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
 class OpTables:
     """What was measured on this machine, ready to be asked.
 
@@ -73,24 +96,32 @@ class OpTables:
         call_us: what one call of a network costs before and after its ops.
         yardstick_us: of the op that the times were compared with.
         tables: microseconds of each family over the coordinates of its recipe.
-        cold: microseconds a byte by which a weight is slower when a network's weights fill `[footprint in
-            bytes]`.
+        cold: what it costs to fetch weights that have left the cache.
     """
 
     block: int
     call_us: float
     yardstick_us: float
     tables: Mapping[Family, Table]
-    cold: tuple[FloatArray, FloatArray]
+    cold: Cold
 
     def microseconds(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
         """Time one op of a family at `P` widths, given as one `[P]` array an axis."""
         return self.tables[family](RECIPES[family.recipe].coordinates(widths, self.block))
 
-    def cold_us_per_byte(self, footprint: FloatArray) -> FloatArray:
-        """How much slower a byte of weights is than one in the nearest cache, by the bytes of all weights."""
-        lost: FloatArray = np.interp(np.log2(np.maximum(footprint, 1.0)), np.log2(self.cold[0]), self.cold[1])
-        return lost
+    def cold_us(self, footprint: FloatArray, own: FloatArray) -> FloatArray:
+        """Microseconds by which an op takes longer in a network than alone, over and over.
+
+        Alone it finds its weights where the last run left them, as far as they fit; in a network they are as far
+        away as all weights together reach.
+
+        Args:
+            footprint: `[P]`, bytes of all weights of the network.
+            own: `[P]`, bytes of the op's own.
+        """
+        lost = self.cold.per_op(footprint) - self.cold.per_op(own)
+        lost = lost + (self.cold.per_byte(footprint) - self.cold.per_byte(own)) * own
+        return np.where(own > 0, np.maximum(lost, 0.0), 0.0)
 
 
 @dataclass(frozen=True)
@@ -127,12 +158,14 @@ def measure(
     )
     footprints = [mb for mb in FOOTPRINTS_MB if mb * 1e6 < 2 * largest_footprint] or [FOOTPRINTS_MB[0]]
     needed = _unknown([*_general(footprints, block), *_points(coarse, block)], store)
-    better = _unknown([p for p in _points(fine, block) if p.key not in {n.key for n in needed}], store)
+    better = _unknown(_points(_begun(fine, coarse, needed, block), block), store)
+    better = [point for point in better if point.key not in {known.key for known in needed}]
     timer = _Timer(store, block, time.perf_counter() + seconds)
     with progress.task("measuring ops", total=len(needed) + len(better)) as advance:
         timer.time(needed, advance, left=len(needed) + len(better))
         timer.time(better, advance, left=len(better), optional=True)
-    known = {key: value * timer.yardstick_us for key, value in store.yardsticks.items()}
+    times = {**store.yardsticks, **timer.relative}
+    known = {key: value * timer.yardstick_us for key, value in times.items()}
     grids = {
         f: fine[f] if all(p.key in known for p in _points({f: fine[f]}, block)) else coarse[f] for f in ranges
     }
@@ -153,6 +186,17 @@ def _points(grids: Mapping[Family, tuple[FloatArray, ...]], block: int) -> list[
         for family, axes in grids.items()
         for point in product(*axes)
     ]
+
+
+def _begun(
+    fine: Mapping[Family, tuple[FloatArray, ...]],
+    coarse: Mapping[Family, tuple[FloatArray, ...]],
+    needed: Sequence[_Point],
+    block: int,
+) -> dict[Family, tuple[FloatArray, ...]]:
+    """The fine grids of families that are measured now; what was good enough the last time stays as it is."""
+    keys = {point.key for point in needed}
+    return {f: axes for f, axes in fine.items() if any(p.key in keys for p in _points({f: coarse[f]}, block))}
 
 
 def _unknown(points: Sequence[_Point], store: Store) -> list[_Point]:
@@ -184,26 +228,37 @@ def _tables(
     )
 
 
-def _cold(
-    footprints: Sequence[float], known: Mapping[str, float], empty: float
-) -> tuple[FloatArray, FloatArray]:
-    """Microseconds a byte lost to weights that have left the cache, as the weights of a chain of ops grow."""
-    per_op = np.array([(known[f"chain {mb}"] - empty) / _chain_length(mb) for mb in footprints])
-    lost = np.maximum.accumulate(np.maximum(per_op - per_op.min(), 0.0))
-    return np.array(footprints) * 1e6, lost / _CHAIN_BYTES
+def _cold(footprints: Sequence[float], known: Mapping[str, float], empty: float) -> Cold:
+    """What chains of convolutions lose, an op and a byte, as their weights grow."""
+    counts = np.array([chain_length(mb) for mb in footprints])
+    single = np.array([known[f"chain {mb}"] - empty for mb in footprints]) / counts
+    paired = np.array([known[f"paired chain {mb}"] - empty for mb in footprints]) / counts
+    begin = _lost(paired - single)
+    stream = np.maximum(_lost(single) - begin, 0.0) / CHAIN_BYTES
+    return Cold(np.array(footprints) * 1e6, begin, stream)
+
+
+def _lost(times: FloatArray) -> FloatArray:
+    """What was lost against the quickest so far; a larger chain is never nearer."""
+    return np.maximum.accumulate(times - np.minimum.accumulate(times))
 
 
 # --- timing --------------------------------------------------------------------------------------------
 
 
 class _Timer:
-    """Times points until a deadline and keeps them."""
+    """Times points until a deadline; keeps in the store those that were not disturbed.
+
+    Attributes:
+        relative: all that were timed, in yardsticks.
+    """
 
     def __init__(self, store: Store, block: int, deadline: float) -> None:
+        self.relative: dict[str, float] = {}
         self._store = store
         self._deadline = deadline
         self._threads = store.environment.threads
-        self._yardstick = {YARDSTICK: _runner(_yardstick(block), self._threads)}
+        self._yardstick = {YARDSTICK: _runner(yardstick(block), self._threads)}
         self._lengths_ms: list[float] = []
         self._interleaved({}, 0.1)
 
@@ -236,17 +291,11 @@ class _Timer:
         # the yardstick takes on the whole is its median, as it will be that of the network.
         self._lengths_ms.append(times[YARDSTICK].median_ms)
         quick = {key: latency.p10_ms for key, latency in times.items()}
-        disturbed = {
-            key for key, latency in times.items() if latency.median_ms > (1 + DISTURBED) * quick[key]
-        }
-        self._keep({key: time_ms / quick[YARDSTICK] for key, time_ms in quick.items()}, disturbed)
-
-    def _keep(self, relative: Mapping[str, float], disturbed: Set[str]) -> None:
-        """Save for later what was measured without disturbance; the rest serves this time only."""
-        self._store.yardsticks.update({k: value for k, value in relative.items() if k not in disturbed})
-        if relative.keys() - disturbed - {YARDSTICK}:
+        self.relative.update({key: time_ms / quick[YARDSTICK] for key, time_ms in quick.items()})
+        undisturbed = [k for k, latency in times.items() if latency.median_ms <= (1 + DISTURBED) * quick[k]]
+        self._store.yardsticks.update({key: self.relative[key] for key in undisturbed})
+        if runners:
             self._store.save()
-        self._store.yardsticks.update(relative)
 
     def _chunks(self, points: Sequence[_Point]) -> Iterator[dict[str, Runner]]:
         runners: dict[str, Runner] = {}
@@ -262,107 +311,44 @@ class _Timer:
             yield runners
 
 
-def open_op(model: ModelProto, threads: int) -> InferenceSession:
-    """Open a model of one op as it is, without the transformer that would put it into another layout."""
-    import onnxruntime
+@dataclass(frozen=True)
+class _Bound:
+    """A session bound to inputs that stay in place; called, it runs."""
 
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), session_options(threads), providers=["CPUExecutionProvider"],
-        disabled_optimizers=["NchwcTransformer"],
-    )  # fmt: skip
+    run: Callable[[IOBinding], None]
+    binding: IOBinding
+    inputs: tuple[OrtValue, ...]
+
+    def __call__(self) -> None:
+        self.run(self.binding)
 
 
 def _runner(model: ModelProto, threads: int, *, called: bool = False) -> Runner:
-    """Run a model on inputs that stay in place; `called`: by the call that users make, which costs more."""
+    """What runs a model; `called`: by the call that users make, which costs more."""
     import onnxruntime
 
     session = open_op(model, threads)
     rng = np.random.default_rng(0)
-    feeds = {
-        value.name: rng.standard_normal(value.shape).astype(np.float32) for value in session.get_inputs()
-    }
+    feeds = {v.name: rng.standard_normal(v.shape).astype(np.float32) for v in session.get_inputs()}
     if called:
         return partial(session.run, None, feeds)
     binding = session.io_binding()
-    for name, array in feeds.items():
-        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-    for value in session.get_outputs():
-        binding.bind_output(value.name, "cpu")
-    return partial(session.run_with_iobinding, binding)
-
-
-# --- what is measured once a machine --------------------------------------------------------------
-
-_CHAIN_CHANNELS = 64
-_CHAIN_BYTES = _CHAIN_CHANNELS**2 * 9 * 4
-
-
-def _chain_length(megabytes: float) -> int:
-    return max(1, round(megabytes * 1e6 / _CHAIN_BYTES))
+    inputs = tuple(onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in feeds.values())
+    for name, value in zip(feeds, inputs, strict=True):
+        binding.bind_ortvalue_input(name, value)
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cpu")
+    return _Bound(session.run_with_iobinding, binding, inputs)
 
 
 def _general(footprints: Sequence[float], block: int) -> list[_Point]:
     return [
-        _Point("nodes 1", partial(_nodes, 1)),
-        _Point("nodes 9", partial(_nodes, 9)),
-        _Point("call", partial(_nodes, 1)),
-        *(_Point(f"chain {mb}", partial(_chain, _chain_length(mb), block)) for mb in footprints),
+        _Point("nodes 1", partial(nodes, 1)),
+        _Point("nodes 9", partial(nodes, 9)),
+        _Point("call", partial(nodes, 1)),
+        *(_Point(f"chain {mb}", partial(chain, chain_length(mb), block)) for mb in footprints),
+        *(
+            _Point(f"paired chain {mb}", partial(chain, chain_length(mb), block, paired=True))
+            for mb in footprints
+        ),
     ]
-
-
-def _nodes(count: int) -> ModelProto:
-    """As many ops, each on one number."""
-    names = ["x", *(f"t{i}" for i in range(count - 1)), "y"]
-    return model_of([helper.make_node("Sin", [a], [b]) for a, b in pairwise(names)], {"x": (1,)}, "y")
-
-
-def _yardstick(block: int) -> ModelProto:
-    """One convolution of middling size."""
-    return _chain(1, block, side=16)
-
-
-def _chain(count: int, block: int, side: int = 4) -> ModelProto:
-    """As many small convolutions in a row, with weights of their own: how fast weights come from afar."""
-    names = ["x", *(f"t{i}" for i in range(count - 1)), "y"]
-    channels = _CHAIN_CHANNELS
-    attributes: dict[str, Any] = {
-        "kernel_shape": [3, 3],
-        "pads": [1, 1, 1, 1],
-        "strides": [1, 1],
-        "dilations": [1, 1],
-        "group": 1,
-    }
-    nodes = [
-        helper.make_node("Conv", [a, f"w{i}"], [b], domain=BLOCKED if block > 1 else "", **attributes)
-        for i, (a, b) in enumerate(pairwise(names))
-    ]
-    weights = [constant(f"w{i}", (channels, channels, 3, 3)) for i in range(count)]
-    return model_of(nodes, {"x": (1, channels, side, side)}, "y", weights)
-
-
-def block_size() -> int:
-    """Ask the runtime for the channels in a block of its layout; 1 where it keeps images as they are."""
-    import onnxruntime
-
-    node = helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[1, 1])
-    probe = model_of([node], {"x": (1, 64, 2, 2)}, "y", [constant("w", (1, 64, 1, 1))])
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
-        options = session_options(1)
-        options.optimized_model_filepath = str(path)
-        onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        made = onnx.load(path).graph
-    with suppress(StopIteration):
-        conv = next(node for node in made.node if node.domain == BLOCKED and node.op_type == "Conv")
-        weight = next(value for value in made.initializer if value.name == conv.input[1])
-        return int(weight.dims[0])
-    return 1
-
-
-def environment(threads: int) -> Environment:
-    """What measured times depend on, here and now."""
-    import onnxruntime
-
-    from sned.devices.machine import processor_name
-
-    return Environment(f"onnxruntime {onnxruntime.__version__}", processor_name() or "unknown", threads)

@@ -115,7 +115,8 @@ def _convolution(b: Builder, step: Step) -> Kernel:
 def _batch_norm(b: Builder, step: Step) -> Kernel | None:
     index = b.single_producer(step, ("conv", "depthwise", "grouped", "deconv"))
     if index is None or b.kernels[index].activation:
-        return b.kernel(step, "norm", op="BatchNormalization")
+        channels = b.input(step).channels
+        return b.kernel(step, "norm", op="BatchNormalization", weights=channels * 4.0)
     b.folded.update(dict.fromkeys(b.parameters_read(step), NOTHING))
     bias = f"{b.kernels[index].module}:folded bias"
     if bias in b.folded:

@@ -39,5 +39,6 @@ class Table:
 
 def _place(axis: FloatArray, at: FloatArray) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]], FloatArray]:
     """The cell of the grid that each point lies in (or is nearest to), and how far along it."""
-    low = np.clip(np.searchsorted(axis, at, side="right") - 1, 0, len(axis) - 2)
+    # Not np.clip, which takes four times as long on short arrays.
+    low = np.minimum(np.maximum(np.searchsorted(axis, at, side="right") - 1, 0), len(axis) - 2)
     return low, (at - axis[low]) / (axis[low + 1] - axis[low])

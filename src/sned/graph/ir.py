@@ -74,7 +74,7 @@ class Op:
         """The op without namespace and overload: `aten.add.Tensor` is `add`."""
         return self.target.split(".")[1]
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[int, ...]:
         """Numbers of the tensors read, in the order of the arguments."""
         return tuple(ref.id for ref in refs((self.args, tuple(self.kwargs.values()))))

@@ -50,8 +50,9 @@ def reestimate(
             weights[name] = weights.get(name, 0) + count
             live[graph.parameters[name]] = value.to(state[name].dtype)
 
-    for inputs in batches:
-        replay.run(inputs, before=before)
+    with torch.no_grad():
+        for inputs in batches:
+            replay.run(inputs, before=before)
     return {name: (total / weights[name]).to(state[name].dtype) for name, total in sums.items()}
 
 

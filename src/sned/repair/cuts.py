@@ -20,12 +20,12 @@ class Cuts:
 
     Args:
         folder: where files go when the cuts take more than `limit` bytes; a temporary folder when None.
-        limit: bytes kept in memory.
+        limit: bytes kept in memory; `IN_MEMORY` when None.
     """
 
-    def __init__(self, folder: Path | None = None, limit: int = IN_MEMORY) -> None:
+    def __init__(self, folder: Path | None = None, limit: int | None = None) -> None:
         self._place = tempfile.TemporaryDirectory(prefix="sned-", dir=folder, ignore_cleanup_errors=True)
-        self._limit = limit
+        self._limit = IN_MEMORY if limit is None else limit
         self._held: dict[int, tuple[Live, Live]] = {}
         self._bytes: dict[int, int] = {}
 

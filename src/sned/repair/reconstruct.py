@@ -1,18 +1,22 @@
 """Sequential least squares: front to back, every consumer answers for what was removed before it.
 
 Each consumer of the pruned network is solved for on the activations that the pruned and already repaired
-network gives
-it, against what the same op of the dense network made of the same inputs:
+network gives it, against what the same op of the dense network made of the same inputs:
 
     min over V, b of  E | t - V x' - b |² + ridge * |V - W|²
 
-with `x'` the patches in the pruned network, `W` the weights cut to what remains, and `t` the dense output `y`
-(kept channels). Where a residual sum follows, `t = y + (s - s') / g`: `s` and `s'` are the other side of the
-sum in the dense and in the pruned network and `g` the factor of the BatchNorm between, so that each block
-also makes up for the errors of those before it. A consumer without a bias leaves `b` to the BatchNorm that
-follows, as `mean - b`.
+with `x'` the patches in the pruned network, `W` the weights cut to what remains, and `t` what the consumer
+should give so that what follows it comes out right (`targets.py`): the dense output, what the shortcut
+lacks, and only what an activation function lets through. A consumer without a bias leaves `b` to the
+BatchNorm that follows, as `mean - b`.
 
-Both networks advance together on a live cut of all inputs, so that the whole costs two forward passes.
+Both networks advance together on a live cut of all inputs, so that the whole costs two forward passes, and
+one more of the pruned network's consumers for each round.
+
+Reference: layer-wise reconstruction on the pruned network's inputs is that of He et al., Channel Pruning
+for Accelerating Very Deep Neural Networks, 2017, section 3.2; the asymmetric target behind a ReLU that of
+Zhang et al., Accelerating Very Deep Convolutional Networks, 2015, section 3. Ours differs in the shortcut,
+in the moments that all positions enter, and in majorisation in place of their auxiliary variables.
 """
 
 from __future__ import annotations
@@ -117,12 +121,14 @@ def reconstruct(
     """
     dense, pruned = Walk(graph, state), Walk(graph, state, plan)
     pruned.state.update({name: t.detach().clone() for name, t in pruned.state.items()})
-    tasks = _tasks(graph, plan, calibration, count or calibration.count)
     solved = []
-    with Cuts(workdir) as cuts, progress.task("repairing layers", total=len(tasks)) as advance:
+    with (
+        Cuts(workdir) as cuts,
+        progress.task("repairing layers", total=len(calibration.consumers)) as advance,
+    ):
         sizes = _start(cuts, dense, pruned, calibration, count)
         at = (0, 0)
-        for task in tasks:
+        for task in _tasks(graph, plan, calibration, count or calibration.count):
             target = Target(task.consumer, task.following, dense, pruned)
             scene = _Scene(task, target, dense, pruned, cuts, sizes)
             scene.advance(at)
@@ -140,17 +146,16 @@ def _start(cuts: Cuts, dense: Walk, pruned: Walk, calibration: Calibration, coun
     return sizes
 
 
-def _tasks(graph: Graph, plan: Plan, calibration: Calibration, count: int) -> list[_Task]:
+def _tasks(graph: Graph, plan: Plan, calibration: Calibration, count: int) -> Iterator[_Task]:
     """The consumers that can be solved for: no other op reads their weight, and they are not too wide."""
     sizes = Sizes(graph, keep_of(graph, plan))
     after = followings(graph, calibration.consumers)
-    alone = [c for c in calibration.consumers if not c.shared]
-    indexed = [(c, layout(graph, sizes, c).long()) for c in alone]
-    return [
-        _Task(consumer, after[consumer.op], index, share_of(consumer, graph, count))
-        for consumer, index in indexed
-        if index.shape[2] <= WIDEST
-    ]
+    for consumer in calibration.consumers:
+        if consumer.shared:
+            continue
+        index = layout(graph, sizes, consumer)
+        if index.shape[2] <= WIDEST:
+            yield _Task(consumer, after[consumer.op], index, share_of(consumer, graph, count))
 
 
 class _Scene:
@@ -168,7 +173,9 @@ class _Scene:
         self._state = pruned.state
         self._free = free_parameter(task.consumer, task.following)
         self._held = self._state[self._free] if self._free else None
-        self._start = self._state[task.consumer.weight].flatten()[task.index].double()
+        weight = self._state[task.consumer.weight]
+        self._index = task.index.to(weight.device).long()
+        self._start = weight.flatten()[self._index].double()
 
     def advance(self, at: tuple[int, int]) -> None:
         """Bring the networks here from ops `at`; sum up what enters the consumer and should come out."""
@@ -214,7 +221,7 @@ class _Scene:
             (target,),
             share=self._task.share,
             seed=patch_seed(0, consumer, number),
-            parts=len(self._task.index),
+            parts=len(self._index),
         )
 
     def _solve_once(self, ridge: float) -> Solved:
@@ -250,7 +257,7 @@ class _Scene:
         consumer = self._task.consumer
         old = self._state[consumer.weight]
         flat = old.flatten().clone()
-        flat[self._task.index.flatten()] = weight.flatten().to(flat.dtype)
+        flat[self._index.flatten()] = weight.flatten().to(flat.dtype)
         self._state[consumer.weight] = flat.reshape(old.shape)
         if self._free is None or self._held is None:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,11 @@ SHARES = (0.5, 1.0)
 STATISTICS_INPUTS = 512
 """Inputs that BatchNorm statistics are re-estimated from, at most."""
 
+MARGIN = 0.05
+"""By how much of the divergence moved statistics must beat least squares alone: on few inputs less is chance."""
+
 PLAIN = "as cut"
+SOLVED = "least squares"
 
 
 @dataclass(frozen=True)
@@ -133,17 +137,26 @@ def repair(
         for name, candidate in tried:
             judged.append(Candidate(name, judge(candidate)))
             advance(1)
-    best = min(range(len(tried)), key=lambda i: judged[i].divergence.key)
+    chosen = _best(judged)
     notes = _notes(calibration, consumers, fitted, start)
     report = RepairReport(
-        chosen=tried[best][0],
+        chosen=chosen,
         candidates=tuple(judged),
         consumers=consumers,
         fitted=fitted,
         judged=calibration.count - start,
         notes=notes,
     )
-    return tried[best][1], report
+    return dict(tried)[chosen], report
+
+
+def _best(judged: Sequence[Candidate]) -> str:
+    """The closest one, or least squares alone where that is as close but for chance."""
+    best = min(judged, key=lambda candidate: candidate.divergence.key)
+    solved = next(candidate for candidate in judged if candidate.name == SOLVED)
+    cut = next(candidate for candidate in judged if candidate.name == PLAIN)
+    near = solved.divergence.key <= best.divergence.key * (1 + MARGIN)
+    return SOLVED if near and best is not cut else best.name
 
 
 def _split(calibration: Calibration, graph: Graph) -> tuple[int, int]:
@@ -164,7 +177,7 @@ def _candidates(
     solved: dict[str, Tensor],
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     yield PLAIN, cut
-    yield "least squares", solved
+    yield SOLVED, solved
     # What noise does to the statistics says nothing about real inputs.
     if not norms(graph) or calibration.synthetic:
         return

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sned.errors import UserError
 from sned.graph.ir import IntArray
 from sned.search.knapsack import path, refined
 from sned.search.moves import Neighbourhood
@@ -25,10 +26,10 @@ def curve(problem: Problem, cost: str, *, points: int = 10) -> tuple[Found, ...]
 
     Raises:
         BudgetError: no model tells this cost.
-        ValueError: fewer than 2 points.
+        UserError: fewer than 2 points.
     """
     if points < 2:
-        raise ValueError(f"`points` must be at least 2, got {points}.")
+        raise UserError(f"`points` must be at least 2, got {points}.")
     space = Space(replace(problem, limits={cost: np.inf}, sparsity=None))
     dense, smallest = space.costs(np.stack([space.dense, space.tops]))[:, 0]
     steps, levels = Neighbourhood(space), space.dense

@@ -1,0 +1,188 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sned.calibration import Calibration, calibrate, divergence
+from sned.graph import Graph, Plan
+from sned.graph.replay import Replay, slice_state
+from sned.graph.trace import state_of, trace
+from sned.repair import Options, cut_replay, load_state, reconstruct
+from sned.surgery import apply
+from tests.repair.networks import block, images
+
+
+def ready(model: nn.Module, x: Tensor, removed: dict[str, list[int]]) -> tuple[Graph, Plan, Calibration]:
+    graph = trace(model, x[:2])
+    return graph, graph.plan(removed), calibrate(graph, state_of(model), [x])
+
+
+def answers(graph: Graph, state: dict[str, Tensor], plan: Plan, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return cut_replay(graph, state, plan).run(x)[0][0]
+
+
+def test_a_linear_layer_gets_what_lstsq_gives() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).eval()
+    x = torch.randn(100, 4)
+    graph, plan, calibration = ready(model, x, {"0": [1, 2]})
+    state, solved = reconstruct(graph, state_of(model), plan, calibration, options=Options(ridge=0.0))
+    with torch.no_grad():
+        hidden, y = model[:2](x)[:, [0, 3, 4, 5]], model(x)
+    columns = np.c_[hidden.numpy(), np.ones(100)]
+    best = np.linalg.lstsq(columns, y.numpy(), rcond=None)[0]
+    np.testing.assert_allclose(state["2.weight"].numpy(), best[:4].T, atol=1e-3)
+    np.testing.assert_allclose(state["2.bias"].numpy(), best[4], atol=1e-3)
+    torch.testing.assert_close(
+        state["0.weight"], model[0].weight[[0, 3, 4, 5]].detach(), atol=1e-4, rtol=1e-4
+    )
+    left = ((y.numpy() - columns @ best) ** 2).sum() / ((y.numpy() - y.numpy().mean(0)) ** 2).sum()
+    assert [s.name for s in solved] == ["0", "2"]
+    assert solved[1].after == pytest.approx(left, rel=1e-3)
+    assert solved[1].before > solved[1].after
+
+
+class Wide(nn.Module):
+    """Channels 4 to 7 of the first convolution repeat channels 0 to 3."""
+
+    def __init__(self, second: nn.Module, *, norm: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = second
+        self.norm: nn.Module = nn.BatchNorm2d(6) if norm else nn.Identity()
+        self.last = nn.Conv2d(6, 4, 1)
+        with torch.no_grad():
+            for tensor in (self.first.weight, self.first.bias):
+                tensor[4:] = tensor[:4]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.second(self.first(x).relu()))).mean((2, 3))
+
+
+SECOND = {
+    "convolution": nn.Conv2d(8, 6, 3),
+    "without bias": nn.Conv2d(8, 6, 3, stride=2, bias=False),
+    "transposed": nn.ConvTranspose2d(8, 6, 3, 2, 1, 1),
+}
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("second", SECOND)
+def test_units_that_others_repeat_are_made_up_for_entirely(second: str, norm: bool) -> None:
+    torch.manual_seed(0)
+    model = Wide(SECOND[second], norm=norm).eval()
+    x = images()
+    graph, plan, calibration = ready(model, x, {"first": [4, 1, 6, 3]})
+    cut = slice_state({n: t.detach() for n, t in state_of(model).items()}, plan)
+    state, _ = reconstruct(graph, state_of(model), plan, calibration, options=Options(ridge=1e-8))
+    with torch.no_grad():
+        dense = model(x)
+    assert float((answers(graph, cut, plan, x) - dense).abs().max()) > 1e-2
+    torch.testing.assert_close(answers(graph, state, plan, x), dense, atol=2e-3, rtol=2e-3)
+    small = apply(model, plan)
+    load_state(small, state)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), answers(graph, state, plan, x), atol=1e-5, rtol=1e-4)
+
+
+def test_depthwise_convolutions_are_solved_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.Conv2d(8, 4, 1),
+    ).eval()
+    x = images()
+    graph, plan, calibration = ready(model, x, {"0": [0, 5]})
+    state, solved = reconstruct(graph, state_of(model), plan, calibration)
+    assert state["3.weight"].shape == (6, 1, 3, 3)
+    assert [s.width for s in solved] == [27, 9, 6]
+    assert all(s.after <= s.before + 1e-9 for s in solved)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_block_makes_up_for_what_the_shortcut_lost(relu: bool) -> None:
+    model, x = block(relu=relu), images(96)
+    graph, plan, calibration = ready(model, x, {"stem": [0, 2], "conv1": [1, 2, 3]})
+    cut = slice_state({n: t.detach() for n, t in state_of(model).items()}, plan)
+    state, solved = reconstruct(graph, state_of(model), plan, calibration)
+    fresh = images(64, seed=9)
+    with torch.no_grad():
+        dense = model(fresh)
+    plain = divergence([dense], [answers(graph, cut, plan, fresh)])
+    mended = divergence([dense], [answers(graph, state, plan, fresh)])
+    assert mended.error < 0.5 * plain.error
+    assert {s.name for s in solved} == {"stem", "conv1", "conv2", "head"}
+
+
+def test_looking_again_lowers_the_error_behind_the_activation_function() -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    x = torch.randn(400, 6)
+    graph, plan, calibration = ready(model, x, {"0": list(range(8))})
+    errors = []
+    for rounds in (0, 1, 2, 6):
+        state, _ = reconstruct(graph, state_of(model), plan, calibration, options=Options(1e-9, rounds))
+        with torch.no_grad():
+            hidden = functional.linear(x, state["0.weight"], state["0.bias"]).relu()
+            got = functional.linear(hidden, state["2.weight"], state["2.bias"])
+            want = model[:3](x)
+            lacking = torch.where(want > 0, got - want, got.clamp(min=0))
+        errors.append(float(lacking.square().mean()))
+    assert errors[0] > errors[1] > errors[2] > errors[3]
+
+
+def test_an_empty_plan_changes_nothing() -> None:
+    model, x = block(), images()
+    graph, plan, calibration = ready(model, x, {})
+    state, solved = reconstruct(graph, state_of(model), plan, calibration)
+    with torch.no_grad():
+        torch.testing.assert_close(answers(graph, state, plan, x), model(x), atol=1e-3, rtol=1e-3)
+    assert all(s.before < 1e-6 for s in solved)
+
+
+def test_spooled_activations_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = block(), images(100)
+    graph, plan, calibration = ready(model, x, {"conv1": [1, 2, 3]})
+    expected, _ = reconstruct(graph, state_of(model), plan, calibration)
+    monkeypatch.setattr("sned.repair.cuts.IN_MEMORY", 0)
+    state, _ = reconstruct(graph, state_of(model), plan, calibration, workdir=tmp_path)
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_dense_state_is_not_touched() -> None:
+    model, x = block(), images()
+    before = {name: t.detach().clone() for name, t in state_of(model).items()}
+    graph, plan, calibration = ready(model, x, {"conv1": [0]})
+    reconstruct(graph, state_of(model), plan, calibration)
+    assert all(torch.equal(before[name], t) for name, t in state_of(model).items())
+
+
+def test_a_shared_weight_stays_as_it_was_cut() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.same, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.same(self.same(self.inner(x)).relu()).relu())
+
+    torch.manual_seed(0)
+    model, x = Twice().eval(), torch.randn(50, 4)
+    graph = trace(model, x[:2])
+    group = graph.groups[0]
+    plan = graph.plan({group.name: [0, 1]})
+    calibration = calibrate(graph, state_of(model), [x])
+    state, solved = reconstruct(graph, state_of(model), plan, calibration)
+    cut = slice_state(state_of(model), plan)
+    assert "same" not in [s.name for s in solved]
+    assert torch.equal(state["same.weight"], cut["same.weight"])
+    assert Replay(graph, state_of(model), plan).run(x)[0][0].shape == (50, 2)

@@ -1,0 +1,130 @@
+import pytest
+import torch
+from torch import nn
+
+from sned.calibration import Divergence, calibrate
+from sned.errors import CalibrationError, PlanError, SurgeryError
+from sned.graph.replay import slice_state
+from sned.graph.trace import state_of, trace
+from sned.repair import cut_replay, load_state, repair
+from sned.repair.repair import PLAIN, Candidate, _best
+from sned.surgery import apply
+from tests.repair.networks import block, images
+
+REMOVED = {"stem": [0, 2], "conv1": [1, 2, 3]}
+
+
+def test_the_best_candidate_on_held_out_inputs_is_returned() -> None:
+    model, x = block(), images(100)
+    graph = trace(model, x[:2])
+    plan = graph.plan(REMOVED)
+    calibration = calibrate(graph, state_of(model), [x])
+    state, report = repair(graph, state_of(model), plan, calibration)
+    assert (report.fitted, report.judged) == (80, 20)
+    assert [c.name for c in report.candidates][:3] == [PLAIN, "least squares", "BatchNorm re-estimated"]
+    assert len(report.candidates) == 5
+    assert report.after.key <= min(c.divergence.key for c in report.candidates) * 1.05
+    assert report.after.key < report.before.key
+    assert report.chosen in report.note
+    with torch.no_grad():
+        got = cut_replay(graph, state, plan).run(x[80:])[0][0]
+        small = apply(model, plan)
+        load_state(small, state)
+        torch.testing.assert_close(small(x[80:]), got, atol=1e-5, rtol=1e-4)
+
+
+def judged(**keys: float) -> list[Candidate]:
+    return [
+        Candidate(name.replace("_", " "), Divergence(None, None, None, key)) for name, key in keys.items()
+    ]
+
+
+def test_moved_statistics_must_be_clearly_better() -> None:
+    assert _best(judged(as_cut=2.0, least_squares=1.0, moved=0.97)) == "least squares"
+    assert _best(judged(as_cut=2.0, least_squares=1.0, moved=0.9)) == "moved"
+    assert _best(judged(as_cut=0.99, least_squares=1.0, moved=1.2)) == "as cut"
+
+
+def test_repair_never_does_worse_than_the_cut_on_what_decides() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    graph = trace(model, torch.zeros(2, 4))
+    calibration = calibrate(graph, state_of(model), [torch.randn(30, 4)])
+    for unit in range(3):
+        _, report = repair(graph, state_of(model), graph.plan({"0": [unit]}), calibration)
+        assert report.after.key <= report.before.key
+        assert [c.name for c in report.candidates] == [PLAIN, "least squares"]
+
+
+def test_few_inputs_do_both_and_that_is_said() -> None:
+    model = block()
+    graph = trace(model, images(2))
+    calibration = calibrate(graph, state_of(model), [images(3)])
+    _, report = repair(graph, state_of(model), graph.plan(REMOVED), calibration)
+    assert (report.fitted, report.judged) == (3, 3)
+    assert any("Only 3 inputs" in note for note in report.notes)
+    assert any("Few patches for 1 layers (head first)" in note for note in report.notes)
+
+
+def test_random_inputs_leave_the_statistics_alone_and_that_is_said() -> None:
+    model = block()
+    graph = trace(model, images(2))
+    calibration = calibrate(graph, state_of(model), None, limit=64)
+    _, report = repair(graph, state_of(model), graph.plan(REMOVED), calibration)
+    assert [c.name for c in report.candidates] == [PLAIN, "least squares"]
+    assert any("random inputs" in note for note in report.notes)
+
+
+def test_constant_channels_and_dead_inputs_are_survived() -> None:
+    model = block()
+    with torch.no_grad():
+        model.conv1.weight[4] = 0.0
+        model.bn1.weight[4] = 0.0
+        model.bn2.weight[2] = 0.0
+    graph = trace(model, images(2))
+    calibration = calibrate(
+        graph, state_of(model), [images(40) * torch.tensor([1.0, 0.0, 1.0])[:, None, None]]
+    )
+    state, report = repair(graph, state_of(model), graph.plan(REMOVED), calibration)
+    assert all(bool(torch.isfinite(t).all()) for t in state.values())
+    assert report.after.key < report.before.key
+
+
+def test_tied_weights_come_once_and_stay_tied() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(4, 6)
+            self.second.weight = self.first.weight
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head((self.first(x) + self.second(x)).relu())
+
+    model = Tied().eval()
+    x = torch.randn(40, 4)
+    graph = trace(model, x[:2])
+    plan = graph.plan({graph.groups[0].name: [0, 1]})
+    calibration = calibrate(graph, state_of(model), [x])
+    state, _ = repair(graph, state_of(model), plan, calibration)
+    assert "second.weight" not in state
+    small = apply(model, plan)
+    load_state(small, state)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), cut_replay(graph, state, plan).run(x)[0][0])
+    assert small.first.weight is small.second.weight
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model, other = block(), nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)).eval()
+    graph, wrong = trace(model, images(2)), trace(other, torch.zeros(2, 4))
+    plan = graph.plan(REMOVED)
+    calibration = calibrate(wrong, state_of(other), None, limit=8)
+    with pytest.raises(CalibrationError, match="was made for another"):
+        repair(graph, state_of(model), plan, calibration)
+    with pytest.raises(PlanError, match="made for"):
+        repair(wrong, state_of(other), plan, calibration)
+    cut = slice_state(state_of(model), plan)
+    before = model.conv1.weight.detach().clone()
+    with pytest.raises(SurgeryError, match=r"has shape \[.*Nothing was changed"):
+        load_state(model, cut)
+    assert torch.equal(model.conv1.weight, before)
