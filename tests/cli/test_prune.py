@@ -118,27 +118,18 @@ def test_what_the_user_can_put_right_is_one_paragraph_and_code_2(
     assert not list(out.glob(".*")) if out.exists() else True
 
 
-def test_a_full_disk_leaves_whole_files_only(
+def test_a_full_disk_leaves_nothing_half_written(
     shell: Shell, user_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sned import files
-
-    flush = files._flush_to_disk
-
     def full(path: Path) -> None:
-        if path.suffix == ".safetensors":
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        flush(path)
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr("sned.files._flush_to_disk", full)
     out = tmp_path / "out"
     ended = shell("prune", f"{user_file}:make_model", "-e", "1,3,8,8", "--sparsity", "0.5", "--out", out)
     assert ended.code == 2
-    assert re.search(r"Could not write '.*model\.safetensors': the disk is full", ended.err)
-    left = {file.name for file in out.iterdir()}
-    assert left <= {"dense.onnx", "model.onnx"}
-    for name in left:
-        onnx.checker.check_model(str(out / name))
+    assert re.search(r"Could not write '.*dense\.onnx': the disk is full\. Free some space", ended.err)
+    assert list(out.iterdir()) == []
 
 
 def test_ctrl_c_names_what_was_kept(
@@ -147,11 +138,14 @@ def test_ctrl_c_names_what_was_kept(
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sned.pipeline.save", interrupted)
+    monkeypatch.setattr("sned.pipeline.search", interrupted)
     out = tmp_path / "out"
     ended = shell("prune", f"{user_file}:make_model", "-e", "1,3,8,8", "--sparsity", "0.5", "--out", out)
     assert ended.code == 130
-    assert re.search(r"Stopped\. Kept in '.*out', each of them whole: dense\.onnx, model\.onnx\.", ended.err)
+    assert re.search(
+        r"Stopped\. Kept in '.*out', each of them whole: dense\.onnx\. The model is as", ended.err
+    )
+    onnx.checker.check_model(str(out / "dense.onnx"))
 
 
 def test_the_input_model_is_untouched(tmp_path: Path) -> None:

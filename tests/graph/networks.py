@@ -86,7 +86,13 @@ def multi_branch() -> tuple[nn.Module, tuple[Any, ...]]:
 @network
 def flattened() -> tuple[nn.Module, tuple[Any, ...]]:
     net = nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 3 * 3, 10), nn.ReLU(), nn.Linear(10, 4)
+        nn.Conv2d(3, 6, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(6 * 3 * 3, 10),
+        nn.ReLU(),
+        nn.Linear(10, 4),
     )
     return net, (torch.randn(2, 3, 8, 8),)
 
@@ -94,7 +100,11 @@ def flattened() -> tuple[nn.Module, tuple[Any, ...]]:
 @network
 def depthwise() -> tuple[nn.Module, tuple[Any, ...]]:
     net = nn.Sequential(
-        nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+        nn.Conv2d(3, 8, 1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=8, padding=1),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 4, 1),
     )
     return net, (torch.randn(2, 3, 6, 6),)
 
@@ -108,7 +118,11 @@ def depthwise_multiplier() -> tuple[nn.Module, tuple[Any, ...]]:
 @network
 def grouped() -> tuple[nn.Module, tuple[Any, ...]]:
     net = nn.Sequential(
-        nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 24, 3, groups=4, padding=1), nn.BatchNorm2d(24), nn.Conv2d(24, 4, 1)
+        nn.Conv2d(3, 16, 1),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 3, groups=4, padding=1),
+        nn.BatchNorm2d(24),
+        nn.Conv2d(24, 4, 1),
     )
     return net, (torch.randn(2, 3, 6, 6),)
 
@@ -116,7 +130,11 @@ def grouped() -> tuple[nn.Module, tuple[Any, ...]]:
 @network
 def grouped_twice() -> tuple[nn.Module, tuple[Any, ...]]:
     net = nn.Sequential(
-        nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, groups=4), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=2), nn.Conv2d(16, 4, 1)
+        nn.Conv2d(3, 16, 1),
+        nn.Conv2d(16, 16, 3, groups=4),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, groups=2),
+        nn.Conv2d(16, 4, 1),
     )
     return net, (torch.randn(2, 3, 7, 7),)
 
@@ -131,7 +149,9 @@ def transposed() -> tuple[nn.Module, tuple[Any, ...]]:
 
 @network
 def transposed_grouped() -> tuple[nn.Module, tuple[Any, ...]]:
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 12, 2, 2, groups=4), nn.ReLU(), nn.Conv2d(12, 3, 1))
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 12, 2, 2, groups=4), nn.ReLU(), nn.Conv2d(12, 3, 1)
+    )
     return net, (torch.randn(2, 3, 6, 6),)
 
 
@@ -161,7 +181,9 @@ class Shuffle(nn.Module):
         super().__init__()
         self.stem, self.head = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1)
         self.branches = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1))
+            nn.Sequential(
+                nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1)
+            )
             for _ in range(2)
         )
 
@@ -183,7 +205,11 @@ def channel_shuffle() -> tuple[nn.Module, tuple[Any, ...]]:
 @network
 def channel_shuffle_module() -> tuple[nn.Module, tuple[Any, ...]]:
     net = nn.Sequential(
-        nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 1, groups=3), nn.ChannelShuffle(3), nn.Conv2d(12, 12, 3, groups=3), nn.Conv2d(12, 4, 1)
+        nn.Conv2d(3, 12, 1),
+        nn.Conv2d(12, 12, 1, groups=3),
+        nn.ChannelShuffle(3),
+        nn.Conv2d(12, 12, 3, groups=3),
+        nn.Conv2d(12, 4, 1),
     )
     return net, (torch.randn(2, 3, 6, 6),)
 
@@ -210,14 +236,24 @@ def channel_split() -> tuple[nn.Module, tuple[Any, ...]]:
 @network
 def pixel_shuffle() -> tuple[nn.Module, tuple[Any, ...]]:
     net = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 24, 3, padding=1), nn.PixelShuffle(2), nn.Conv2d(6, 3, 1)
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 24, 3, padding=1),
+        nn.PixelShuffle(2),
+        nn.Conv2d(6, 3, 1),
     )
     return net, (torch.randn(2, 3, 5, 5),)
 
 
 @network
 def pixel_unshuffle() -> tuple[nn.Module, tuple[Any, ...]]:
-    net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.PixelUnshuffle(2), nn.Conv2d(24, 8, 1), nn.ReLU(), nn.Conv2d(8, 3, 1))
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.PixelUnshuffle(2),
+        nn.Conv2d(24, 8, 1),
+        nn.ReLU(),
+        nn.Conv2d(8, 3, 1),
+    )
     return net, (torch.randn(2, 3, 6, 6),)
 
 
@@ -241,14 +277,18 @@ def batch_norm() -> tuple[nn.Module, tuple[Any, ...]]:
 
 @network
 def instance_norm() -> tuple[nn.Module, tuple[Any, ...]]:
-    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.InstanceNorm2d(16, affine=True), nn.ReLU(), nn.Conv2d(16, 4, 1))
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.InstanceNorm2d(16, affine=True), nn.ReLU(), nn.Conv2d(16, 4, 1)
+    )
     return net, (torch.randn(2, 3, 6, 6),)
 
 
 @network
 def instance_norm_tracked() -> tuple[nn.Module, tuple[Any, ...]]:
     norm = nn.InstanceNorm2d(16, affine=True, track_running_stats=True)
-    return nn.Sequential(nn.Conv2d(3, 16, 3), norm, nn.ReLU(), nn.Conv2d(16, 4, 1)), (torch.randn(2, 3, 6, 6),)
+    return nn.Sequential(nn.Conv2d(3, 16, 3), norm, nn.ReLU(), nn.Conv2d(16, 4, 1)), (
+        torch.randn(2, 3, 6, 6),
+    )
 
 
 @network
@@ -337,7 +377,12 @@ class FusedQkvFromShape(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.num_heads, self.scale = 4, 0.5
-        self.embed, self.qkv, self.proj, self.head = nn.Linear(5, 16), nn.Linear(16, 48), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.embed, self.qkv, self.proj, self.head = (
+            nn.Linear(5, 16),
+            nn.Linear(16, 48),
+            nn.Linear(16, 16),
+            nn.Linear(16, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -454,7 +499,12 @@ class RepeatedKeys(nn.Module):
     def __init__(self, *, native: bool) -> None:
         super().__init__()
         self.heads, self.key_heads, self.dim, self.native = 4, 2, 4, native
-        self.embed, self.q, self.k, self.v = nn.Linear(5, 12), nn.Linear(12, 16), nn.Linear(12, 8), nn.Linear(12, 8)
+        self.embed, self.q, self.k, self.v = (
+            nn.Linear(5, 12),
+            nn.Linear(12, 16),
+            nn.Linear(12, 8),
+            nn.Linear(12, 8),
+        )
         self.out, self.head = nn.Linear(16, 12), nn.Linear(12, 3)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -539,8 +589,8 @@ class SwiGlu(nn.Module):
     def __init__(self, *, fused: bool) -> None:
         super().__init__()
         self.fused = fused
-        self.gate, self.up = nn.Linear(5, 16 if fused else 8), nn.Linear(5, 8)
-        self.down = nn.Linear(8, 3)
+        self.gate, self.down = nn.Linear(5, 16 if fused else 8), nn.Linear(8, 3)
+        self.up = nn.Identity() if fused else nn.Linear(5, 8)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fused:
@@ -566,7 +616,12 @@ class Windowed(nn.Module):
     def __init__(self, shift: int) -> None:
         super().__init__()
         self.heads, self.window, self.shift = 2, 4, shift
-        self.embed, self.qkv, self.proj, self.head = nn.Linear(3, 8), nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.embed, self.qkv, self.proj, self.head = (
+            nn.Linear(3, 8),
+            nn.Linear(8, 24),
+            nn.Linear(8, 8),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -596,7 +651,9 @@ def shifted_windows() -> tuple[nn.Module, tuple[Any, ...]]:
 class Recurrent(nn.Module):
     """Embedding, a recurrent layer, a tagger."""
 
-    def __init__(self, kind: type[nn.RNNBase], *, layers: int = 1, both: bool = False, first: bool = True) -> None:
+    def __init__(
+        self, kind: type[nn.RNNBase], *, layers: int = 1, both: bool = False, first: bool = True
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(20, 6)
         self.cells = kind(6, 8, num_layers=layers, bidirectional=both, batch_first=first)
@@ -704,7 +761,9 @@ def raw_parameters() -> tuple[nn.Module, tuple[Any, ...]]:
 
 @network
 def conv_1d() -> tuple[nn.Module, tuple[Any, ...]]:
-    net = nn.Sequential(nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 4, 3, dilation=2))
+    net = nn.Sequential(
+        nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 4, 3, dilation=2)
+    )
     return net, (torch.randn(2, 3, 16),)
 
 
@@ -728,7 +787,12 @@ class Returns(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
-        self.body, self.inner, self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+        self.body, self.inner, self.a, self.b = (
+            nn.Linear(5, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 3),
+            nn.Linear(8, 2),
+        )
 
     def forward(self, x: Tensor) -> Any:
         x = F.relu(self.inner(F.relu(self.body(x))))
@@ -764,7 +828,11 @@ class SharedTwice(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.shared, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 3, 1)
+        self.stem, self.shared, self.head = (
+            nn.Conv2d(3, 8, 1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 3, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.relu(self.shared(F.relu(self.shared(self.stem(x))))))
@@ -785,8 +853,16 @@ class UNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 10, 3, 2, 1), nn.Conv2d(10, 10, 3, padding=1)
-        self.up, self.d, self.head = nn.ConvTranspose2d(10, 6, 2, 2), nn.Conv2d(12, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
+        self.a, self.b, self.c = (
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.Conv2d(6, 10, 3, 2, 1),
+            nn.Conv2d(10, 10, 3, padding=1),
+        )
+        self.up, self.d, self.head = (
+            nn.ConvTranspose2d(10, 6, 2, 2),
+            nn.Conv2d(12, 6, 3, padding=1),
+            nn.Conv2d(6, 2, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         a = F.relu(self.a(x))

@@ -127,7 +127,9 @@ def promised(model: nn.Module, plan: Plan) -> int:
             continue
         seen.add(id(tensor))
         axes = plan.kept.get(name, {})
-        total += int(np.prod([len(axes[a]) if a in axes else n for a, n in enumerate(tensor.shape)], dtype=np.int64))
+        total += int(
+            np.prod([len(axes[a]) if a in axes else n for a, n in enumerate(tensor.shape)], dtype=np.int64)
+        )
     return total
 
 
@@ -141,7 +143,9 @@ def example_of(inputs: tuple[Any, ...]) -> Any:
     return inputs[0] if len(inputs) == 1 else inputs
 
 
-def halved(model: nn.Module, *inputs: Any, sparsity: float = 0.5, seed: int = 0) -> tuple[nn.Module, Graph, Plan]:
+def halved(
+    model: nn.Module, *inputs: Any, sparsity: float = 0.5, seed: int = 0
+) -> tuple[nn.Module, Graph, Plan]:
     """Trace, take units at random out of every group, and cut."""
     graph = trace(model, example_of(inputs))
     plan = graph.plan(random_units(graph, sparsity, seed))
@@ -158,9 +162,15 @@ def norms_of_what_is_left() -> Iterator[None]:
 
     def there(x: Tensor, axis: int) -> Tensor:
         others = [a for a in range(x.ndim) if a != axis % x.ndim]
-        return (x != 0).any(dim=others[0], keepdim=True) if len(others) == 1 else (x != 0).amax(others, keepdim=True)
+        return (
+            (x != 0).any(dim=others[0], keepdim=True)
+            if len(others) == 1
+            else (x != 0).amax(others, keepdim=True)
+        )
 
-    def layer(x: Tensor, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+    def layer(
+        x: Tensor, shape: Sequence[int], weight: Any = None, bias: Any = None, eps: float = 1e-5
+    ) -> Tensor:
         assert len(shape) == 1
         mask = there(x, -1).to(x.dtype)
         mean = (x * mask).sum(-1, keepdim=True) / mask.sum()
@@ -170,7 +180,9 @@ def norms_of_what_is_left() -> Iterator[None]:
     def root(x: Tensor, shape: Sequence[int], weight: Any = None, eps: float | None = None) -> Tensor:
         mask = there(x, -1).to(x.dtype)
         square = (x**2).sum(-1, keepdim=True) / mask.sum()
-        return _affine(x / (square + (torch.finfo(x.dtype).eps if eps is None else eps)).sqrt(), weight, None, -1)
+        return _affine(
+            x / (square + (torch.finfo(x.dtype).eps if eps is None else eps)).sqrt(), weight, None, -1
+        )
 
     def group(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
         parts = []

@@ -35,7 +35,9 @@ class Map:
 def divisor(numbers: tuple[int, ...], *of: int) -> int:
     """A common divisor of `of`, picked by the second number."""
     common = gcd(*of)
-    return [d for d in range(1, common + 1) if common % d == 0][numbers[1] % sum(common % d == 0 for d in range(1, common + 1))]
+    return [d for d in range(1, common + 1) if common % d == 0][
+        numbers[1] % sum(common % d == 0 for d in range(1, common + 1))
+    ]
 
 
 class Conv(nn.Module):
@@ -45,7 +47,9 @@ class Conv(nn.Module):
         super().__init__()
         out, groups = 2 + 2 * (numbers[0] % 6), divisor(numbers, source.channels, 2 + 2 * (numbers[0] % 6))
         stride = 1 + (numbers[2] % 3 == 0 and source.side > 2)
-        self.conv = nn.Conv2d(source.channels, out, 1 + 2 * (numbers[2] % 2), stride, numbers[2] % 2, groups=groups)
+        self.conv = nn.Conv2d(
+            source.channels, out, 1 + 2 * (numbers[2] % 2), stride, numbers[2] % 2, groups=groups
+        )
         self.norm = nn.BatchNorm2d(out) if numbers[0] % 2 else None
         self.result = Map(out, -(-source.side // stride))
 
@@ -60,7 +64,9 @@ class Depthwise(nn.Module):
     def __init__(self, source: Map, numbers: tuple[int, ...]) -> None:
         super().__init__()
         out = source.channels * (1 + numbers[0] % 2 * (source.channels * 2 <= MAX_CHANNELS))
-        self.conv = nn.Conv2d(source.channels, out, 3, padding=1, groups=source.channels, bias=bool(numbers[1] % 2))
+        self.conv = nn.Conv2d(
+            source.channels, out, 3, padding=1, groups=source.channels, bias=bool(numbers[1] % 2)
+        )
         self.result = Map(out, source.side)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +79,9 @@ class Pool(nn.Module):
     def __init__(self, source: Map, numbers: tuple[int, ...]) -> None:
         super().__init__()
         stride = 2 if source.side > 2 else 1
-        self.pool: nn.Module = [nn.MaxPool2d, nn.AvgPool2d][numbers[0] % 2](2, stride) if stride == 2 else nn.Identity()
+        self.pool: nn.Module = (
+            [nn.MaxPool2d, nn.AvgPool2d][numbers[0] % 2](2, stride) if stride == 2 else nn.Identity()
+        )
         self.result = Map(source.channels, source.side // stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,7 +168,10 @@ class Cat(nn.Module):
 
     def __init__(self, first: Map, second: Map, numbers: tuple[int, ...]) -> None:
         super().__init__()
-        self.fit, self.single = Fit(second, first, channels=False), first.channels + second.channels > 2 * MAX_CHANNELS
+        self.fit, self.single = (
+            Fit(second, first, channels=False),
+            first.channels + second.channels > 2 * MAX_CHANNELS,
+        )
         self.result = first if self.single else Map(first.channels + second.channels, first.side)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -183,7 +194,11 @@ class RandomCnn(nn.Module):
         self.reads = [tuple(r % (number + 1) for r in step.reads) for number, step in enumerate(program)]
         for step, reads in zip(program, self.reads, strict=True):
             given = [maps[r] for r in reads]
-            made = ONE[step.kind](given[0], step.numbers) if step.kind in ONE else TWO[step.kind](*given, step.numbers)
+            made = (
+                ONE[step.kind](given[0], step.numbers)
+                if step.kind in ONE
+                else TWO[step.kind](*given, step.numbers)
+            )
             self.steps.append(made)
             result = made.result
             assert isinstance(result, Map)

@@ -9,6 +9,9 @@ from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor
+
+from sned import Graph, apply, trace
 from tests.graph.networks import NETWORKS, LlamaNorm
 from tests.graph.oracle import (
     LIMIT,
@@ -24,9 +27,6 @@ from tests.graph.oracle import (
     state,
     zeroed,
 )
-from torch import Tensor
-
-from sned import Graph, apply, trace
 
 REMAINING = 0.7
 """Half of every group gone must leave at most this much of every network here."""
@@ -41,7 +41,9 @@ FAILS_UNEVEN: dict[str, str] = {}
 def names(fails: dict[str, str]) -> list[Any]:
     """Every network; those known to fail are expected to."""
     return [
-        pytest.param(name, marks=[pytest.mark.xfail(strict=True, reason=fails[name])] if name in fails else [])
+        pytest.param(
+            name, marks=[pytest.mark.xfail(strict=True, reason=fails[name])] if name in fails else []
+        )
         for name in NETWORKS
     ]
 

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.graph.oracle import LIMIT, call, distance, lively, promised, random_units, size, state, zeroed
-from tests.graph.random_cnn import SIDE, RandomCnn, Step, programs
 from torch import nn
 
 from sned import Plan, apply, trace
 from sned.graph import Replay
+from tests.graph.oracle import LIMIT, call, distance, lively, promised, random_units, size, state, zeroed
+from tests.graph.random_cnn import SIDE, RandomCnn, Step, programs
 
-FEW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=20, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SEEDS = st.integers(0, 10**6)
 
 
@@ -25,7 +25,9 @@ def made(program: tuple[Step, ...], seed: int) -> tuple[nn.Module, torch.Tensor]
 
 @settings(FEW, max_examples=60)
 @given(programs(), SEEDS)
-def test_the_pruned_network_is_the_original_with_what_goes_set_to_zero(program: tuple[Step, ...], seed: int) -> None:
+def test_the_pruned_network_is_the_original_with_what_goes_set_to_zero(
+    program: tuple[Step, ...], seed: int
+) -> None:
     model, images = made(program, seed)
     graph = trace(model, images)
     removed = random_units(graph, None, seed)
@@ -54,7 +56,9 @@ def test_units_of_zero_weight_change_nothing(program: tuple[Step, ...], seed: in
     with torch.no_grad():
         for name, units in removed.items():
             for s in graph.group(name).slices:
-                state(model)[s.parameter].index_fill_(s.axis, torch.as_tensor(np.unique(s.positions[units])), 0)
+                state(model)[s.parameter].index_fill_(
+                    s.axis, torch.as_tensor(np.unique(s.positions[units])), 0
+                )
     assert distance(call(apply(model, graph.plan(removed)), images), call(model, images)) < LIMIT
 
 
@@ -87,7 +91,9 @@ def test_pruning_in_two_steps_is_pruning_in_one(program: tuple[Step, ...], seed:
     first = {name: [a] for name, (a, _) in orders.items()}
     once = apply(model, graph.plan(first))
     again = trace(once, images)
-    second = {name: [b - (b > a)] for name, (a, b) in orders.items() if name in {g.name for g in again.groups}}
+    second = {
+        name: [b - (b > a)] for name, (a, b) in orders.items() if name in {g.name for g in again.groups}
+    }
     if second.keys() != first.keys() or any(again.group(n).size != graph.group(n).size - 1 for n in second):
         return  # a group that shrank to something else: nothing to compare
     twice = apply(once, again.plan(second))
@@ -98,12 +104,16 @@ def test_pruning_in_two_steps_is_pruning_in_one(program: tuple[Step, ...], seed:
 
 @FEW
 @given(programs(), SEEDS)
-def test_permuting_the_units_of_a_group_permutes_nothing_in_the_result(program: tuple[Step, ...], seed: int) -> None:
+def test_permuting_the_units_of_a_group_permutes_nothing_in_the_result(
+    program: tuple[Step, ...], seed: int
+) -> None:
     """The same channels in another order, and a plan that removes the same ones: the answers are the same."""
     model, images = made(program, seed)
     graph = trace(model, images)
     rng = np.random.default_rng(seed)
-    group = next((g for g in graph.groups if g.cell_count == 1 and not overlapping(g.name, graph.groups)), None)
+    group = next(
+        (g for g in graph.groups if g.cell_count == 1 and not overlapping(g.name, graph.groups)), None
+    )
     if group is None:
         return
     order = rng.permutation(group.size)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.graph.networks import NETWORKS, Residual
-from tests.graph.oracle import call, distance, example_of, lively, longer, random_units, state, zeroed
-from tests.graph.test_must_work import as_if_gone
 from torch import nn
 
 from sned import trace
 from sned.graph import Replay
 from sned.graph.ir import Op
+from tests.graph.networks import NETWORKS, Residual
+from tests.graph.oracle import call, distance, example_of, lively, longer, random_units, state, zeroed
+from tests.graph.test_must_work import as_if_gone
 
 IMAGE = torch.randn(2, 3, 8, 8)
 
@@ -51,7 +51,11 @@ def test_watched_tensors_are_those_of_the_forward() -> None:
     graph = trace(model, IMAGE)
     convs = [op for op in graph.ops if op.name == "convolution"]
     seen: list[torch.Tensor] = []
-    handles = [m.register_forward_hook(lambda _, __, y: seen.append(y)) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    handles = [
+        m.register_forward_hook(lambda _, __, y: seen.append(y))
+        for m in model.modules()
+        if isinstance(m, nn.Conv2d)
+    ]
     call(model, IMAGE)
     for handle in handles:
         handle.remove()

@@ -62,3 +62,4 @@ def test_change_is_a_ratio_for_costs_and_points_for_scores() -> None:
     assert difference(0.9867, 0.9823) == "−0.44 pp"
     assert difference(0.90, 0.91) == "+1.00 pp"
     assert difference(20.0, 22.5) == "+2.5"
+    assert difference(0.98, 0.98) == "±0"

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.graph.networks import Residual, SharedTwice, Tied, tokens
-from tests.graph.oracle import call, distance, halved, lively, random_units, size, state, zeroed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sned import Graph, Plan, apply, trace
 from sned.errors import ModelError, PlanError, SurgeryError
+from tests.graph.networks import Residual, SharedTwice, Tied, tokens
+from tests.graph.oracle import call, distance, halved, lively, size, state, zeroed
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -47,7 +47,9 @@ def test_modes_are_kept() -> None:
     model = lively(Residual())
     model.bn.train()
     small, *_ = halved(model, IMAGE)
-    assert {p: m.training for p, m in small.named_modules()} == {p: m.training for p, m in model.named_modules()}
+    assert {p: m.training for p, m in small.named_modules()} == {
+        p: m.training for p, m in model.named_modules()
+    }
     model.train()
     small, *_ = halved(model, IMAGE)
     assert small.training
@@ -242,10 +244,8 @@ class Uncopyable(Residual):
 
 
 def test_a_model_that_cannot_be_copied_is_named() -> None:
-    model = Uncopyable()
-    graph = trace(model, IMAGE)
     with pytest.raises(ModelError, match=r"copying Uncopyable failed: no copies.*copy\.deepcopy"):
-        apply(model, graph.plan(random_units(graph)))
+        halved(Uncopyable(), IMAGE)
 
 
 class Drifting(nn.Module):
@@ -297,7 +297,9 @@ def test_a_head_that_is_all_zero_hides_nothing(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(call(apply(model, plan), IMAGE), torch.zeros(2, 5))
     honest = surgery.slice_state
     monkeypatch.setattr(
-        surgery, "slice_state", lambda given, p: {n: t.flip(0) if n == "a1.weight" else t for n, t in honest(given, p).items()}
+        surgery,
+        "slice_state",
+        lambda given, p: {n: t.flip(0) if n == "a1.weight" else t for n, t in honest(given, p).items()},
     )
     with pytest.raises(SurgeryError, match="outputs differ by"):
         apply(model, plan)

@@ -112,8 +112,8 @@ class OpTables:
     def cold_us(self, footprint: FloatArray, own: FloatArray) -> FloatArray:
         """Microseconds by which an op takes longer in a network than alone, over and over.
 
-        Alone it finds its weights where the last run left them, as far as they fit; in a network they are as far
-        away as all weights together reach.
+        Alone it finds its weights where the last run left them, as far as they fit; in a network they are as
+        far away as all weights together reach.
 
         Args:
             footprint: `[P]`, bytes of all weights of the network.
@@ -239,8 +239,10 @@ def _cold(footprints: Sequence[float], known: Mapping[str, float], empty: float)
 
 
 def _lost(times: FloatArray) -> FloatArray:
-    """What was lost against the quickest so far; a larger chain is never nearer."""
-    return np.maximum.accumulate(times - np.minimum.accumulate(times))
+    """What is lost against the smallest chain. A larger chain is never nearer, so what a larger one takes less is
+    the disturbance of a smaller one."""
+    never_more: FloatArray = np.minimum.accumulate(times[::-1])[::-1]
+    return never_more - never_more[0]
 
 
 # --- timing --------------------------------------------------------------------------------------------

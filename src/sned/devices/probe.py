@@ -63,7 +63,10 @@ def _add_convolution(
     nodes: list[NodeProto], weights: list[TensorProto], block: int, *, kernel: int, group: int
 ) -> None:
     place, channels = len(nodes), _CHAIN_CHANNELS
-    weights.append(constant(f"w{place}", (channels, channels // group, kernel, kernel)))
+    # Small weights and a bias: through hundreds of ops numbers neither grow nor shrink to denormal ones, which
+    # are a hundred times slower.
+    weights.append(constant(f"w{place}", (channels, channels // group, kernel, kernel), 0.001))
+    weights.append(constant(f"b{place}", (channels,)))
     attributes: dict[str, Any] = {
         "kernel_shape": [kernel, kernel],
         "pads": [kernel // 2] * 4,
@@ -73,7 +76,9 @@ def _add_convolution(
     }
     domain = BLOCKED if block > 1 else ""
     nodes.append(
-        helper.make_node("Conv", [f"t{place}", f"w{place}"], [f"t{place + 1}"], domain=domain, **attributes)
+        helper.make_node(
+            "Conv", [f"t{place}", f"w{place}", f"b{place}"], [f"t{place + 1}"], domain=domain, **attributes
+        )
     )
 
 

@@ -56,10 +56,10 @@ class Recipe:
     model: Callable[[Family, Point, int], ModelProto]
 
 
-def constant(name: str, shape: Shape) -> TensorProto:
+def constant(name: str, shape: Shape, value: float = 0.01) -> TensorProto:
     """A weight of small equal numbers: kernels take the same time for any, as long as none is denormal."""
     return helper.make_tensor(
-        name, TensorProto.FLOAT, shape, np.full(prod(shape), 0.01, np.float32).tobytes(), raw=True
+        name, TensorProto.FLOAT, shape, np.full(prod(shape), value, np.float32).tobytes(), raw=True
     )
 
 

@@ -43,7 +43,7 @@ class Subject:
         original = self.module.forward
 
         @functools.wraps(original)
-        def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:  # noqa: ANN401
+        def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
             found = list(named_tensors(original(*args, **kwargs)))
             self.outputs = _distinct([name for name, _ in found])
             return tuple(tensor for _, tensor in found)
@@ -114,7 +114,7 @@ class Subject:
         size = batch_size((args, kwargs))
         batch = torch.export.Dim("batch")
 
-        def axes(leaf: Any) -> dict[int, Any] | None:  # noqa: ANN401
+        def axes(leaf: Any) -> dict[int, Any] | None:
             if not isinstance(leaf, Tensor):
                 return None
             return {0: batch} if has_batch_axis(leaf, size) else {}
@@ -176,5 +176,5 @@ def _distinct(names: list[str]) -> tuple[str, ...]:
     return tuple(distinct)
 
 
-def _to_cpu(leaf: Any) -> Any:  # noqa: ANN401
+def _to_cpu(leaf: Any) -> Any:
     return leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf

@@ -30,8 +30,8 @@ class Parity:
     def within(self, tolerance: float) -> bool:
         """Whether no element is further off than `tolerance` times the largest magnitude in its output.
 
-        A hundredth of `tolerance` is allowed in absolute terms: outputs that cancel to almost nothing carry the
-        rounding of what they were made of.
+        A hundredth of `tolerance` is allowed in absolute terms: outputs that cancel to almost nothing carry
+        the rounding of what they were made of.
         """
         return self.max_rel_diff <= tolerance or self.max_abs_diff <= tolerance / 100
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from sned.graph.example import Inputs
 
 
-def tensors(example: Any) -> list[Tensor]:  # noqa: ANN401 - any structure
+def tensors(example: Any) -> list[Tensor]:
     """The tensors of example inputs, in the order in which the model is given them."""
     return [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
 
@@ -26,7 +26,7 @@ def with_batch(example: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
     """Put each tensor that has the batch axis through `change`, and leave the others."""
     size = batch_size(example)
 
-    def each(leaf: Any) -> Any:  # noqa: ANN401
+    def each(leaf: Any) -> Any:
         return change(leaf) if isinstance(leaf, Tensor) and has_batch_axis(leaf, size) else leaf
 
     changed: Inputs = pytree.tree_map(each, example)

@@ -33,7 +33,7 @@ class Recording:
 class Recorded:
     """All passes over one model: `main` (in eval mode, at two batch sizes merged) and, where it adds to that, `trained`.
 
-    `batched` says whether the pass can be replayed at any batch size.
+    `batched` says whether the pass can be replayed at any batch size, `device` on which one it was recorded.
     """
 
     model: nn.Module
@@ -41,3 +41,4 @@ class Recorded:
     main: Recording
     batched: bool
     trained: Recording | None
+    device: str = "meta"

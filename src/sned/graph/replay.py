@@ -120,7 +120,7 @@ class Replay:
         batch = next((t.shape[0] for t in tensors if t.ndim), 1)
         live: dict[int, torch.Tensor] = dict(zip(self.graph.inputs, tensors, strict=True))
         live |= {number: self.state[name] for name, number in self.graph.parameters.items()}
-        live |= {number: value.clone() for number, value in self.graph.constants.items()}
+        live |= {number: self._constant(value) for number, value in self.graph.constants.items()}
         watched = set(watch)
         seen: dict[int, torch.Tensor] = {n: live[n] for n in watched if n in live}
         keep = watched | set(self.graph.outputs)
@@ -138,6 +138,12 @@ class Replay:
                         live.pop(number, None)
         outputs = [live[number] for number in self.graph.outputs] if stop is None else []
         return outputs, seen
+
+    def _constant(self, value: torch.Tensor) -> torch.Tensor:
+        """A tensor that the forward holds itself; an empty one may have been made on the meta device."""
+        if value.is_meta:
+            return torch.empty(value.shape, dtype=value.dtype, device=self._device)
+        return value.clone()
 
     def _call(self, op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any], live: dict[int, torch.Tensor]) -> None:
         values = _filled(args, live)

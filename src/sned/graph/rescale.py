@@ -191,8 +191,29 @@ class Upstream:
         ref = op.args[0] if op.name in ("addmm", "baddbmm") else op.args[2] if op.name == "convolution" else None
         if ref is None:
             return (Site(weight, axis, positions),)
-        bias = self._root(ref.id)
-        return None if bias is None else (Site(weight, axis, positions), Site(bias, 0, positions))
+        biases = self._vector(ref.id, positions)
+        return None if biases is None else (Site(weight, axis, positions), *biases)
+
+    def _vector(self, tensor: int, positions: IntArray) -> tuple[Site, ...] | None:
+        """Positions of a bias: a parameter, or several one after the other."""
+        root = self._root(tensor)
+        if root is not None:
+            return (Site(root, 0, positions),)
+        op = self._producer.get(tensor)
+        if op is None or op.name != "cat":
+            return None
+        self._path[op.index] = np.zeros(0, np.int64)
+        found: list[Site] = []
+        start = 0
+        for number in op.inputs:
+            size = self._shapes[number][0]
+            inside = positions[(positions >= start) & (positions < start + size)] - start
+            sites = self._vector(number, inside) if inside.size else ()
+            if sites is None:
+                return None
+            found += sites
+            start += size
+        return tuple(found)
 
     def _root(self, tensor: int) -> str | None:
         """The parameter that a tensor is a view of."""

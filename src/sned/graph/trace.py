@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sned.errors import ModelError
@@ -21,6 +22,10 @@ from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
 from sned.graph.ir import Affine, Graph, Op, Ref, Tensor
 from sned.graph.provenance import Sized, SizedFloat, Watch, functions_opened, instrumented
 from sned.graph.recording import BATCHES, Recording
+
+DEVICES = ("meta", "cpu")
+"""Where a pass is recorded: without values, and where a model reads values, with them."""
+
 
 class Recorder(TorchDispatchMode):
     """Writes every ATen call into a `Recording`, with the path of the module that made it."""
@@ -111,13 +116,25 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Turn off fused kernels that hide structure: the fast path of multi-head attention."""
+    """Turn off the fast path of multi-head attention, which hides structure."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def decomposed() -> Iterator[None]:
+    """On real tensors, take attention and recurrent layers apart as meta tensors do."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 @contextmanager
@@ -150,20 +167,25 @@ def record(
     """
     given = state_of(model)
     twins: dict[int, torch.Tensor] = {}
-    swapped = {name: twins.setdefault(id(t), t.detach().to(device)) for name, t in given.items()}
+    swapped = {name: twins.setdefault(id(t), _stand_in(t, device)) for name, t in given.items()}
     names: dict[int, str] = {}
     for name, tensor in swapped.items():
         names.setdefault(id(tensor), name)
 
-    def empty(leaf: Leaf) -> torch.Tensor:
-        shape = leaf.resized(batch, example.batch)
-        return torch.empty(shape, dtype=getattr(torch, leaf.dtype), device=device)
+    generator = torch.Generator().manual_seed(0)
 
-    args, kwargs = example.build(empty)
+    def made(leaf: Leaf) -> torch.Tensor:
+        if device != "meta":
+            return leaf.tensor(batch, example.batch, generator).to(device)
+        return torch.empty(leaf.resized(batch, example.batch), dtype=getattr(torch, leaf.dtype), device=device)
+
+    args, kwargs = example.build(made)
     recorder = Recorder(model, names, into or Recording())
     inputs = tuple(recorder.number(t) for t in tensors_in((args, kwargs)))
     with ExitStack() as stack:
         stack.enter_context(plain_kernels())
+        if device != "meta":
+            stack.enter_context(decomposed())
         stack.enter_context(mode_of(model, training=training))
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder.module_paths())
@@ -179,6 +201,11 @@ def record(
     for number in inputs:
         recording.constants.pop(number, None)
     return recording
+
+
+def _stand_in(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """What a parameter is swapped for: a tensor without values, or a copy that the pass may write to."""
+    return tensor.detach().to(device) if device == "meta" else tensor.detach().to(device, copy=True)
 
 
 def trace(model: nn.Module, example_inputs: Inputs) -> Graph:
@@ -205,40 +232,44 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Graph:
 
 def trace_example(model: nn.Module, example: Example) -> Graph:
     """`trace`, from a description of the inputs."""
-    recording, batched = _both(model, example)
+    recording, batched, device = _both(model, example)
     trained = None
     if any(name not in recording.parameters and t.is_floating_point() for name, t in state_of(model).items()):
-        trained = _in_training(model, example, BATCHES[0] if batched else None)
-    return build(Recorded(model, example, recording, batched, trained))
+        trained = _in_training(model, example, BATCHES[0] if batched else None, device)
+    return build(Recorded(model, example, recording, batched, trained, device))
 
 
-def _in_training(model: nn.Module, example: Example, batch: int | None) -> Recording | None:
+def _in_training(model: nn.Module, example: Example, batch: int | None, device: str) -> Recording | None:
     """The pass in train mode, where heads may run that evaluation leaves out; None where it does not run as it is."""
     try:
-        return record(model, example, batch, training=True)
+        return record(model, example, batch, training=True, device=device)
     except Exception:  # noqa: BLE001 (the user's forward may ask for targets, and raise anything)
         return None
 
 
-def _both(model: nn.Module, example: Example) -> tuple[Recording, bool]:
-    """The pass at two batch sizes, merged; or, where the model takes no other batch size, at the example's own."""
-    try:
-        first, second = (record(model, example, batch) for batch in BATCHES)
-    except Exception:  # the model may take one batch size only; then its own error says more
-        return _single(model, example), False
-    merged = _merge(first, second)
-    return (merged, True) if merged else (_single(model, example), False)
+def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
+    """The pass at two batch sizes, merged; or, where the model takes no other batch size, at the example's own.
 
-
-def _single(model: nn.Module, example: Example) -> Recording:
-    try:
-        return record(model, example, None)
-    except Exception as error:
-        shapes = ", ".join(str(leaf.shape) for leaf in example.leaves())
-        raise ModelError(
-            f"The model must run on the example inputs, but {type(model).__name__}.forward failed on shapes {shapes}: "
-            f"{type(error).__name__}: {error}. Check the shape, the order and the dtype of the example."
-        ) from error
+    A model that reads values (`.item()`, routing, a mask that is asked whether it is all ones) cannot run on meta
+    tensors; then it runs on real ones. Returns the recording, whether any batch size will do, and the device used.
+    """
+    first_error: Exception | None = None
+    for device in DEVICES:
+        for batches in (BATCHES, (None,)):
+            try:
+                recordings = [record(model, example, batch, device=device) for batch in batches]
+            except Exception as error:  # noqa: BLE001 (the user's forward may raise anything)
+                first_error = error if device == DEVICES[-1] or first_error is None else first_error
+                continue
+            if len(recordings) == 1:
+                return recordings[0], False, device
+            if (merged := _merge(*recordings)) is not None:
+                return merged, True, device
+    shapes = ", ".join(str(leaf.shape) for leaf in example.leaves())
+    raise ModelError(
+        f"The model must run on the example inputs, but {type(model).__name__}.forward failed on shapes {shapes}: "
+        f"{type(first_error).__name__}: {first_error}. Check the shape, the order and the dtype of the example."
+    ) from first_error
 
 
 def _merge(first: Recording, second: Recording) -> Recording | None:

@@ -33,7 +33,7 @@ STATISTICS_INPUTS = 512
 """Inputs that BatchNorm statistics are re-estimated from, at most."""
 
 MARGIN = 0.05
-"""By how much of the divergence moved statistics must beat least squares alone: on few inputs less is chance."""
+"""How much closer moved statistics must be than least squares alone: on few inputs less is chance."""
 
 PLAIN = "as cut"
 SOLVED = "least squares"

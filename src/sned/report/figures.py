@@ -57,7 +57,9 @@ def difference(before: float, after: float) -> str:
     """The change of a score: percentage points for fractions, else the plain difference; always signed."""
     fractions = 0 <= before <= 1 and 0 <= after <= 1
     change = (after - before) * (100 if fractions else 1)
-    return f"{change:+.2f} pp".replace("-", "−") if fractions else f"{change:+.4g}".replace("-", "−")
+    if abs(change) < 0.005:
+        return "±0"
+    return (f"{change:+.2f} pp" if fractions else f"{change:+.4g}").replace("-", "−")
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def _first_difference(model: nn.Module, graph: Graph, sizes: Sizes) -> tuple[int
     partial = Recording()
     failure = ""
     try:
-        recording = record(model, graph.example, _batch(graph), into=partial)
+        recording = record(model, graph.example, _batch(graph), into=partial, device=graph.recorded.device)
         made = [recording.tensors[number].shape for number in recording.outputs]
         if made == [sizes.shape(number) for number in graph.outputs]:
             return None, ""

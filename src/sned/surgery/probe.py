@@ -84,7 +84,7 @@ def _rehearse(graph: Graph, plan: Plan) -> None:
         for axis, kept in axes.items():
             shapes[name][axis] = len(kept)
     empty = {
-        name: torch.empty(shapes[name], dtype=tensor.dtype, device="meta")
+        name: torch.zeros(shapes[name], dtype=tensor.dtype, device=graph.recorded.device)
         for name, tensor in state_of(graph.model).items()
     }
     repair_attributes(twin(graph.model, empty), graph, keep_of(graph, plan))

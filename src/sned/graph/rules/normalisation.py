@@ -28,8 +28,9 @@ def per_axis(flow: Flow, ref: Ref, others: list[Ref | None], axes: list[int]) ->
 @rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
       "_batch_norm_with_update", "batch_norm")  # fmt: skip
 def batch_norm(flow: Flow, op: Op) -> None:
-    """Statistics over batch and space: channels do not see each other."""
+    """Statistics over batch and space: channels do not see each other (weight standardisation puts others there)."""
     vectors = [a for a in op.args[1:5] if isinstance(a, Ref)]
+    span(flow, op.args[0], [axis for axis in range(len(flow.shape(op.args[0]))) if axis != 1])
     flow.put(op, per_axis(flow, op.args[0], list(vectors), [1]))
 
 
