@@ -10,7 +10,7 @@ from sned.version import __version__
 if TYPE_CHECKING:
     from sned.devices.budget import Budget
     from sned.errors import SnedError
-    from sned.export import export
+    from sned.export import export_onnx
     from sned.graph import Graph, Group, Plan
     from sned.pipeline import Result, plan, prune
     from sned.surgery import apply, load, save, trace
@@ -23,7 +23,7 @@ _HOMES = {
     "Result": "sned.pipeline",
     "SnedError": "sned.errors",
     "apply": "sned.surgery",
-    "export": "sned.export",
+    "export_onnx": "sned.export",
     "load": "sned.surgery",
     "plan": "sned.pipeline",
     "prune": "sned.pipeline",
@@ -41,7 +41,7 @@ __all__ = [
     "SnedError",
     "__version__",
     "apply",
-    "export",
+    "export_onnx",
     "load",
     "plan",
     "prune",
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 (whatever the name stands for)
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sned' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -32,7 +32,7 @@ from sned.repair import RepairReport, repair
 from sned.report import Report, to_html, to_json
 from sned.report.compose import Findings, Network, compose
 from sned.saliency import Evidence, Scores, score, sensitivities, weighed
-from sned.search import Found, Problem, Rules, curve, search
+from sned.search import Found, Problem, Rules, curve, remeasured, search
 from sned.surgery import save, trace
 from sned.surgery.pytorch import Pruned, fill, pruned
 
@@ -76,6 +76,7 @@ class Study:
     folder: Path
     exported: Exported
     progress: Progress
+    weigh: bool
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -216,8 +217,22 @@ def _study(
         cost = cost_model(graph, device, batch=budget.batch, threads=budget.threads, progress=progress)
     with _timed(seconds, "export"):
         exported = export_onnx(model, example, folder / "dense.onnx")
+    weigh = saliency is None and not learnt.synthetic
     return Study(
-        model, example, graph, state, learnt, scores, cost, budget, rules, folder, exported, progress, seconds
+        model,
+        example,
+        graph,
+        state,
+        learnt,
+        scores,
+        cost,
+        budget,
+        rules,
+        folder,
+        exported,
+        progress,
+        weigh,
+        seconds,
     )
 
 
@@ -232,8 +247,12 @@ def _check_weights(model: nn.Module) -> None:
 
 def _check_groups(graph: Graph) -> None:
     if not graph.groups:
-        reasons = "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3]) or "it has no weights in its path"
-        raise ModelError(f"Nothing in this network can be removed ({reasons}). `sned inspect` shows every reason.")
+        reasons = (
+            "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3]) or "it has no weights in its path"
+        )
+        raise ModelError(
+            f"Nothing in this network can be removed ({reasons}). `sned inspect` shows every reason."
+        )
 
 
 def _scores(evidence: Evidence, saliency: str | None) -> Scores:
@@ -242,8 +261,18 @@ def _scores(evidence: Evidence, saliency: str | None) -> Scores:
         return score(saliency, evidence)
     if evidence.calibration is None or evidence.calibration.synthetic:
         return score("l2", evidence)
-    scores = score("reconstruction", evidence)
-    return weighed(scores, sensitivities(evidence, scores))
+    return score("reconstruction", evidence)
+
+
+def _weighed(study: Study, problem: Problem) -> Problem:
+    """The problem with each group's error weighed by what it does to the network's answers, around smaller and smaller
+    networks on the way to the limits; left as it is where a criterion was asked for, or there are no real inputs."""
+    if not study.weigh:
+        return problem
+    evidence = Evidence(study.graph, study.state, study.calibration, progress=study.progress)
+    if problem.limits or problem.sparsity is not None:
+        return remeasured(problem, evidence)
+    return replace(problem, scores=weighed(problem.scores, sensitivities(evidence, problem.scores)))
 
 
 # --- which plan ------------------------------------------------------------------------------------------------------
@@ -256,6 +285,7 @@ class Choice:
     found: Found
     limits: dict[str, float]
     cost: MeasuredCost
+    scores: Scores
     curve: tuple[Found, ...]
     notes: tuple[str, ...] = ()
 
@@ -264,16 +294,16 @@ def _choose(study: Study, search_by: str | None, evaluate: Evaluate | None, base
     budget = study.budget
     with _timed(study.seconds, "search"):
         study, limits, notes = _anchored(study)
-        points = curve(study.problem, _axis_of(budget), points=10)
         name = search_by or _default_search(budget)
-        problem = replace(study.problem, limits=limits, sparsity=budget.sparsity)
+        problem = _weighed(study, replace(study.problem, limits=limits, sparsity=budget.sparsity))
+        points = curve(problem, _axis_of(budget), points=10)
         if budget.max_loss is not None and evaluate is not None and base is not None:
             found, said = _within_loss(study, problem, name, base - budget.max_loss, evaluate)
-            return Choice(found, limits, study.cost, points, (*notes, *said))
+            return Choice(found, limits, study.cost, problem.scores, points, (*notes, *said))
         if "latency_ms" not in limits:
-            return Choice(search(name, problem), limits, study.cost, points, notes)
+            return Choice(search(name, problem), limits, study.cost, problem.scores, points, notes)
         found, said = _within_latency(study, problem, name)
-        return Choice(found, limits, study.cost, points, (*notes, *said))
+        return Choice(found, limits, study.cost, problem.scores, points, (*notes, *said))
 
 
 def _anchored(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
@@ -355,7 +385,9 @@ def _within_loss(
                 high, best = middle, found
             else:
                 low = middle
-    return best, (f"{steps} repaired networks were evaluated to find the smallest {axis} within the loss allowed.",)
+    return best, (
+        f"{steps} repaired networks were evaluated to find the smallest {axis} within the loss allowed.",
+    )
 
 
 def _axis_of(budget: Budget) -> str:
@@ -371,7 +403,7 @@ def _default_search(budget: Budget) -> str:
 
 
 def _made(study: Study, found: Found) -> tuple[Pruned, tuple[str, ...]]:
-    """The pruned network of a plan, verified, and repaired where there are inputs to repair it on; and what was done."""
+    """The pruned network of a plan, verified, and repaired where there are inputs to do so; and what was done."""
     with _timed(study.seconds, "surgery"):
         small = pruned(study.model, study.graph, found.plan)
     if study.calibration.synthetic:
@@ -392,7 +424,9 @@ def _repaired(told: RepairReport) -> tuple[str, ...]:
     )
 
 
-def _finish(study: Study, choice: Choice, evaluate: Evaluate | None, base: float | None, *, keep: bool) -> Result:
+def _finish(
+    study: Study, choice: Choice, evaluate: Evaluate | None, base: float | None, *, keep: bool
+) -> Result:
     small, repaired = _made(study, choice.found)
     with _timed(study.seconds, "export"):
         exported = export_onnx(small.model, study.example, study.folder / "model.onnx")
@@ -408,7 +442,7 @@ def _finish(study: Study, choice: Choice, evaluate: Evaluate | None, base: float
             budget=study.budget,
             limits=choice.limits,
             cost=choice.cost,
-            scores=study.scores,
+            scores=choice.scores,
             found=choice.found,
             curve=choice.curve,
             calibration=study.calibration,

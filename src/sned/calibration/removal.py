@@ -12,7 +12,8 @@ equation 6, with blocks of entries that all outputs lose together in place of si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -125,6 +126,22 @@ def greedy_removal(
     Returns:
         The order and the error after each removal; the ridge counts as energy of noise on every entry.
     """
+    with one_thread():  # thousands of small products: handing them to other threads costs more than it saves
+        return _remove_all(problems, cells, ridge)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep PyTorch's products on this thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _remove_all(problems: Sequence[Problem], cells: IntArray | None, ridge: float) -> Removal:
     units = len(problems[0].rows)
     cell = np.zeros(units, np.int64) if cells is None else np.asarray(cells, np.int64)
     states = [_Elimination(problem, ridge) for problem in problems]

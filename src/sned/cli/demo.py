@@ -10,7 +10,7 @@ from sned.cli.output import progress, say
 from sned.cli.prune import show_report
 from sned.cli.stopping import keeping
 
-_CALIBRATED_ON = 512
+_CALIBRATED_ON = 256
 
 
 def command(

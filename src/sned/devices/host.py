@@ -239,10 +239,13 @@ def _cold(footprints: Sequence[float], known: Mapping[str, float], empty: float)
 
 
 def _lost(times: FloatArray) -> FloatArray:
-    """What is lost against the smallest chain. A larger chain is never nearer, so what a larger one takes less is
-    the disturbance of a smaller one."""
-    never_more: FloatArray = np.minimum.accumulate(times[::-1])[::-1]
-    return never_more - never_more[0]
+    """What is lost against the smallest chain.
+
+    A larger chain is never nearer, so what a larger one takes less is the disturbance of a smaller one.
+    """
+    undisturbed: FloatArray = np.minimum.accumulate(times[::-1])[::-1]
+    lost: FloatArray = undisturbed - undisturbed[0]
+    return lost
 
 
 # --- timing --------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def _add_convolution(
     nodes: list[NodeProto], weights: list[TensorProto], block: int, *, kernel: int, group: int
 ) -> None:
     place, channels = len(nodes), _CHAIN_CHANNELS
-    # Small weights and a bias: through hundreds of ops numbers neither grow nor shrink to denormal ones, which
+    # Small weights and a bias: through hundreds of ops numbers neither grow nor shrink to denormals, which
     # are a hundred times slower.
     weights.append(constant(f"w{place}", (channels, channels // group, kernel, kernel), 0.001))
     weights.append(constant(f"b{place}", (channels,)))

@@ -1,4 +1,4 @@
-"""What a network is, whatever framework it came from: a model and an example go in, a `Graph` with its groups comes out.
+"""What a network is, whatever framework it came from: a model and an example go in, a `Graph` comes out.
 
 The forward pass is recorded once as ATen ops (`trace`), labels flow through them (`flow`, `rules`), the relations
 between labels are solved (`coupling`), and the recorded ops can run again on sliced weights (`replay`).

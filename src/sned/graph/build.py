@@ -33,7 +33,11 @@ def build(recorded: Recorded, fixed: Mapping[int, bool] | None = None) -> Graph:
     positions = [Position(name, axis, ids) for name, axes in labels.items() for axis, ids in axes.items()]
     made_up = tuple(_make_up(flow, main, positions))
     names, aliases = _names(model)
-    read = labels.keys() | main.parameters.keys() | (recorded.trained.parameters.keys() if recorded.trained else set())
+    read = (
+        labels.keys()
+        | main.parameters.keys()
+        | (recorded.trained.parameters.keys() if recorded.trained else set())
+    )
     unread = tuple(name for name in names if name not in read and name not in aliases)
     _spare(flow, positions, [names[name] for name in unread])
     order = {name: i for i, name in enumerate(labels)}
@@ -67,7 +71,9 @@ def _through(flow: Flow, recording: Recording, labels: Labels, fixed: Mapping[in
         if name not in labels:
             labels[name] = flow.parameter(number)
         else:
-            flow.boxes[number] = tuple(line(ids, axis, len(tensor.shape)) for axis, ids in labels[name].items())
+            flow.boxes[number] = tuple(
+                line(ids, axis, len(tensor.shape)) for axis, ids in labels[name].items()
+            )
     for op in recording.ops:
         flow.op = op
         RULES.get(op.name, RULES["pointwise"] if op.pointwise else RULES["unknown"])(flow, op)
@@ -158,6 +164,10 @@ def _make_up(flow: Flow, recording: Recording, positions: Sequence[Position]) ->
             yield found
             continue
         for source in found.formula.sources:
-            box = covering(flow.boxes.get(source.tensor, ()), source.axis) if isinstance(source, TensorAxis) else None
+            box = (
+                covering(flow.boxes.get(source.tensor, ()), source.axis)
+                if isinstance(source, TensorAxis)
+                else None
+            )
             if box is not None and isinstance(source, TensorAxis):
                 flow.block(flow.axis(box, source.axis), "the code derives a factor from this size")

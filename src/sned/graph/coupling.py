@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,11 @@ class Coupling:
     """Atoms, units and groups of a graph, and what any choice of units does to every axis."""
 
     def __init__(
-        self, relations: Relations, positions: Sequence[Position], boxes: Mapping[int, Boxes], order: Mapping[str, int]
+        self,
+        relations: Relations,
+        positions: Sequence[Position],
+        boxes: Mapping[int, Boxes],
+        order: Mapping[str, int],
     ) -> None:
         self._relations = relations
         self._positions = positions
@@ -86,7 +91,7 @@ class Coupling:
 
     def _cell_rows(self) -> list[Cells]:
         """The rows that must lose equally many, as atoms, without repetition."""
-        found = {}
+        found: dict[tuple[tuple[int, ...], bytes, bytes], Cells] = {}
         for cells in self._relations.cells:
             rows = self._atom[cells.rows]
             if len(rows) > 1 and bool((rows != rows[0]).any()):
@@ -130,7 +135,9 @@ class Coupling:
             count=True,
         )
         counts = (self._covers.astype(np.int64) @ owned).tocsr()
-        direct = (_matrix([(self._unit, np.arange(self._atoms))], self._covers.shape).astype(np.int64) @ owned).tocsr()
+        direct = (
+            _matrix([(self._unit, np.arange(self._atoms))], self._covers.shape).astype(np.int64) @ owned
+        ).tocsr()
         rng = np.random.default_rng(0)
         weights = rng.integers(1, 2**62, (2, len(self._positions) or 1), dtype=np.int64)
         with np.errstate(over="ignore"):
@@ -142,7 +149,9 @@ class Coupling:
     def _lopsided(self) -> BoolArray:
         """Units whose slabs would take unequal shares of rows that must lose equally many."""
         found = np.zeros(self._units, bool)
-        slabbed = np.flatnonzero(np.diff(self._covers.indptr) > np.bincount(self._unit, minlength=self._units))
+        slabbed = np.flatnonzero(
+            np.diff(self._covers.indptr) > np.bincount(self._unit, minlength=self._units)
+        )
         if not slabbed.size or not self._cells:
             return found
         covers = self._covers[slabbed].astype(np.int64)
@@ -211,7 +220,9 @@ class Coupling:
                 drafts.append((units, cells, self._slices(owned, units)))
             else:
                 self._stay(units)
-        drafts.sort(key=lambda d: min((self._order[s.parameter], s.axis, int(s.positions.min())) for s in d[2]))
+        drafts.sort(
+            key=lambda d: min((self._order[s.parameter], s.axis, int(s.positions.min())) for s in d[2])
+        )
         self._group_of_unit = np.full(self._units, -1)
         self._members = [units for units, _, _ in drafts]
         names = _unique_names([_name(slices) for _, _, slices in drafts])
@@ -318,9 +329,7 @@ class Coupling:
         groups = self._group_of_unit[by_atom.indices]
         bounds = by_atom.indptr.tolist()
         listed = groups.tolist()
-        return [
-            tuple(sorted({g for g in listed[a:b] if g >= 0})) for a, b in zip(bounds, bounds[1:], strict=False)
-        ]
+        return [tuple(sorted({g for g in listed[a:b] if g >= 0})) for a, b in pairwise(bounds)]
 
 
 @dataclass(frozen=True)
@@ -355,7 +364,9 @@ def _twin_slabs(relations: Relations) -> list[tuple[IntArray, IntArray]]:
     slab, lying = (atom[np.concatenate(side)] for side in zip(*relations.slabs, strict=True))
     slab, lying = np.unique(np.stack([slab, lying]), axis=1)
     hashes = np.zeros(relations.count, np.int64)
-    np.add.at(hashes, slab, np.random.default_rng(2).integers(1, 2**62, relations.count, dtype=np.int64)[lying])
+    np.add.at(
+        hashes, slab, np.random.default_rng(2).integers(1, 2**62, relations.count, dtype=np.int64)[lying]
+    )
     found = np.unique(slab)
     _, first, index = np.unique(hashes[found], return_index=True, return_inverse=True)
     label = np.full(int(atom.max()) + 1, -1)

@@ -99,7 +99,9 @@ def describe(inputs: Inputs) -> Example:
 
 
 def _leaf(tensor: torch.Tensor) -> Leaf:
-    counted = not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() and not tensor.is_meta
+    counted = (
+        not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() and not tensor.is_meta
+    )
     low, high = (float(tensor.min()), float(tensor.max())) if counted else (0.0, 0.0)
     return Leaf(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), low, high)
 

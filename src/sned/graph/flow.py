@@ -154,7 +154,9 @@ class Flow:
     def _alike(self, rows: IntArray, owners: Sequence[IntArray] = ()) -> None:
         held = np.stack(owners, axis=1) if owners else np.zeros((len(rows), 0), np.int64)
         if len(rows) > 64:  # a batch merged into an axis repeats rows
-            _, first = np.unique(np.concatenate([rows[:, :1], rows[:, -1:], held], axis=1), axis=0, return_index=True)
+            _, first = np.unique(
+                np.concatenate([rows[:, :1], rows[:, -1:], held], axis=1), axis=0, return_index=True
+            )
             rows, held = rows[first], held[first]
         self.relations.cells.append(Cells(rows, held))
 
@@ -281,7 +283,9 @@ class Flow:
         for letter, axis in place.items():
             held = holders.get(letter, [])
             labelled = [(box, at) for _, at, box in held if box is not None]
-            if letter in covered or not labelled or len(labelled) < len(held):  # met an axis that stays: so does this
+            if (
+                letter in covered or not labelled or len(labelled) < len(held)
+            ):  # met an axis that stays: so does this
                 continue
             plain = [(box, at) for box, at in labelled if not box.filler] or labelled
             box, at = plain[0]
@@ -339,7 +343,9 @@ class Flow:
         runs: list[tuple[tuple[int, ...], tuple[int, ...]]],
     ) -> Box | None:
         touched = [(left, right) for left, right in runs if box.axes & set(left)]
-        where = {a: b for left, right in touched if (pair := _renamed(left, right, old, new)) for a, b in [pair]}
+        where = {
+            a: b for left, right in touched if (pair := _renamed(left, right, old, new)) for a, b in [pair]
+        }
         if box.axes <= where.keys():
             return box.moved(where, len(new))
         self._align_if_crossed(box, [left for left, right in touched if len(right) < len(left)])
@@ -358,7 +364,9 @@ class Flow:
         ids = squeezed(full, axes)
         if len(axes) == 1:
             return Box(ids, free, filler=box.filler)
-        return self._rectangle(ids, free, axes, [carried(_upright(s, a, len(old))) for a, s in box.slabs.items()])
+        return self._rectangle(
+            ids, free, axes, [carried(_upright(s, a, len(old))) for a, s in box.slabs.items()]
+        )
 
     def _rectangle(self, ids: IntArray, free: int, axes: Sequence[int], old_slabs: Sequence[IntArray]) -> Box:
         """A rectangle from reshaped labels; slabs that still lie along one axis are kept, the others are made."""
@@ -370,7 +378,9 @@ class Flow:
                 kept[along[0]] = squeezed(slab, along).reshape(-1)
             elif along:
                 divided.append(slab)
-        slabs = {axis: kept[axis] if axis in kept else self._fresh_slab(ids, axis) for axis in axes if axis != free}
+        slabs = {
+            axis: kept[axis] if axis in kept else self._fresh_slab(ids, axis) for axis in axes if axis != free
+        }
         box = Box(ids, free, slabs)
         self._declare(box, kept)
         for slab in divided:
@@ -442,7 +452,7 @@ class Flow:
         if axis == box.free:
             return moved + tuple(line(slab, where[a], rank) for a, slab in box.slabs.items())
         slabs = {where[a]: slab for a, slab in box.slabs.items() if a != axis}
-        return (*moved, Box(box.ids.take(index, axis), where[box.free], slabs))
+        return (*moved, Box(np.asarray(box.ids.take(index, axis)), where[box.free], slabs))
 
     def concatenate(self, parts: Sequence[tuple[Boxes, Sequence[int]]], axis: int) -> Boxes:
         """Boxes after `cat` along `axis`; `parts` are pairs of boxes and shape."""
@@ -454,10 +464,12 @@ class Flow:
         others = [tuple(b for b in boxes if axis not in b.axes) for boxes, _ in parts]
         if not whole:
             others = [
-                rest + tuple(line(self.axis(box, a), a, rank) for a in (box.axes - {axis} if box else ()))
+                rest + tuple(line(self.axis(box, a), a, rank) for a in box.axes - {axis}) if box else rest
                 for rest, box in zip(others, held, strict=True)
             ]
-        joined = self.join([(boxes, shape, letters) for boxes, (_, shape) in zip(others, parts, strict=True)], letters)
+        joined = self.join(
+            [(boxes, shape, letters) for boxes, (_, shape) in zip(others, parts, strict=True)], letters
+        )
         if all(box is None for box in held):
             return joined
         if whole:

@@ -223,7 +223,9 @@ class Graph:
 
         found = next((g for g in self.groups if g.name == name), None)
         if found is None:
-            raise PlanError(f"No group is called {name!r}. {close_names(name, [g.name for g in self.groups])}")
+            raise PlanError(
+                f"No group is called {name!r}. {close_names(name, [g.name for g in self.groups])}"
+            )
         return found
 
     def terms(self, tensor: int, axis: int) -> tuple[Term, ...]:

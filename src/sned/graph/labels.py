@@ -93,7 +93,9 @@ def matching_runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[tuple[in
 def varying_axes(array: IntArray) -> tuple[int, ...]:
     """The axes along which an array is not constant."""
     return tuple(
-        axis for axis, size in enumerate(array.shape) if size > 1 and bool((array != array.take([0], axis)).any())
+        axis
+        for axis, size in enumerate(array.shape)
+        if size > 1 and bool((array != array.take([0], axis)).any())
     )
 
 

@@ -36,7 +36,9 @@ class Plan:
 
     def counts(self, graph: Graph) -> IntArray:
         """`[groups]`: how many units each group of `graph` keeps."""
-        return np.array([group.size - len(self.removed.get(group.name, ())) for group in graph.groups], np.int64)
+        return np.array(
+            [group.size - len(self.removed.get(group.name, ())) for group in graph.groups], np.int64
+        )
 
     def to_json(self) -> str:
         """The plan as JSON; `Plan.from_json` reads it back."""
@@ -64,7 +66,9 @@ class Plan:
         try:
             data = json.loads(text)
             if data["format"] != FORMAT:
-                raise PlanError(f"This version of sned reads plans of format {FORMAT}, got {data['format']!r}.")
+                raise PlanError(
+                    f"This version of sned reads plans of format {FORMAT}, got {data['format']!r}."
+                )
             return Plan(
                 fingerprint=str(data["fingerprint"]),
                 shapes={str(name): tuple(int(n) for n in shape) for name, shape in data["shapes"].items()},
@@ -115,7 +119,9 @@ def _check(group: Group, gone: IntArray) -> None:
         bad = int(gone[0] if gone[0] < 0 else gone[-1])
         raise PlanError(f"Units of {group.name!r} are numbered 0 to {group.size - 1}, got {bad}.")
     if gone.size >= group.size:
-        raise PlanError(f"At least one unit of {group.name!r} must stay, but all {group.size} were to be removed.")
+        raise PlanError(
+            f"At least one unit of {group.name!r} must stay, but all {group.size} were to be removed."
+        )
     per_cell = np.bincount(group.cells[gone], minlength=group.cell_count)
     if per_cell.min() != per_cell.max():
         raise PlanError(
@@ -143,7 +149,9 @@ def check_fits(plan: Plan, graph: Graph) -> None:
     except PlanError as error:
         raise PlanError(f"A plan applies to the network that it was made for, but here {error}") from error
     if not _same(again.kept, plan.kept):
-        raise PlanError("The units and the indices of a plan must agree, but they do not: it was altered. Make it again.")
+        raise PlanError(
+            "The units and the indices of a plan must agree, but they do not: it was altered. Make it again."
+        )
     extra = sorted(here.keys() - plan.shapes.keys())
     if extra or graph.fingerprint != plan.fingerprint:
         what = f"parameter {extra[0]!r} is new" if extra else "the forward pass is another one"
@@ -152,7 +160,8 @@ def check_fits(plan: Plan, graph: Graph) -> None:
 
 def _same(a: Mapping[str, Mapping[int, IntArray]], b: Mapping[str, Mapping[int, IntArray]]) -> bool:
     return a.keys() == b.keys() and all(
-        a[name].keys() == b[name].keys() and all(np.array_equal(a[name][axis], b[name][axis]) for axis in a[name])
+        a[name].keys() == b[name].keys()
+        and all(np.array_equal(a[name][axis], b[name][axis]) for axis in a[name])
         for name in a
     )
 
@@ -176,7 +185,9 @@ def _encode(value: Any) -> Any:
         return {"dict": {str(name): _encode(item) for name, item in value.items()}}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise PlanError(f"Example inputs in a plan hold tensors, numbers, texts and nests of them, got {type(value)!r}.")
+    raise PlanError(
+        f"Example inputs in a plan hold tensors, numbers, texts and nests of them, got {type(value)!r}."
+    )
 
 
 def _decode(value: Any) -> Any:

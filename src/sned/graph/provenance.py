@@ -71,7 +71,7 @@ class Sized(int):
         return Sized(value, Formula(frozenset([source]), lambda news: news.get(source, value)))
 
     def __eq__(self, other: object) -> bool:
-        same = int.__eq__(self, other)  # type: ignore[arg-type]
+        same = int.__eq__(self, other)
         if Sized.compared is not None and isinstance(other, Sized) and same:
             Sized.compared(self, other)
         return same
@@ -105,12 +105,12 @@ class SizedFloat(float):
         return float, (float(self),)
 
 
-def _with_formula(value: Any, evaluate: Callable[..., Any], operands: Sequence[Any]) -> Any:  # noqa: ANN401
+def _with_formula(value: Any, evaluate: Callable[..., Any], operands: Sequence[Any]) -> Any:
     """A result that remembers how it came from its operands."""
     formulas = [getattr(operand, "formula", None) for operand in operands]
     plain = [_plain(v) for v in operands]
 
-    def again(news: Mapping[Source, int]) -> Any:  # noqa: ANN401
+    def again(news: Mapping[Source, int]) -> Any:
         return evaluate(*(f.evaluate(news) if f else p for f, p in zip(formulas, plain, strict=True)))
 
     made = Formula(frozenset().union(*(f.sources for f in formulas if f)), again)
@@ -124,7 +124,7 @@ def _plain(value: int | float) -> int | float:
 
 
 def _arithmetic(compute: Callable[[Any, Any], Any], *, swapped: bool) -> Callable[[Any, Any], Any]:
-    def method(self: Any, other: Any) -> Any:  # noqa: ANN401 (whatever a number takes)
+    def method(self: Any, other: Any) -> Any:
         if not isinstance(other, int | float):
             return NotImplemented
         pair = (other, self) if swapped else (self, other)
@@ -142,7 +142,7 @@ for _operation in ("add", "sub", "mul", "floordiv", "mod", "pow", "truediv"):
 _plain_sqrt = math.sqrt
 
 
-def _sqrt(value: Any) -> Any:  # noqa: ANN401
+def _sqrt(value: Any) -> Any:
     root = _plain_sqrt(value)
     return _with_formula(root, _plain_sqrt, (value,)) if isinstance(value, Sized | SizedFloat) else root
 
@@ -196,19 +196,19 @@ class Watch(TorchFunctionMode):
 
     def __enter__(self) -> Watch:
         Sized.compared = self._compared
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *problem: Any) -> None:
         Sized.compared = None
-        super().__exit__(*problem)
+        super().__exit__(*problem)  # type: ignore[no-untyped-call]
 
     def _compared(self, one: Sized, other: Sized) -> None:
         now = self.position()
         self.uses.append(Use(one.formula, int(one), now, now, None, equals=other.formula))
         self.uses.append(Use(other.formula, int(other), now, now, None, equals=one.formula))
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         start = self.position()
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
@@ -223,7 +223,7 @@ class Watch(TorchFunctionMode):
                     self.uses.append(Use(value.formula, int(value), start, self.position(), from_end))
         return result
 
-    def _scales(self, name: str, args: Any, kwargs: Mapping[str, Any], start: int) -> None:  # noqa: ANN401
+    def _scales(self, name: str, args: Any, kwargs: Mapping[str, Any], start: int) -> None:
         """Note factors that follow from a size: floats given, and what attention uses when it is given none."""
         end = self.position()
         for value in _floats((args, tuple(kwargs.values()))):
@@ -236,7 +236,7 @@ class Watch(TorchFunctionMode):
                 for root in (size**-0.5, size**-0.25):
                     self.scales.append(Scale(root.formula, float(root), start, end))
 
-    def _with_sources(self, tensor: torch.Tensor, result: Any, args: tuple[Any, ...]) -> Any:  # noqa: ANN401
+    def _with_sources(self, tensor: torch.Tensor, result: Any, args: tuple[Any, ...]) -> Any:
         if not isinstance(result, torch.Size) and type(result) is not int:
             return result
         number = self.number(tensor)
@@ -248,7 +248,7 @@ class Watch(TorchFunctionMode):
         return result if axis is None else Sized.of(result, TensorAxis(number, int(axis) % tensor.ndim))
 
 
-def _integers(value: Any) -> Iterator[int]:  # noqa: ANN401 (nested arguments)
+def _integers(value: Any) -> Iterator[int]:
     if isinstance(value, int) and not isinstance(value, bool):
         yield value
     elif isinstance(value, tuple | list):
@@ -258,7 +258,7 @@ def _integers(value: Any) -> Iterator[int]:  # noqa: ANN401 (nested arguments)
         yield from _integers((value.start, value.stop, value.step))
 
 
-def _floats(value: Any) -> Iterator[SizedFloat]:  # noqa: ANN401 (nested arguments)
+def _floats(value: Any) -> Iterator[SizedFloat]:
     if isinstance(value, SizedFloat):
         yield value
     elif isinstance(value, tuple | list):
@@ -310,7 +310,7 @@ def instrumented(model: nn.Module) -> Iterator[None]:
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
-def _swapped(value: Any, path: str, name: str) -> Any:  # noqa: ANN401 (any attribute)
+def _swapped(value: Any, path: str, name: str) -> Any:
     if _is_integer(value):
         return Sized.of(value, Attribute(path, name))
     if type(value) in (tuple, list) and value and all(_is_integer(v) for v in value):
@@ -325,17 +325,21 @@ def _swapped(value: Any, path: str, name: str) -> Any:  # noqa: ANN401 (any attr
     return value
 
 
-def settings(holder: Any) -> dict[str, Any]:  # noqa: ANN401 (a dict or any plain object)
+def settings(holder: Any) -> dict[str, Any]:
     """The names and values that a configuration holds."""
     return holder if isinstance(holder, dict) else vars(holder)
 
 
 def is_configuration(value: object) -> bool:
     """Whether a value is a plain object that holds settings: attributes, no tensors, no modules, no code."""
-    if isinstance(value, nn.Module | torch.Tensor | type) or callable(value) or type(value).__module__ == "builtins":
+    if (
+        isinstance(value, nn.Module | torch.Tensor | type)
+        or callable(value)
+        or type(value).__module__ == "builtins"
+    ):
         return False
     held = getattr(value, "__dict__", None)
-    return bool(held) and not any(isinstance(v, nn.Module | torch.Tensor) for v in held.values())
+    return bool(held) and not any(isinstance(v, nn.Module | torch.Tensor) for v in (held or {}).values())
 
 
 def _is_integer(value: object) -> bool:

@@ -31,7 +31,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Recorded:
-    """All passes over one model: `main` (in eval mode, at two batch sizes merged) and, where it adds to that, `trained`.
+    """All passes over one model: `main` in eval mode, at two batch sizes merged; `trained` where it adds to that.
 
     `batched` says whether the pass can be replayed at any batch size, `device` on which one it was recorded.
     """

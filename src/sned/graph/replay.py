@@ -17,7 +17,7 @@ from sned.graph.coupling import Keep
 from sned.graph.example import Inputs, arguments, tensors_in
 from sned.graph.ir import Graph, Op, Ref
 from sned.graph.plan import Plan
-from sned.graph.provenance import TensorAxis
+from sned.graph.provenance import Source, TensorAxis
 from sned.graph.sizes import Sizes
 
 State = Mapping[str, torch.Tensor]
@@ -42,7 +42,9 @@ def made_up(graph: Graph, plan: Plan, sliced: State) -> dict[str, torch.Tensor]:
     state = dict(sliced)
     sizes = Sizes(graph, keep_of(graph, plan))
     for rescale in graph.rescales:
-        news = {s: sizes.shape(s.tensor)[s.axis] for s in rescale.formula.sources if isinstance(s, TensorAxis)}
+        news: dict[Source, int] = {
+            s: sizes.shape(s.tensor)[s.axis] for s in rescale.formula.sources if isinstance(s, TensorAxis)
+        }
         factor = (rescale.value / rescale.formula.evaluate(news)) ** rescale.power
         if factor == 1.0:
             continue
@@ -145,7 +147,9 @@ class Replay:
             return torch.empty(value.shape, dtype=value.dtype, device=self._device)
         return value.clone()
 
-    def _call(self, op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any], live: dict[int, torch.Tensor]) -> None:
+    def _call(
+        self, op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any], live: dict[int, torch.Tensor]
+    ) -> None:
         values = _filled(args, live)
         named = {name: _filled(value, live) for name, value in kwargs.items()}
         if "device" in named:  # recorded on meta
@@ -159,7 +163,12 @@ class Replay:
 
 def _split(inputs: Inputs) -> bool:
     """Whether inputs come as (positional, keyword) arguments already."""
-    return isinstance(inputs, tuple) and len(inputs) == 2 and type(inputs[0]) is tuple and type(inputs[1]) is dict
+    return (
+        isinstance(inputs, tuple)
+        and len(inputs) == 2
+        and type(inputs[0]) is tuple
+        and type(inputs[1]) is dict
+    )
 
 
 def overload(target: str) -> Any:

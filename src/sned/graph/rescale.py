@@ -6,6 +6,7 @@ are multiplied by what makes up for it. Where no weights can, the size must not 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,12 @@ PASSED = frozenset(
 )  # fmt: skip
 """Ops whose output is scaled when all their tensor inputs are."""
 
-NORMS = {"native_layer_norm": (2, 3), "_fused_rms_norm": (2,), "native_batch_norm": (1, 2), "native_group_norm": (1, 2)}
+NORMS = {
+    "native_layer_norm": (2, 3),
+    "_fused_rms_norm": (2,),
+    "native_batch_norm": (1, 2),
+    "native_group_norm": (1, 2),
+}
 """Normalisations, and where their weight and bias stand among the arguments."""
 
 PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2), "convolution": (0, 1)}
@@ -90,7 +96,9 @@ class Upstream:
 
     def labels(self, tensor: int) -> IntArray:
         """Every label that a tensor carries."""
-        return np.concatenate([np.zeros(0, np.int64), *(box.ids.ravel() for box in self._boxes.get(tensor, ()))])
+        return np.concatenate(
+            [np.zeros(0, np.int64), *(box.ids.ravel() for box in self._boxes.get(tensor, ()))]
+        )
 
     def _only_on_path(self) -> bool:
         """Whether no op beside the path reads what is scaled (it may read other labels of the same tensors)."""
@@ -122,7 +130,8 @@ class Upstream:
         if op.name in NORMS:
             return number in self._parameters
         if op.name in PRODUCTS and self._root(op.args[PRODUCTS[op.name][1]].id) is not None:
-            return number != op.args[PRODUCTS[op.name][0]].id
+            factor: int = op.args[PRODUCTS[op.name][0]].id
+            return number != factor
         return True
 
     def sites(self, tensor: int, ids: IntArray, depth: int = 0) -> tuple[Site, ...] | None:
@@ -188,7 +197,13 @@ class Upstream:
             return None
         first = self._first[(weight, axis)]
         positions = np.unique(ids[(ids >= first) & (ids < first + self._size(weight, axis))]) - first
-        ref = op.args[0] if op.name in ("addmm", "baddbmm") else op.args[2] if op.name == "convolution" else None
+        ref = (
+            op.args[0]
+            if op.name in ("addmm", "baddbmm")
+            else op.args[2]
+            if op.name == "convolution"
+            else None
+        )
         if ref is None:
             return (Site(weight, axis, positions),)
         biases = self._vector(ref.id, positions)
@@ -219,7 +234,16 @@ class Upstream:
         """The parameter that a tensor is a view of."""
         while tensor not in self._parameters:
             op = self._producer.get(tensor)
-            if op is None or op.name not in ("t", "permute", "transpose", "view", "clone", "alias", "_to_copy", "expand"):
+            if op is None or op.name not in (
+                "t",
+                "permute",
+                "transpose",
+                "view",
+                "clone",
+                "alias",
+                "_to_copy",
+                "expand",
+            ):
                 return None
             self._path.setdefault(op.index, np.zeros(0, np.int64))
             tensor = op.inputs[0]
@@ -267,4 +291,4 @@ def rescales(ops: Sequence[Op], scales: Sequence[Scale], upstream: Upstream) -> 
 
 
 def _holds(op: Op, value: float) -> bool:
-    return any(isinstance(a, float) and abs(a - value) <= 1e-9 * abs(value) for a in op.args)
+    return any(isinstance(a, float) and math.isclose(a, value) for a in op.args)

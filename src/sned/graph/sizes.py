@@ -67,7 +67,9 @@ class Sizes:
 
     def shape(self, number: int) -> tuple[int, ...]:
         """Shape of a tensor under the plan at the traced batch size."""
-        return tuple(self.fraction(number, axis)[0] if size else 0 for axis, size in enumerate(self.recorded(number)))
+        return tuple(
+            self.fraction(number, axis)[0] if size else 0 for axis, size in enumerate(self.recorded(number))
+        )
 
     def plain(self, op: Op) -> tuple[Any, ...]:
         """The arguments of `op` at this batch size, without a plan."""

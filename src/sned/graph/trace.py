@@ -17,21 +17,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sned.errors import ModelError
-from sned.graph.build import Recorded, build
+from sned.graph.build import build
 from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
 from sned.graph.ir import Affine, Graph, Op, Ref, Tensor
 from sned.graph.provenance import Sized, SizedFloat, Watch, functions_opened, instrumented
-from sned.graph.recording import BATCHES, Recording
+from sned.graph.recording import BATCHES, Recorded, Recording
 
 DEVICES = ("meta", "cpu")
 """Where a pass is recorded: without values, and where a model reads values, with them."""
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes every ATen call into a `Recording`, with the path of the module that made it."""
 
     def __init__(self, model: nn.Module, parameters: Mapping[int, str], recording: Recording) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recording = recording
         self._names = parameters
         self._numbers: dict[int, int] = {}
@@ -53,7 +53,9 @@ class Recorder(TorchDispatchMode):
     def number(self, tensor: torch.Tensor) -> int:
         """The number of a tensor, given when it is first seen."""
         number = self._numbers.get(id(tensor))
-        if number is None or self.recording.tensors[number].shape != tensor.shape:  # `transpose_` changes the shape
+        if (
+            number is None or self.recording.tensors[number].shape != tensor.shape
+        ):  # `transpose_` changes the shape
             number = self._numbers[id(tensor)] = len(self.recording.tensors)
             self._alive.append(tensor)
             dtype = str(tensor.dtype).removeprefix("torch.")
@@ -177,7 +179,9 @@ def record(
     def made(leaf: Leaf) -> torch.Tensor:
         if device != "meta":
             return leaf.tensor(batch, example.batch, generator).to(device)
-        return torch.empty(leaf.resized(batch, example.batch), dtype=getattr(torch, leaf.dtype), device=device)
+        return torch.empty(
+            leaf.resized(batch, example.batch), dtype=getattr(torch, leaf.dtype), device=device
+        )
 
     args, kwargs = example.build(made)
     recorder = Recorder(model, names, into or Recording())

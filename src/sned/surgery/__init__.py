@@ -1,4 +1,7 @@
-"""Act on a plan, after rehearsing what can be cut: a smaller network of the same class, made on a copy and held against the replay; saved and loaded."""
+"""Act on a plan: what can be cut is rehearsed, a smaller network of the same class is made on a copy and verified.
+
+In: a model and an example (`trace`), a model and a plan (`apply`). Out: the graph, the pruned network; `save`, `load`.
+"""
 
 from sned.surgery.checkpoint import load, save
 from sned.surgery.probe import trace

@@ -16,11 +16,11 @@ from torch import nn
 from sned.errors import SurgeryError
 from sned.graph.coupling import Keep
 from sned.graph.ir import Graph, Op
+from sned.graph.provenance import Attribute, Formula, Source, TensorAxis, Use, settings
+from sned.graph.recording import BATCHES, Recording
 from sned.graph.replay import overload
 from sned.graph.sizes import Sizes
-from sned.graph.recording import BATCHES, Recording
 from sned.graph.trace import record
-from sned.graph.provenance import Attribute, Formula, Source, TensorAxis, Use, settings
 
 TIDY: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
     nn.Linear: {"in_features": ("weight", 1), "out_features": ("weight", 0)},
@@ -104,7 +104,7 @@ def _invert(use: Use, news: Mapping[Source, int], source: Source, new: int) -> i
     for candidate in (new, *range(1, max(use.value, new) + 1)):
         try:
             if use.formula.evaluate({**news, source: candidate}) == new:
-                return candidate
+                return int(candidate)
         except ZeroDivisionError:
             continue
     return None
@@ -114,7 +114,7 @@ def _wanted(graph: Graph, sizes: Sizes, use: Use, news: Mapping[Source, int]) ->
     """What a number must become: as the size that it was compared with, by its place in a shape, or else as equal
     numbers in the ops of the call."""
     if use.equals is not None:
-        return use.equals.evaluate(news) if use.equals.sources <= news.keys() else None
+        return int(use.equals.evaluate(news)) if use.equals.sources <= news.keys() else None
     ops = graph.ops[use.first_op : use.last_op]
     if use.from_end is not None:
         number = next((n for n in reversed(ops[-1].outputs) if n is not None), None)
@@ -155,7 +155,9 @@ def _pairs(old: Any, new: Any) -> Iterator[tuple[int, int]]:
         yield old, new
 
 
-def _assign(modules: Mapping[str, nn.Module], private: set[tuple[str, str]], source: Attribute, new: int) -> Repair:
+def _assign(
+    modules: Mapping[str, nn.Module], private: set[tuple[str, str]], source: Attribute, new: int
+) -> Repair:
     module = modules[source.module]
     if source.holder is not None:
         shared = getattr(module, source.holder)
@@ -186,7 +188,9 @@ def _tidy(model: nn.Module) -> Iterator[Repair]:
                     yield Repair(path, attribute, old, tensor.shape[axis])
         if isinstance(module, nn.modules.conv._ConvNd) and module.weight is not None:
             first, second = module.weight.shape[:2]
-            inputs, outputs = (first, second * module.groups) if module.transposed else (second * module.groups, first)
+            inputs, outputs = (
+                (first, second * module.groups) if module.transposed else (second * module.groups, first)
+            )
             for attribute, new in (("in_channels", inputs), ("out_channels", outputs)):
                 old = getattr(module, attribute)
                 if old != new:

@@ -114,11 +114,21 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], list[Plan]]:
         plans = [Plan.from_json(text) for text in json.loads(metadata["plans"])]
         tensors = load_file(path)
         if _digest(tensors) != metadata.get("sha256"):
-            raise CheckpointError(f"{path.name} was altered: its values are not those that were saved. Save it again.")
+            raise CheckpointError(
+                f"{path.name} was altered: its values are not those that were saved. Save it again."
+            )
         return tensors, plans
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no file {path}. Check the path.") from error
-    except (safetensors.SafetensorError, PlanError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (
+        safetensors.SafetensorError,
+        PlanError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ) as error:
         raise CheckpointError(
             f"{path.name} is damaged ({error}). Save the network again, or fetch the file anew."
         ) from error

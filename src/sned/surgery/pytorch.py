@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -125,7 +126,9 @@ def verify(small: nn.Module, graph: Graph, plan: Plan, state: Mapping[str, torch
     shaken = {name: _not_zero(tensor) for name, tensor in state.items() if name not in graph.aliases}
     replay = Replay(graph, shaken, plan)
     zero = [name for name, tensor in shaken.items() if tensor is not state[name]]
-    own = {name: tensor for name, tensor in made_up(graph, plan, replay.state).items() if name in zero} or None
+    own = {
+        name: tensor for name, tensor in made_up(graph, plan, replay.state).items() if name in zero
+    } or None
     batches = (2, 1) if graph.batched else (None,)
     return max(_difference(small, graph, replay, own, batch) for batch in batches)
 
@@ -134,7 +137,7 @@ def _not_zero(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_floating_point() or tensor.ndim < 2 or bool(tensor.any()):
         return tensor
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(tensor.shape, generator=generator).to(tensor) / tensor.shape[-1] ** 0.5
+    return torch.randn(tensor.shape, generator=generator).to(tensor) / math.sqrt(tensor.shape[-1])
 
 
 def _difference(
@@ -146,7 +149,11 @@ def _difference(
     )
     with torch.no_grad(), plain_kernels(), mode_of(small, training=False):
         expected, _ = replay.run((args, kwargs))
-        made = small(*args, **kwargs) if own is None else torch.func.functional_call(small, dict(own), args, kwargs)
+        made = (
+            small(*args, **kwargs)
+            if own is None
+            else torch.func.functional_call(small, dict(own), args, kwargs)
+        )
     got = tensors_in(made)
     worst = 0.0
     for number, (mine, theirs) in enumerate(zip(got, expected, strict=True)):
@@ -157,12 +164,14 @@ def _difference(
             )
         a, b = mine.double(), theirs.double()
         scale = max(float(b.abs().nan_to_num(0, 0, 0).max()) if b.numel() else 0.0, 1e-6)
-        difference = float((a - b).abs().nan_to_num(0 if bool((a.isnan() == b.isnan()).all()) else 1e9).max()) / scale
+        difference = (
+            float((a - b).abs().nan_to_num(0 if bool((a.isnan() == b.isnan()).all()) else 1e9).max()) / scale
+        )
         worst = max(worst, difference)
     limit = TOLERANCE if all(t.dtype in (torch.float32, torch.float64) for t in expected) else 0.05
     if worst > limit:
         raise SurgeryError(
             f"A pruned network must compute what its plan promises, but its outputs differ by {worst:.2g} of the "
-            f"largest one at batch size {batch or graph.batch}. The original was not touched. Please report this network."
+            f"largest one at batch size {batch or graph.batch}. The original was not touched. Please report it."
         )
     return worst

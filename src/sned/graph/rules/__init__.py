@@ -3,8 +3,8 @@
 An op without a rule freezes what it touches and is reported by name, so the worst case is a unit that stays.
 """
 
-from sned.graph.rules.registry import RESIZERS, RULES, resize, rule
 from sned.graph.rules import basic, contraction, indexing, normalisation, reduction, shape, spatial
+from sned.graph.rules.registry import RESIZERS, RULES, resize, rule
 
 __all__ = [
     "RESIZERS",

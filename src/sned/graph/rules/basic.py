@@ -18,7 +18,8 @@ ELEMENTWISE = (
     "clone", "_to_copy", "contiguous", "alias", "detach", "detach_", "copy_", "lift_fresh", "lift_fresh_copy",
     "nan_to_num", "clamp", "clamp_", "floor_divide", "zero_", "fill_", "bernoulli_", "div_", "add_", "mul_",
     "_conj", "_neg_view", "view_as_real_copy", "addcmul", "addcdiv", "lerp", "rsub", "threshold", "threshold_",
-    "hardshrink", "softshrink", "logical_not", "isnan", "relu", "relu_", "abs_", "glu_jvp", "bitwise_not", "resolve_conj",
+    "hardshrink", "softshrink", "logical_not", "isnan", "relu", "relu_", "abs_", "glu_jvp", "bitwise_not",
+    "resolve_conj",
 )  # fmt: skip
 """Ops that work position by position; the `pointwise` tag of PyTorch misses some of them."""
 
@@ -83,7 +84,9 @@ def weight_norm(flow: Flow, op: Op) -> None:
     """`g v / |v|`, the norm taken over all axes but one."""
     v, g = op.args[0], op.args[1]
     letters = [chr(97 + a) for a in range(len(flow.shape(v)))]
-    flow.put(op, flow.join([(flow.of(v), flow.shape(v), letters), (flow.of(g), flow.shape(g), letters)], letters))
+    flow.put(
+        op, flow.join([(flow.of(v), flow.shape(v), letters), (flow.of(g), flow.shape(g), letters)], letters)
+    )
 
 
 @rule("unknown")

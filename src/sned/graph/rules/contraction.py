@@ -88,7 +88,9 @@ def convolution(flow: Flow, op: Op) -> None:
     first, second, *window = flow.shape(weight)
     if transposed:  # weight [inputs, outputs of a group, ...]
         outputs = second
-        w = flow.reshape(flow.of(weight), (first, second, *window), (groups, first // groups, second, *window))
+        w = flow.reshape(
+            flow.of(weight), (first, second, *window), (groups, first // groups, second, *window)
+        )
         w_shape, w_letters = (groups, first // groups, second, *window), ["g", "i", "o", *kernel]
     else:
         outputs = first // groups
@@ -98,7 +100,9 @@ def convolution(flow: Flow, op: Op) -> None:
     boxes = flow.reshape(flow.of(x), (batch, channels, *size), x_shape)
     out = result_shape(flow, op)
     split = (out[0], groups, outputs, *out[2:])
-    made = flow.join([(boxes, x_shape, ["b", "g", "i", *kernel]), (w, w_shape, w_letters)], ["b", "g", "o", *space])
+    made = flow.join(
+        [(boxes, x_shape, ["b", "g", "i", *kernel]), (w, w_shape, w_letters)], ["b", "g", "o", *space]
+    )
     merged = flow.reshape(made, split, out)
     if bias is not None:
         letters = ["b", "c", *space]

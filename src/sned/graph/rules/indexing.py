@@ -28,7 +28,16 @@ def index_select(flow: Flow, op: Op) -> None:
     flow.put(op, _looked_up(flow, flow.of(ref), axis, 1, "picked by an index tensor"))
 
 
-@rule("gather", "take_along_dim", "scatter", "scatter_", "scatter_add", "scatter_add_", "index_fill", "index_add")
+@rule(
+    "gather",
+    "take_along_dim",
+    "scatter",
+    "scatter_",
+    "scatter_add",
+    "scatter_add_",
+    "index_fill",
+    "index_add",
+)
 def gather(flow: Flow, op: Op) -> None:
     """Positions picked or written along one axis, which stays; the others meet."""
     refs = [a for a in op.args if isinstance(a, Ref) and flow.shape(a)]

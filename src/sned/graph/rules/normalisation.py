@@ -62,7 +62,7 @@ def group_norm(flow: Flow, op: Op) -> None:
     boxes = flow.reshape(flow.of(ref), shape, split)
     for box in boxes:
         if 2 in box.axes:
-            flow.spans(box.ids if 2 == box.free and box.slabs else flow.axis(box, 2))
+            flow.spans(box.ids if box.free == 2 and box.slabs else flow.axis(box, 2))
     merged = flow.reshape(boxes, split, shape)
     letters = [chr(97 + a) for a in range(len(shape))]
     operands = [(merged, shape, letters)]

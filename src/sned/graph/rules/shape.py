@@ -159,9 +159,15 @@ def slice_bounds(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
     if sizes.untouched(ref.id, axis) or len(args) < 3:
         return args
     old = sizes.old(ref)[axis]
-    start, end, step = slice(*args[2:5]).indices(old)
+    start, end, _ = slice(*args[2:5]).indices(old)
     step_args = (args[4],) if len(args) > 4 else ()
-    return (ref, args[1], sizes.kept(ref.id, axis, old, 0, start), sizes.kept(ref.id, axis, old, 0, end), *step_args)
+    return (
+        ref,
+        args[1],
+        sizes.kept(ref.id, axis, old, 0, start),
+        sizes.kept(ref.id, axis, old, 0, end),
+        *step_args,
+    )
 
 
 @rule("cat", "concat", "concatenate", "hstack")
@@ -243,7 +249,9 @@ def repeat(flow: Flow, op: Op) -> None:
     old, new = flow.shape(ref), _out_shape(flow, op)
     shift = len(new) - len(old)
     times = [new[a + shift] // size for a, size in enumerate(old)]
-    repeated = tuple(_repeated(box, times).moved({a: a + shift for a in box.axes}, len(new)) for box in flow.of(ref))
+    repeated = tuple(
+        _repeated(box, times).moved({a: a + shift for a in box.axes}, len(new)) for box in flow.of(ref)
+    )
     flow.put(op, repeated)
 
 

@@ -43,9 +43,11 @@ def pad(flow: Flow, op: Op) -> None:
     ref, amounts = op.args[0], op.args[1]
     boxes, shape = flow.of(ref), list(flow.shape(ref))
     for i in range(0, len(amounts), 2):
-        axis, before, after = len(shape) - 1 - i // 2, *amounts[i : i + 2]
+        axis, before, after = len(shape) - 1 - i // 2, int(amounts[i]), int(amounts[i + 1])
         if before < 0 or after < 0:
-            boxes = flow.take(boxes, axis, slice(max(-before, 0), shape[axis] - max(-after, 0), 1), shape[axis])
+            boxes = flow.take(
+                boxes, axis, slice(max(-before, 0), shape[axis] - max(-after, 0), 1), shape[axis]
+            )
             shape[axis] -= max(-before, 0) + max(-after, 0)
         ends = [max(before, 0), max(after, 0)]
         if covering(boxes, axis) is not None and any(ends):
@@ -60,7 +62,9 @@ def pad(flow: Flow, op: Op) -> None:
 
 def line_like(flow: Flow, box: Box) -> Box:
     """Fresh filler labels where a box has its own: a constant takes any size."""
-    return Box(flow.fresh(box.ids.size).reshape(box.ids.shape), box.free, filler=True) if not box.slabs else box
+    return (
+        Box(flow.fresh(box.ids.size).reshape(box.ids.shape), box.free, filler=True) if not box.slabs else box
+    )
 
 
 @rule("pixel_shuffle")
