@@ -28,7 +28,7 @@ from sned.graph.example import Inputs
 from sned.graph.trace import state_of
 from sned.measure import Latency, agreement, evaluated, measure_onnx
 from sned.progress import SILENT, Progress
-from sned.repair import RepairReport, repair
+from sned.repair import RepairReport, glance, repair
 from sned.report import Report, to_html, to_json
 from sned.report.compose import Findings, Network, compose
 from sned.saliency import Evidence, Scores, score, sensitivities, weighed
@@ -435,6 +435,11 @@ def _finish(
     with _timed(study.seconds, "evaluate"):
         same = _agreement(study, small.model)
         after = evaluated(small.model, evaluate) if evaluate else None
+
+    def quality(found: Found) -> float:
+        told = glance(study.graph, study.state, found.plan, study.calibration)
+        return 1 - told.error if told.agreement is None else told.agreement
+
     report = compose(
         Findings(
             model=study.model,
@@ -444,7 +449,8 @@ def _finish(
             cost=choice.cost,
             scores=choice.scores,
             found=choice.found,
-            curve=choice.curve,
+            curve=tuple((found, quality(found)) for found in choice.curve),
+            chosen_quality=quality(choice.found),
             calibration=study.calibration,
             before=Network(study.exported, latency["before"], base),
             after=Network(exported, latency["after"], after),

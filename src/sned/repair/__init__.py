@@ -5,6 +5,7 @@ In: a graph, the dense state, a plan, a calibration. Out: the state of the prune
 """
 
 from sned.repair.batchnorm import blended, cut_replay, reestimate
+from sned.repair.glance import glance
 from sned.repair.reconstruct import Options, Solved, reconstruct
 from sned.repair.repair import Candidate, RepairReport, load_state, repair
 
@@ -15,6 +16,7 @@ __all__ = [
     "Solved",
     "blended",
     "cut_replay",
+    "glance",
     "load_state",
     "reconstruct",
     "reestimate",

@@ -45,7 +45,8 @@ class Findings:
     cost: MeasuredCost
     scores: Scores
     found: Found
-    curve: tuple[Found, ...]
+    curve: tuple[tuple[Found, float], ...]
+    chosen_quality: float
     calibration: Calibration
     before: Network
     after: Network
@@ -151,15 +152,21 @@ def _layer(before: LayerCost, after: LayerCost) -> LayerLoss:
 
 
 def _curve(findings: Findings) -> Curve:
-    """Predicted latency against the error that the criterion foresees, as what is left of 1 when it grows."""
-    plans = [(found, False) for found in findings.curve] + [(findings.found, True)]
+    """Predicted latency against how alike the answers are after the cheapest repair."""
+    plans = [(found, quality, False) for found, quality in findings.curve]
+    plans.append((findings.found, findings.chosen_quality, True))
     points = [
-        Point(found.costs["latency_ms"], float(np.exp(-found.error)), chosen)
-        for found, chosen in plans
+        Point(found.costs["latency_ms"], quality, chosen)
+        for found, quality, chosen in plans
         if "latency_ms" in found.costs
     ]
+    measure = (
+        "agreement with the dense network"
+        if findings.agreement is not None
+        else "1 - relative error of the outputs"
+    )
     return Curve(
-        f"exp(-error), error by '{findings.scores.criterion}', before repair",
+        f"{measure} on calibration inputs, BatchNorm re-estimated and nothing else repaired",
         tuple(sorted(points, key=lambda point: point.latency_ms)),
     )
 

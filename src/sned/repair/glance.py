@@ -1,0 +1,39 @@
+"""How a plan would do after the cheapest repair: a glance, for the many plans of a trade-off curve."""
+
+from __future__ import annotations
+
+import torch
+
+from sned.calibration import Calibration
+from sned.calibration.divergence import Divergence, divergence
+from sned.graph.ir import Graph
+from sned.graph.plan import Plan
+from sned.graph.replay import State, slice_state
+from sned.repair.batchnorm import blended, cut_replay, reestimate
+
+INPUTS = 64
+"""Calibration inputs that BatchNorm statistics are re-estimated from, and that answer."""
+
+
+def glance(
+    graph: Graph, state: State, plan: Plan, calibration: Calibration, *, inputs: int = INPUTS
+) -> Divergence:
+    """Cut, re-estimate BatchNorm statistics, and compare the answers with the dense network's. Nothing is built.
+
+    Args:
+        graph: of the dense network.
+        state: its parameters and buffers.
+        plan: what is removed.
+        calibration: of the dense network.
+        inputs: how many calibration inputs to use.
+    """
+    count = min(inputs, calibration.count)
+    count -= 0 if graph.batched else count % graph.batch
+    cut = slice_state(state, plan)
+    cut = blended(cut, reestimate(graph, cut, calibration.batches(0, count), plan), 1.0)
+    replay = cut_replay(graph, cut, plan)
+    with torch.no_grad():
+        parts = [replay.run(batch)[0] for batch in calibration.batches(0, count)]
+    return divergence(
+        calibration.outputs(0, count), [torch.cat(one).cpu() for one in zip(*parts, strict=True)]
+    )
