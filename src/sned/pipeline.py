@@ -311,7 +311,8 @@ def _anchored(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
     latency = _measure(study, {"before": study.exported.path})["before"]
     sizes = np.array([group.size for group in study.graph.groups], np.float64)
     predicted = study.cost.evaluate(sizes[None]).at(0)["latency_ms"]
-    anchored = replace(study, cost=study.cost.anchored(sizes, latency.median_ms))
+    cost = study.cost.anchored(sizes, latency.median_ms, size_bytes=study.exported.size_bytes)
+    anchored = replace(study, cost=cost)
     note = (
         f"Latencies are summed over measured ops and scaled by {latency.median_ms / predicted:.2f}, "
         "so that the whole network is predicted as it was measured."

@@ -351,7 +351,7 @@ class FusedQkv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
-        b, n, c = x.shape
+        b, n, _c = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         if self.fused:
             y = F.scaled_dot_product_attention(q, k, v)
@@ -539,7 +539,7 @@ class RelativeBias(FusedQkv):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
-        b, n, c = x.shape
+        b, n, _c = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         bias = self.table[self.index].view(n, n, -1).permute(2, 0, 1)
         y = ((q * self.scale) @ k.transpose(-2, -1) + bias).softmax(-1) @ v
@@ -560,7 +560,7 @@ class EmbeddingBias(FusedQkv):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
-        b, n, c = x.shape
+        b, n, _c = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         at = torch.arange(n, device=x.device)
         bias = self.table(at[:, None] - at[None] + 5).permute(2, 0, 1).unsqueeze(0)

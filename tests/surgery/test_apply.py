@@ -70,7 +70,7 @@ def test_train_forward_and_backward_reach_every_weight() -> None:
     optimiser = torch.optim.SGD(small.parameters(), lr=0.1)
     F.cross_entropy(small(IMAGE), torch.tensor([1, 2])).backward()
     optimiser.step()
-    for name, parameter in small.named_parameters():
+    for _name, parameter in small.named_parameters():
         assert parameter.grad is not None
         assert parameter.is_leaf
         assert parameter.grad.shape == parameter.shape

@@ -10,7 +10,7 @@ from sned.cli.output import progress, say
 from sned.cli.prune import show_report
 from sned.cli.stopping import keeping
 
-_CALIBRATED_ON = 256
+_CALIBRATED_ON = 192
 
 
 def command(

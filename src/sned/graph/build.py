@@ -15,14 +15,18 @@ from sned.graph.recording import BATCHES, Recorded, Recording
 from sned.graph.rescale import Rescale, Upstream, rescales
 from sned.graph.rules import RULES
 
+FIXED = 3
+"""The level of `fixed` at which nothing at an op may change."""
+
 Labels = dict[str, dict[int, IntArray]]
 """The labels of every axis of every parameter."""
 
 
-def build(recorded: Recorded, fixed: Mapping[int, bool] | None = None) -> Graph:
+def build(recorded: Recorded, fixed: Mapping[int, int] | None = None) -> Graph:
     """Let labels flow through the recordings and solve for the groups.
 
-    `fixed` names ops, by number, that may not change the size of what they make, or (True) of what goes in either.
+    `fixed` names ops, by number, that may not change the size of what they make (1), nor of what goes in (2), not even
+    by a slab that leaves (`FIXED`).
     """
     main, model = recorded.main, recorded.model
     labels: Labels = {}
@@ -62,7 +66,7 @@ def build(recorded: Recorded, fixed: Mapping[int, bool] | None = None) -> Graph:
     )
 
 
-def _through(flow: Flow, recording: Recording, labels: Labels, fixed: Mapping[int, bool]) -> None:
+def _through(flow: Flow, recording: Recording, labels: Labels, fixed: Mapping[int, int]) -> None:
     """Visit the ops of one recording; parameters that were labelled by an earlier one keep their labels."""
     for name, number in recording.parameters.items():
         tensor = recording.tensors[number]
@@ -111,12 +115,17 @@ def _spare(flow: Flow, positions: Sequence[Position], unread: Sequence[tuple[int
             flow.block(position.labels, "a parameter of this size is never read, so it cannot be cut along")
 
 
-def _fix(flow: Flow, op: Op, inputs: bool) -> None:
-    """What changes the shape of an op's outputs (and inputs) does not leave by itself."""
-    for number in (*op.outputs, *(op.inputs if inputs else ())):
-        for box in flow.boxes.get(number, ()) if number is not None else ():
+def _fix(flow: Flow, op: Op, level: int) -> None:
+    """What changes the shape of an op's outputs (and inputs) stays; see `build`."""
+    reason = "its size is a number in the code that no attribute holds"
+    for number in (*op.outputs, *(op.inputs if level > 1 else ())):
+        boxes = flow.boxes.get(number, ()) if number is not None else ()
+        if level >= FIXED:
+            flow.freeze_boxes(boxes, reason)
+            continue
+        for box in boxes:
             for axis in box.axes:
-                flow.block(flow.axis(box, axis), "its size is a number in the code that no attribute holds")
+                flow.block(flow.axis(box, axis), reason)
 
 
 def _link(flow: Flow, use: Use) -> None:

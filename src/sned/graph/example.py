@@ -99,11 +99,18 @@ def describe(inputs: Inputs) -> Example:
 
 
 def _leaf(tensor: torch.Tensor) -> Leaf:
-    counted = (
-        not (tensor.is_floating_point() or tensor.is_complex()) and tensor.numel() and not tensor.is_meta
-    )
-    low, high = (float(tensor.min()), float(tensor.max())) if counted else (0.0, 0.0)
+    low, high = _range(tensor)
     return Leaf(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), low, high)
+
+
+def _range(tensor: torch.Tensor) -> tuple[float, float]:
+    """Smallest and largest integer that every column may take: columns may index tables of different sizes."""
+    if tensor.is_floating_point() or tensor.is_complex() or not tensor.numel() or tensor.is_meta:
+        return 0.0, 0.0
+    low, high = float(tensor.min()), float(tensor.max())
+    if tensor.ndim < 2 or high <= 1:
+        return low, high
+    return low, max(low, float(tensor.reshape(-1, tensor.shape[-1]).amax(0).min()))
 
 
 def tensors_in(value: Any) -> Sequence[torch.Tensor]:

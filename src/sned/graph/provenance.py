@@ -47,10 +47,20 @@ Source = Attribute | TensorAxis
 
 @dataclass(frozen=True)
 class Formula:
-    """A number as a function of its sources; those not given keep their old value."""
+    """A number as a function of its sources: one source with its old value, or an operation on operands."""
 
     sources: frozenset[Source]
-    evaluate: Callable[[Mapping[Source, int]], Any]
+    value: int = 0
+    operation: str = ""
+    operands: tuple[Formula | int | float, ...] = ()
+
+    def evaluate(self, news: Mapping[Source, int]) -> Any:
+        """The number when sources take new values; those not given keep their old one."""
+        if not self.operation:
+            (source,) = self.sources
+            return news.get(source, self.value)
+        values = [o.evaluate(news) if isinstance(o, Formula) else o for o in self.operands]
+        return OPERATIONS[self.operation](*values)
 
 
 class Sized(int):
@@ -68,7 +78,7 @@ class Sized(int):
     @staticmethod
     def of(value: int, source: Source) -> Sized:
         """A number straight from its source."""
-        return Sized(value, Formula(frozenset([source]), lambda news: news.get(source, value)))
+        return Sized(value, Formula(frozenset([source]), value))
 
     def __eq__(self, other: object) -> bool:
         same = int.__eq__(self, other)
@@ -105,15 +115,11 @@ class SizedFloat(float):
         return float, (float(self),)
 
 
-def _with_formula(value: Any, evaluate: Callable[..., Any], operands: Sequence[Any]) -> Any:
+def _with_formula(value: Any, operation: str, operands: Sequence[Any]) -> Any:
     """A result that remembers how it came from its operands."""
-    formulas = [getattr(operand, "formula", None) for operand in operands]
-    plain = [_plain(v) for v in operands]
-
-    def again(news: Mapping[Source, int]) -> Any:
-        return evaluate(*(f.evaluate(news) if f else p for f, p in zip(formulas, plain, strict=True)))
-
-    made = Formula(frozenset().union(*(f.sources for f in formulas if f)), again)
+    held = tuple(getattr(operand, "formula", None) or _plain(operand) for operand in operands)
+    sources = frozenset[Source]().union(*(o.sources for o in held if isinstance(o, Formula)))
+    made = Formula(sources, operation=operation, operands=held)
     if isinstance(value, int) and not isinstance(value, bool):
         return Sized(value, made)
     return SizedFloat(value, made) if isinstance(value, float) else value
@@ -123,28 +129,35 @@ def _plain(value: int | float) -> int | float:
     return int(value) if isinstance(value, int) else float(value)
 
 
-def _arithmetic(compute: Callable[[Any, Any], Any], *, swapped: bool) -> Callable[[Any, Any], Any]:
+def _arithmetic(name: str, *, swapped: bool) -> Callable[[Any, Any], Any]:
+    compute = getattr(operator, name)
+
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, int | float):
             return NotImplemented
         pair = (other, self) if swapped else (self, other)
-        return _with_formula(compute(_plain(pair[0]), _plain(pair[1])), compute, pair)
+        return _with_formula(compute(_plain(pair[0]), _plain(pair[1])), name, pair)
 
     return method
 
 
-for _operation in ("add", "sub", "mul", "floordiv", "mod", "pow", "truediv"):
-    for _kind in (Sized, SizedFloat):
-        setattr(_kind, f"__{_operation}__", _arithmetic(getattr(operator, _operation), swapped=False))
-        setattr(_kind, f"__r{_operation}__", _arithmetic(getattr(operator, _operation), swapped=True))
-
-
 _plain_sqrt = math.sqrt
+_ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "pow", "truediv")
+OPERATIONS: Mapping[str, Callable[..., Any]] = {
+    "sqrt": _plain_sqrt,
+    **{name: getattr(operator, name) for name in _ARITHMETIC},
+}
+"""What a formula may do with its operands."""
+
+for _operation in _ARITHMETIC:
+    for _kind in (Sized, SizedFloat):
+        setattr(_kind, f"__{_operation}__", _arithmetic(_operation, swapped=False))
+        setattr(_kind, f"__r{_operation}__", _arithmetic(_operation, swapped=True))
 
 
 def _sqrt(value: Any) -> Any:
     root = _plain_sqrt(value)
-    return _with_formula(root, _plain_sqrt, (value,)) if isinstance(value, Sized | SizedFloat) else root
+    return _with_formula(root, "sqrt", (value,)) if isinstance(value, Sized | SizedFloat) else root
 
 
 @dataclass(frozen=True)

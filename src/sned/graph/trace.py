@@ -296,6 +296,8 @@ def _affine(a: Any, b: Any) -> Any:
     if isinstance(a, Mapping):
         return {name: _affine(a[name], b[name]) for name in a}
     if type(a) is int and a != b:
+        if -1 in (a, b):
+            raise ValueError("a size that is left open at one batch size only")
         slope, rest = divmod(b - a, BATCHES[1] - BATCHES[0])
         if rest:
             raise ValueError("not affine in the batch size")

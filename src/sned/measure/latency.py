@@ -78,6 +78,7 @@ def measure_onnx(
         warmup=warmup,
         threads=threads,
         max_seconds=max_seconds,
+        settle=1,  # the other files' weights have just pushed this one's out of the cache
         seed=seed,
         progress=progress,
     )

@@ -12,7 +12,7 @@ from torch import nn
 
 from sned.graph import Graph, Group, Op, Plan
 from sned.graph import trace as recorded
-from sned.graph.build import build
+from sned.graph.build import FIXED, build
 from sned.graph.example import Example, Inputs
 from sned.graph.replay import keep_of
 from sned.graph.trace import state_of
@@ -53,17 +53,16 @@ def trace_example(model: nn.Module, example: Example) -> Graph:
 
 def rehearsed(graph: Graph) -> Graph:
     """The graph with those groups frozen that surgery could not cut."""
-    fixed: dict[int, bool] = {}
+    fixed: dict[int, int] = {}
     while graph.groups:
         try:
             _rehearse(graph, some_of_each(graph))
             return graph
         except Unrepaired as error:
             alike = _alike(graph, error.op)
-            if all(fixed.get(index, False) for index in alike):
+            if all(fixed.get(index, 0) == FIXED for index in alike):
                 raise
-            # First what the op makes stays; if that was not it, what goes in stays too.
-            fixed.update({index: index in fixed for index in alike})
+            fixed.update({index: fixed.get(index, 0) + 1 for index in alike})
             graph = build(graph.recorded, fixed)
     return graph
 
