@@ -11,7 +11,7 @@ _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}
 
 
 def to_table(report: Report) -> RenderableType:
-    """Before, after, their ratio and how each was obtained; below it whether what was asked was reached."""
+    """Before, after, their ratio and how each was obtained; below it whether what was asked was reached, and what was chosen."""
     table = Table(title=f"{report.asked.model} on {report.asked.device}", title_justify="left", expand=False)
     table.add_column("", no_wrap=True)
     for name in ("before", "after", "ratio"):
@@ -19,7 +19,8 @@ def to_table(report: Report) -> RenderableType:
     table.add_column("how", style="dim")
     for row in rows(report):
         table.add_row(row.label, row.before, Text(row.after, "bold"), row.change, row.how)
-    return Group(table, *(_mark(verdict) for verdict in verdicts(report)), *_warnings(report))
+    said = [Text(f"· {note}", "dim") for note in report.notes]
+    return Group(table, *(_mark(verdict) for verdict in verdicts(report)), *_warnings(report), *said)
 
 
 def noise(report: Report) -> str:
