@@ -35,9 +35,8 @@ class Map:
 def divisor(numbers: tuple[int, ...], *of: int) -> int:
     """A common divisor of `of`, picked by the second number."""
     common = gcd(*of)
-    return [d for d in range(1, common + 1) if common % d == 0][
-        numbers[1] % sum(common % d == 0 for d in range(1, common + 1))
-    ]
+    divisors = [d for d in range(1, common + 1) if common % d == 0]
+    return divisors[numbers[1] % len(divisors)]
 
 
 class Conv(nn.Module):

@@ -1,4 +1,4 @@
-"""The list of what must work without per-model code: one network a line, pruned in all its groups, held against zeroing."""
+"""What must work without per-model code: one network a line, pruned in all its groups, held against zeroing."""
 
 from __future__ import annotations
 

@@ -215,7 +215,7 @@ class Other(Residual):
     [(Wider, r"'a1\.weight' must have shape \(6, 8, 3, 3\), got shape \(10, 8"),
      (Further, r"'extra\.(bias|weight)' is new"),
      (Other, r"the forward pass is another one"),
-     (lambda: nn.Sequential(nn.Conv2d(3, 4, 1)), r"'stem\.weight' must have shape \(8, 3, 3, 3\), got no such parameter")],
+     (lambda: nn.Sequential(nn.Conv2d(3, 4, 1)), r"'stem\.weight' must have shape .*, got no such parameter")],
 )  # fmt: skip
 def test_a_network_that_the_plan_was_not_made_for_is_refused(kind: type[nn.Module], text: str) -> None:
     _, _, _, plan = pruned_residual()

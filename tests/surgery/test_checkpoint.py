@@ -221,6 +221,11 @@ def test_an_altered_header(saved: Path, change: Callable[[dict[str, Any]], None]
     refused(saved)
 
 
+def example(plan: dict[str, Any], tensor: list[Any]) -> None:
+    """Say that the example was this tensor."""
+    plan["example"]["args"] = {"tuple": [{"tensor": tensor}]}
+
+
 HOSTILE: dict[str, Callable[[dict[str, Any]], None]] = {
     "no fingerprint": lambda plan: plan.pop("fingerprint"),
     "another fingerprint": lambda plan: plan.update(fingerprint="0" * 16),
@@ -237,11 +242,11 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], None]] = {
     "indices that are no numbers": lambda plan: plan["kept"]["a1.weight"].update({"0": ["a"]}),
     "removed as text": lambda plan: plan.update(removed="a1"),
     "shapes of text": lambda plan: plan["shapes"].update({"fc.weight": "ab"}),
-    "an example of no dtype": lambda plan: plan["example"].update(args={"tuple": [{"tensor": [[2, 3, 8, 8], "load", 0, 0]}]}),
-    "an example of dunder dtype": lambda plan: plan["example"].update(args={"tuple": [{"tensor": [[2, 3, 8, 8], "__class__", 0, 0]}]}),
+    "an example of no dtype": lambda plan: example(plan, [[2, 3, 8, 8], "load", 0, 0]),
+    "an example of dunder dtype": lambda plan: example(plan, [[2, 3, 8, 8], "__class__", 0, 0]),
     "no example": lambda plan: plan["example"].update(args={"tuple": []}),
     "an unknown nest": lambda plan: plan["example"].update(args={"__import__": ["os"]}),
-    "a negative size": lambda plan: plan["example"].update(args={"tuple": [{"tensor": [[2, 3, -8, 8], "float32", 0, 0]}]}),
+    "a negative size": lambda plan: example(plan, [[2, 3, -8, 8], "float32", 0, 0]),
     "a plan that is a number": lambda plan: plan.update(kept=3),
     "not a number": lambda plan: plan["example"].update(batch="NaN"),
 }  # fmt: skip

@@ -117,6 +117,20 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Take back every attribute that a forward pass sets: a table kept for the next time would be a meta tensor."""
+    before = [(vars(module), dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for held, attributes, buffers in before:
+            held.clear()
+            held.update(attributes)
+            held["_buffers"].clear()
+            held["_buffers"].update(buffers)
+
+
+@contextmanager
 def plain_kernels() -> Iterator[None]:
     """Turn off the fast path of multi-head attention, which hides structure."""
     before = torch.backends.mha.get_fastpath_enabled()
@@ -194,6 +208,7 @@ def record(
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder.module_paths())
         stack.enter_context(recorder)
+        stack.enter_context(untouched(model))
         stack.enter_context(instrumented(model))
         stack.enter_context(functions_opened())
         watch = stack.enter_context(Watch(lambda: len(recorder.recording.ops), recorder.known))

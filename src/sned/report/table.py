@@ -11,7 +11,7 @@ _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}
 
 
 def to_table(report: Report) -> RenderableType:
-    """Before, after, their ratio and how each was obtained; below it whether what was asked was reached, and what was chosen."""
+    """Before, after, ratio and how each was obtained; below, whether what was asked was reached, and the notes."""
     table = Table(title=f"{report.asked.model} on {report.asked.device}", title_justify="left", expand=False)
     table.add_column("", no_wrap=True)
     for name in ("before", "after", "ratio"):
