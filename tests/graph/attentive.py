@@ -312,3 +312,55 @@ def shifted_windows() -> tuple[nn.Module, tuple[Any, ...]]:
 @network
 def dict_inputs() -> tuple[nn.Module, tuple[Any, ...]]:
     return Cross(), ({"x": torch.randn(2, 6, 5), "memory": torch.randn(2, 9, 7)},)
+
+
+class Pooling(nn.Module):
+    """A learnt query pools a sequence; the weights of the attention are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.query = nn.Linear(5, 8), nn.Parameter(torch.zeros(1, 1, 8))
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(self.attention(self.query.expand(x.shape[0], -1, -1), x, x)[0][:, 0])
+
+
+@network
+def attention_pooling() -> tuple[nn.Module, tuple[Any, ...]]:
+    return Pooling(), (torch.randn(2, 6, 5),)
+
+
+class OtherWidths(nn.Module):
+    """`nn.MultiheadAttention` whose keys and values have widths of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.memory, self.head = nn.Linear(5, 8), nn.Linear(7, 6), nn.Linear(8, 3)
+        self.attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        memory = self.memory(memory)
+        return self.head(self.attention(self.embed(x), memory, memory, need_weights=False)[0])
+
+
+@network
+def attention_over_other_widths() -> tuple[nn.Module, tuple[Any, ...]]:
+    return OtherWidths(), (torch.randn(2, 6, 5), torch.randn(2, 9, 7))
+
+
+class Einsum(nn.Module):
+    """Heads as an axis of raw weights, contracted by `einsum`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.v = nn.Parameter(torch.zeros(5, 4, 6)), nn.Parameter(torch.zeros(4, 6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bnhd,hdo->bno", torch.relu(torch.einsum("bnc,chd->bnhd", x, self.w)), self.v)
+
+
+@network
+def einsum_heads() -> tuple[nn.Module, tuple[Any, ...]]:
+    return Einsum(), (torch.randn(2, 6, 5),)

@@ -307,3 +307,49 @@ class UNet(nn.Module):
 @network
 def unet() -> tuple[nn.Module, tuple[Any, ...]]:
     return UNet(), (torch.randn(2, 3, 8, 8),)
+
+
+class Written(nn.Module):
+    """The middle channels are replaced; the numbers are attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.stop = 2, 6
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y[:, self.start : self.stop] = self.b(x)
+        return self.head(F.relu(y))
+
+
+@network
+def written_slice() -> tuple[nn.Module, tuple[Any, ...]]:
+    return Written(), (torch.randn(2, 3, 4, 4),)
+
+
+class Shifted(nn.Module):
+    """Temporal shift: some channels come from the step before, some from the one after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fold, self.a, self.head = 2, nn.Conv1d(3, 8, 1), nn.Conv1d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = torch.zeros_like(x)
+        y[:, : self.fold, :-1] = x[:, : self.fold, 1:]
+        y[:, self.fold : 2 * self.fold, 1:] = x[:, self.fold : 2 * self.fold, :-1]
+        y[:, 2 * self.fold :] = x[:, 2 * self.fold :]
+        return self.head(F.relu(y))
+
+
+@network
+def temporal_shift() -> tuple[nn.Module, tuple[Any, ...]]:
+    return Shifted(), (torch.randn(2, 3, 6),)
+
+
+@network
+def weight_norm() -> tuple[nn.Module, tuple[Any, ...]]:
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 8, 1))
+    return nn.Sequential(conv, nn.ReLU(), nn.Conv1d(8, 4, 1)), (torch.randn(2, 3, 6),)

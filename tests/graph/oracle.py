@@ -69,6 +69,8 @@ def zeroed(model: nn.Module, graph: Graph, removed: Mapping[str, Sequence[int]],
     with torch.no_grad(), python_paths():
         for name, units in removed.items():
             for slices in graph.group(name).slices:
+                if slices.parameter.endswith("weight.original1") and slices.axis == 0:
+                    continue  # a direction of length 0 is no number; its gain of 0 silences the unit of a weight norm
                 at = torch.as_tensor(np.unique(slices.positions[list(units)]))
                 named[slices.parameter].index_fill_(slices.axis, at, 0)
         if len(inputs) == 1 and isinstance(inputs[0], dict):

@@ -264,3 +264,21 @@ def frozen_parameters() -> tuple[nn.Module, tuple[Any, ...]]:
     net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
     net[0].requires_grad_(False)
     return net, (torch.randn(2, 5),)
+
+
+@network
+def lstm_projected() -> tuple[nn.Module, tuple[Any, ...]]:
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells, self.head = nn.LSTM(5, 8, proj_size=4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cells(x)[0])
+
+    return Projected(), (torch.randn(2, 6, 5),)
+
+
+@network
+def embedding_bag() -> tuple[nn.Module, tuple[Any, ...]]:
+    return nn.Sequential(nn.EmbeddingBag(20, 8), nn.ReLU(), nn.Linear(8, 3)), (tokens(),)
