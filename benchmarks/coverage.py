@@ -41,7 +41,7 @@ def main() -> None:
     options = _options().parse_args()
     results: Path = options.out
     if not options.summary:
-        wanted = networks(options.set or COLLECTIONS, options.only)
+        wanted = networks(options.set or COLLECTIONS, options.only or ["*"])
         known = latest(results)
         left = [n for n in wanted if _to_do(known.get((n.collection, n.name)), options)]
         print(f"{len(left)} of {len(wanted)} networks to do", flush=True)
@@ -68,7 +68,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", choices=list(COLLECTIONS), help="which networks; may repeat"
     )
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="names that match, such as 'resnet*'")
+    parser.add_argument("--only", action="append", metavar="PATTERN", help="such as 'resnet*'; may repeat")
     parser.add_argument(
         "--peer", action="store_true", help="run Torch-Pruning beside it, in the same process"
     )

@@ -15,7 +15,7 @@ import copy
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,7 +102,7 @@ def check(network: Network, record: Record, *, fraction: float = 0.5, seed: int 
     record.apply_s = time.thread_time() - planned
     _count(model, small, record)
     other = other if graph.batched else inputs
-    expected = _outputs(model, other)
+    expected = _dense(model, other)
     _hold(_finite(expected), "the dense network gives NaN: the check would be vacuous")
     got = _outputs(small, other)
     _same_shapes(got, expected)
@@ -110,17 +110,17 @@ def check(network: Network, record: Record, *, fraction: float = 0.5, seed: int 
     _hold(record.changed > TOLERANCE, "pruning changed nothing: the check would be vacuous")
     exact = [group for group in graph.groups if group.exact]
     if len(exact) == len(graph.groups):
-        record.zeroed = difference(got, _outputs(model, other, zeroed(model, graph, plan)))
+        record.zeroed = difference(got, _dense(model, other, zeroed(model, graph, plan)))
         _hold(record.zeroed <= TOLERANCE, f"differs from the zeroed original by {record.zeroed:.2g}")
     elif exact:
         part = graph.plan(chosen(exact, fraction, seed))
         partly = _outputs(sned.apply(model, part), other)
-        record.zeroed_exact_only = difference(partly, _outputs(model, other, zeroed(model, graph, part)))
+        record.zeroed_exact_only = difference(partly, _dense(model, other, zeroed(model, graph, part)))
         _hold(
             record.zeroed_exact_only <= TOLERANCE,
             f"exact groups alone: differs from the zeroed original by {record.zeroed_exact_only:.2g}",
         )
-    record.permuted = difference(_outputs(model, other, permuted(model, graph, seed)), expected)
+    record.permuted = difference(_dense(model, other, permuted(model, graph, seed)), expected)
     _hold(record.permuted <= TOLERANCE, f"permuting units changes the output by {record.permuted:.2g}")
     _same_training(model, small, other)
     record.correct = True
@@ -166,18 +166,18 @@ def chosen(groups: Iterable[Group], fraction: float, seed: int) -> dict[str, lis
 
 
 def zeroed(model: nn.Module, graph: Graph, plan: Plan) -> dict[str, Tensor]:
-    """Parameters and buffers of the dense network, with every slice that the plan removes set to zero."""
+    """What changes of the dense parameters and buffers when every slice that the plan removes is set to zero."""
     state = _copied(model, graph)
     for group in graph.groups:
         units = list(plan.removed.get(group.name, ()))
         for part in group.slices if units else ():
             gone = torch.from_numpy(np.unique(part.positions[units]))
             state[part.parameter].index_fill_(part.axis, gone, 0)
-    return _with_aliases(state, graph)
+    return state
 
 
 def permuted(model: nn.Module, graph: Graph, seed: int) -> dict[str, Tensor]:
-    """Parameters and buffers of the dense network, with the units of each cell of each group shuffled."""
+    """What changes of the dense parameters and buffers when the units of each cell of a group are shuffled."""
     rng = np.random.default_rng(seed)
     state = _copied(model, graph)
     for group in graph.groups:
@@ -189,25 +189,30 @@ def permuted(model: nn.Module, graph: Graph, seed: int) -> dict[str, Tensor]:
             index = np.arange(state[part.parameter].shape[part.axis])
             index[part.positions.ravel()] = part.positions[order].ravel()
             state[part.parameter] = state[part.parameter].index_select(part.axis, torch.from_numpy(index))
-    return _with_aliases(state, graph)
+    return state
 
 
 def _copied(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
-    """Clones of the tensors that a group owns slices of; the rest as they are."""
+    """Clones of the tensors that a group owns slices of."""
+    state = state_of(model)
     touched = {part.parameter for group in graph.groups for part in group.slices}
-    return {name: t.detach().clone() if name in touched else t for name, t in state_of(model).items()}
+    return {name: state[name].detach().clone() for name in sorted(touched)}
 
 
-def _with_aliases(state: dict[str, Tensor], graph: Graph) -> dict[str, Tensor]:
-    return {**state, **{alias: state[name] for alias, name in graph.aliases.items()}}
+def _dense(model: nn.Module, inputs: Any, changes: Mapping[str, Tensor] | None = None) -> Sequence[Tensor]:
+    """Outputs of a copy, which may keep tables from one pass to the next, with some of its tensors replaced."""
+    work = copy.deepcopy(model)
+    state = state_of(work)
+    with torch.no_grad():
+        for name, value in (changes or {}).items():
+            state[name].copy_(value)
+    return _outputs(work, inputs)
 
 
-def _outputs(model: nn.Module, inputs: Any, state: dict[str, Tensor] | None = None) -> Sequence[Tensor]:
+def _outputs(model: nn.Module, inputs: Any) -> Sequence[Tensor]:
     args, kwargs = arguments(inputs)
     with torch.no_grad(), plain_kernels():
-        if state is None:
-            return tensors_in(model(*args, **kwargs))
-        return tensors_in(torch.func.functional_call(model, state, args, kwargs))
+        return tensors_in(model(*args, **kwargs))
 
 
 def _same_training(model: nn.Module, small: nn.Module, inputs: Any) -> None:

@@ -5,7 +5,7 @@ architectures of transformers built small from their configurations, and others.
 """
 
 import fnmatch
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.zoo import others, timm_models, transformers_models, vision
@@ -33,18 +33,18 @@ COLLECTIONS = {
 }
 
 
-def networks(collections: Iterable[str], pattern: str = "*") -> list[Network]:
-    """Every network of the named collections whose name matches a pattern such as `resnet*`.
+def networks(collections: Iterable[str], patterns: Sequence[str] = ("*",)) -> list[Network]:
+    """Every network of the named collections whose name matches one of the patterns, such as `resnet*`.
 
     Raises:
         NotFoundError: nothing matches.
     """
     listed = [network for name in collections for network in COLLECTIONS[name].networks()]
-    matching = [network for network in listed if fnmatch.fnmatchcase(network.name, pattern)]
+    matching = [n for n in listed if any(fnmatch.fnmatchcase(n.name, pattern) for pattern in patterns)]
     if not matching:
-        raise NotFoundError(
-            f"No network is called '{pattern}'. {close_names(pattern, [n.name for n in listed])}"
-        )
+        asked = " or ".join(map(repr, patterns))
+        close = close_names(patterns[0], [network.name for network in listed])
+        raise NotFoundError(f"No network is called {asked}. {close}")
     return matching
 
 
@@ -54,4 +54,4 @@ def find(collection: str, name: str) -> Network:
     Raises:
         NotFoundError: there is none of that name.
     """
-    return networks([collection], name)[0]
+    return networks([collection], [name])[0]

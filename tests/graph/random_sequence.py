@@ -98,14 +98,16 @@ class Norm(nn.Module):
         makers: list[Callable[[], nn.Module]] = [
             lambda: nn.LayerNorm(width),
             lambda: nn.RMSNorm(width),
-            lambda: nn.GroupNorm(2, width),
+            lambda: nn.GroupNorm(4, width),
             lambda: nn.BatchNorm1d(width),
         ]
-        self.norm = makers[numbers[0] % 4]()
-        self.turned = numbers[0] % 4 > 1
+        self.kind = numbers[0] % 4
+        self.norm = makers[self.kind]()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.transpose(1, 2)).transpose(1, 2) if self.turned else self.norm(x)
+        if self.kind == 2:
+            return self.norm(x.transpose(1, 2)).transpose(1, 2).contiguous()
+        return self.norm(x.reshape(-1, x.shape[-1])).view(x.shape)
 
 
 class Local(nn.Module):

@@ -13,7 +13,7 @@ from sned.graph import Replay
 from tests.graph.oracle import LIMIT, call, distance, lively, promised, random_units, size, state, zeroed
 from tests.graph.random_cnn import SIDE, RandomCnn, Step, programs
 
-FEW = settings(max_examples=20, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=15, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SEEDS = st.integers(0, 10**6)
 
 

@@ -134,3 +134,24 @@ def test_gradients_flow_through_a_bag_of_embeddings() -> None:
     (out,), _ = Replay(trace(model, *inputs), state(model)).run(*inputs)
     mine = torch.autograd.grad(out.sum(), [model[0].weight])[0]
     assert distance(mine, torch.autograd.grad(model(*inputs).sum(), [model[0].weight])[0]) < 1e-5
+
+
+class Turned(nn.Module):
+    """A batch norm over a transposed tensor; what follows is a view or a copy, as the strides have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.a(x).transpose(1, 2)).transpose(1, 2)
+        return self.b(y.reshape(x.shape[0], x.shape[1] // 2, -1))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="RuntimeError: view size is not compatible with input tensor's size and stride"
+)
+def test_strides_that_differ_from_those_of_the_recording() -> None:
+    model, x = lively(Turned()), torch.randn(2, 6, 5)
+    outputs, _ = Replay(trace(model, x), state(model)).run(x)
+    assert distance(outputs, call(model, x)) < 1e-5
