@@ -303,3 +303,39 @@ def test_a_head_that_is_all_zero_hides_nothing(monkeypatch: pytest.MonkeyPatch) 
     )
     with pytest.raises(SurgeryError, match="outputs differ by"):
         apply(model, plan)
+
+
+class Switched(nn.Module):
+    """Takes one of two roads, as an attribute says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.residual = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).relu()
+        z = self.b(y)
+        return self.c(z + y if self.residual else z)
+
+
+def test_a_model_that_changed_since_its_trace_is_traced_again() -> None:
+    model, x = lively(Switched()), torch.randn(2, 5)
+    _, graph, plan = halved(model, x)
+    assert graph.model is model
+    model.residual = True
+    with pytest.raises(PlanError, match="the forward pass is another one"):
+        apply(model, plan)
+    model.residual = False
+    model.c = nn.Linear(8, 4)
+    with pytest.raises(PlanError, match=r"parameter 'c\.weight' must have shape \(3, 8\)"):
+        apply(model, plan)
+
+
+def test_new_weights_after_the_trace_are_the_ones_cut() -> None:
+    model, x = lively(Switched()), torch.randn(2, 5)
+    graph = trace(model, x)
+    plan = graph.plan({graph.groups[0].name: [0, 3]})
+    with torch.no_grad():
+        model.a.weight.fill_(2.0)
+    assert torch.equal(apply(model, plan).a.weight, torch.full((6, 5), 2.0))

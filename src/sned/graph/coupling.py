@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 
 from sned.graph.flow import Cells, Relations, Why
 from sned.graph.ir import BoolArray, Frozen, Group, IntArray, Slices, Term
-from sned.graph.labels import Box, Boxes
+from sned.graph.labels import Box, Boxes, covering
 
 UNEQUAL = Why("cells", "", "its parts must lose equally many, but they are not alike")
 
@@ -66,13 +66,8 @@ class Coupling:
         self._edges = self._slab_edges()
         self._cells = self._cell_rows()
         self._solve()
-        self._axes = {
-            (tensor, axis): Axis(self._atom[rows], self._atom[slabs])
-            for tensor, held in boxes.items()
-            for box in held
-            for axis in box.axes
-            for rows, slabs in [_axis_labels(box, axis)]
-        }
+        self._boxes = boxes
+        self._axes: dict[tuple[int, int], Axis | None] = {}
 
     # --- solving -------------------------------------------------------------------------------------------------
 
@@ -291,7 +286,12 @@ class Coupling:
 
     def axis(self, tensor: int, axis: int) -> Axis | None:
         """The atoms along an axis, or None where nothing can go."""
-        return self._axes.get((tensor, axis))
+        key = (tensor, axis)
+        if key not in self._axes:
+            box = covering(self._boxes.get(tensor, ()), axis)
+            labels = _axis_labels(box, axis) if box is not None else None
+            self._axes[key] = Axis(self._atom[labels[0]], self._atom[labels[1]]) if labels else None
+        return self._axes[key]
 
     def keep(self, removed: Mapping[int, Sequence[int]]) -> Keep:
         """What remains when the given units of the given groups (by index) leave."""
@@ -313,7 +313,7 @@ class Coupling:
 
     def terms(self, tensor: int, axis: int, size: int) -> tuple[Term, ...]:
         """See `Graph.terms`."""
-        labels = self._axes.get((tensor, axis))
+        labels = self.axis(tensor, axis)
         if labels is None:
             return (Term(size, ()),)
         own = set(self._group_of_unit[self._unit[labels.slabs]].tolist())

@@ -44,6 +44,8 @@ class Box:
 
     def rows(self) -> IntArray:
         """The labels along the free axis, one row for each different place on the slab axes: `[rows, size]`."""
+        if not self.slabs:
+            return self.ids.reshape(1, -1)
         rows = np.moveaxis(self.ids, self.free, -1).reshape(-1, self.ids.shape[self.free])
         _, first = np.unique(rows[:, 0], return_index=True)
         return rows[np.sort(first)]

@@ -144,6 +144,10 @@ def check_fits(plan: Plan, graph: Graph) -> None:
                 f"A plan applies to the network that it was made for: parameter {name!r} must have shape {shape}, "
                 f"got {got}. Make a plan for this network with `sned.plan`."
             )
+    extra = sorted(here.keys() - plan.shapes.keys())
+    if extra or graph.fingerprint != plan.fingerprint:
+        what = f"parameter {extra[0]!r} is new" if extra else "the forward pass is another one"
+        raise PlanError(f"A plan applies to the network that it was made for, but {what}. Make a new plan.")
     try:
         again = graph.plan(plan.removed)
     except PlanError as error:
@@ -152,10 +156,6 @@ def check_fits(plan: Plan, graph: Graph) -> None:
         raise PlanError(
             "The units and the indices of a plan must agree, but they do not: it was altered. Make it again."
         )
-    extra = sorted(here.keys() - plan.shapes.keys())
-    if extra or graph.fingerprint != plan.fingerprint:
-        what = f"parameter {extra[0]!r} is new" if extra else "the forward pass is another one"
-        raise PlanError(f"A plan applies to the network that it was made for, but {what}. Make a new plan.")
 
 
 def _same(a: Mapping[str, Mapping[int, IntArray]], b: Mapping[str, Mapping[int, IntArray]]) -> bool:

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sned.errors import ModelError
+from sned.graph import memo
 from sned.graph.build import build
 from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
 from sned.graph.ir import Affine, Graph, Op, Ref, Tensor
@@ -41,7 +42,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         held = (self._plain(args), {name: self._plain(value) for name, value in (kwargs or {}).items()})
-        result = func(*args, **(kwargs or {}))
+        result = memo.call(func, args, kwargs or {})
         if func.namespace != "prim":
             listed = result if isinstance(result, tuple | list) else [result]
             outputs = tuple(self.number(t) if isinstance(t, torch.Tensor) else None for t in listed)

@@ -51,26 +51,30 @@ class Repair:
 
 
 def repair_attributes(model: nn.Module, graph: Graph, keep: Keep) -> tuple[Repair, ...]:
-    """Change attributes of `model` (already sliced) so that every op has the size that the plan promises.
-
-    Raises:
-        Unrepaired: a number could not be traced to an attribute; names the op and the module.
-    """
+    """Change attributes of `model` (already sliced) to what the plan asks, as far as they can be traced."""
     sizes = Sizes(graph, keep, _batch(graph))
     modules = dict(model.named_modules())
     private: set[tuple[str, str]] = set()
     repairs = [_assign(modules, private, source, new) for source, new in _solve(graph, sizes).items()]
-    repairs += _tidy(model)
-    at, failure = _first_difference(model, graph, sizes)
+    return (*repairs, *_tidy(model))
+
+
+def check_sizes(model: nn.Module, graph: Graph, keep: Keep) -> None:
+    """Record the pruned `model` on tensors like those of the trace and hold it, op by op, against the plan.
+
+    Raises:
+        Unrepaired: a number could not be traced to an attribute; names the op and the module.
+    """
+    at, failure = _first_difference(model, graph, Sizes(graph, keep, _batch(graph)))
     if at is not None:
         op = graph.ops[at]
+        kind = type(model.get_submodule(op.module)).__name__
         raise Unrepaired(
             op,
             f"Every size that changes must come from a parameter or an attribute, but {op.target} in module "
-            f"{op.module!r} ({type(modules[op.module]).__name__}) keeps its old one{failure}. "
+            f"{op.module!r} ({kind}) keeps its old one{failure}. "
             "Give that number as an attribute of the module, or protect the group.",
         )
-    return tuple(repairs)
 
 
 def _batch(graph: Graph) -> int | None:

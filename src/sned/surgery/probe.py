@@ -6,18 +6,19 @@ groups that it depends on are frozen, with the reason, and the rehearsal starts 
 
 from __future__ import annotations
 
+from weakref import WeakValueDictionary
+
 import numpy as np
 import torch
 from torch import nn
 
 from sned.graph import Graph, Group, Op, Plan
-from sned.graph import trace as recorded
 from sned.graph.build import FIXED, build
-from sned.graph.example import Example, Inputs
+from sned.graph.example import Example, Inputs, describe
 from sned.graph.replay import keep_of
 from sned.graph.trace import state_of
 from sned.graph.trace import trace_example as recorded_example
-from sned.surgery.attributes import Unrepaired, repair_attributes
+from sned.surgery.attributes import Unrepaired, check_sizes, repair_attributes
 from sned.surgery.twin import twin
 
 SHARE = 0.4
@@ -43,12 +44,34 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Graph:
         >>> [group.name for group in graph.groups][:2]
         ['conv1', 'layer1.0.conv1']
     """
-    return rehearsed(recorded(model, example_inputs))
+    return trace_example(model, describe(example_inputs))
 
 
 def trace_example(model: nn.Module, example: Example) -> Graph:
     """`trace`, from a description of the inputs."""
-    return rehearsed(recorded_example(model, example))
+    graph = rehearsed(recorded_example(model, example))
+    _traced[id(model)] = graph
+    return graph
+
+
+_traced: WeakValueDictionary[int, Graph] = WeakValueDictionary()
+"""The graphs that are in use, by the identity of their model, which they keep alive."""
+
+
+def known(model: nn.Module, plan: Plan) -> Graph | None:
+    """The graph that `plan` was made from, where that was traced from this very model and is still in use.
+
+    Whether the forward pass is still the same is for surgery to find out.
+    """
+    graph = _traced.get(id(model))
+    if graph is None or graph.fingerprint != plan.fingerprint or graph.example != plan.example:
+        return None
+    state = state_of(model)
+    same = all(
+        name in state and tuple(state[name].shape) == graph.tensors[number].shape
+        for name, number in graph.parameters.items()
+    )
+    return graph if same else None
 
 
 def rehearsed(graph: Graph) -> Graph:
@@ -86,7 +109,9 @@ def _rehearse(graph: Graph, plan: Plan) -> None:
         name: torch.zeros(shapes[name], dtype=tensor.dtype, device=graph.recorded.device)
         for name, tensor in state_of(graph.model).items()
     }
-    repair_attributes(twin(graph.model, empty), graph, keep_of(graph, plan))
+    small, keep = twin(graph.model, empty), keep_of(graph, plan)
+    repair_attributes(small, graph, keep)
+    check_sizes(small, graph, keep)
 
 
 def _alike(graph: Graph, op: Op) -> set[int]:

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from sned.errors import SurgeryError
+from sned.errors import SnedError, SurgeryError
 from sned.graph.example import tensors_in
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
 from sned.graph.replay import Replay, keep_of, made_up, slice_state
 from sned.graph.trace import mode_of, plain_kernels, state_of
-from sned.surgery.attributes import repair_attributes
-from sned.surgery.probe import trace_example
+from sned.surgery.attributes import check_sizes, repair_attributes
+from sned.surgery.probe import known, trace_example
 from sned.surgery.twin import twin
 
 PLAN_ATTRIBUTE = "_sned_plan"
@@ -47,6 +47,13 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     Example:
         >>> small = sned.apply(model, sned.plan(sned.trace(model, x), sparsity=0.5))
     """
+    graph = known(model, plan)
+    if graph is not None:
+        try:
+            check_fits(plan, graph)
+            return pruned(model, graph, plan).model
+        except SnedError:  # unless the model was changed since, the same error comes from a new trace
+            pass
     graph = trace_example(model, plan.example)
     check_fits(plan, graph)
     return pruned(model, graph, plan).model
@@ -63,11 +70,20 @@ class Pruned:
 def pruned(model: nn.Module, graph: Graph, plan: Plan) -> Pruned:
     """`apply`, for a plan that is known to fit the graph of this very model."""
     small = cut(model, graph, plan)
-    return Pruned(small, verify(small, graph, plan, state_of(model)))
+    try:
+        return Pruned(small, verify(small, graph, plan, state_of(model)))
+    except Exception as error:  # the user's forward may raise anything
+        check_sizes(small, graph, keep_of(graph, plan))  # says where, if it can
+        if isinstance(error, SnedError):
+            raise
+        raise SurgeryError(
+            "A pruned network must run as the original does, but it raised "
+            f"{type(error).__name__}: {error}. The original was not touched. Please report it."
+        ) from error
 
 
 def cut(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
-    """A copy with sliced tensors and repaired attributes, structure checked on meta tensors, values not yet."""
+    """A copy with sliced tensors and repaired attributes; neither sizes nor values are checked yet."""
     sliced = made_up(graph, plan, slice_state(state_of(model), plan))
     small = twin(model, {name: value.detach().clone() for name, value in sliced.items()})
     repair_attributes(small, graph, keep_of(graph, plan))

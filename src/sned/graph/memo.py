@@ -1,0 +1,68 @@
+"""What ops make of shapes, remembered: PyTorch works out many of them in Python, block after block, pass after pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+
+from sned.graph.provenance import Sized
+
+LIMIT = 20_000
+"""How many calls are remembered."""
+
+Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
+"""Shape, strides and dtype of a tensor without values."""
+
+_known: dict[tuple[Any, ...], tuple[tuple[Layout, ...], bool]] = {}
+
+
+def call(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """`func(*args, **kwargs)`; where it only makes new tensors without values, from memory when met before."""
+    if not _makes_new(func):
+        return func(*args, **kwargs)
+    given = list(_flat((args, tuple(kwargs.items()))))
+    tensors = [value for value in given if isinstance(value, torch.Tensor)]
+    if not tensors or any(type(t) is not torch.Tensor or not t.is_meta for t in tensors):
+        return func(*args, **kwargs)
+    key = (func, *map(_described, given))
+    if (found := _known.get(key)) is None:
+        result = func(*args, **kwargs)
+        made = result if isinstance(result, tuple) else (result,)
+        if all(type(t) is torch.Tensor and t.is_meta for t in made):
+            if len(_known) >= LIMIT:
+                _known.clear()
+            _known[key] = tuple((t.shape, t.stride(), t.dtype) for t in made), isinstance(result, tuple)
+        return result
+    layouts, several = found
+    made = tuple(torch.empty_strided(size, step, dtype=kind, device="meta") for size, step, kind in layouts)
+    return made if several else made[0]
+
+
+@cache
+def _makes_new(func: Any) -> bool:
+    """Whether an op neither writes to what it is given nor returns a view of it, and returns tensors alone."""
+    schema = func._schema
+    free = all(held.alias_info is None for held in (*schema.arguments, *schema.returns))
+    return free and bool(schema.returns) and all(str(held.type) == "Tensor" for held in schema.returns)
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    """Leaves in order, with a mark where a nest begins and ends."""
+    if isinstance(value, tuple | list):
+        yield "("
+        for item in value:
+            yield from _flat(item)
+        yield ")"
+    else:
+        yield value
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, Sized):
+        return int, int(value)
+    return type(value), value
