@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sned.export import export_onnx
     from sned.graph import Graph, Group, Plan
     from sned.pipeline import Result, plan, prune
-    from sned.surgery import apply, load, save, trace
+    from sned.surgery import apply, load, save, trace, without
 
 _HOMES = {
     "Budget": "sned.devices.budget",
@@ -29,6 +29,7 @@ _HOMES = {
     "prune": "sned.pipeline",
     "save": "sned.surgery",
     "trace": "sned.surgery",
+    "without": "sned.surgery",
 }
 """Where each public name lives; imported when first used, so that `sned --help` does not wait for PyTorch."""
 
@@ -47,6 +48,7 @@ __all__ = [
     "prune",
     "save",
     "trace",
+    "without",
 ]
 
 

@@ -107,9 +107,11 @@ def test_inspect_prints_every_group_and_what_has_to_stay(shell: Shell, user_file
     )
     assert told["frozen"][0]["name"] == "head"
     assert told["unread"] == []
+    assert {"name": "more.0", "parameters": 8 * 8 * 9 + 8, "adds": False} in told["layers"]
     table = shell("inspect", f"{user_file}:make_model", "--example", "1,3,8,8").out
     assert re.search(r"features\.0 .*8 .*features\.0\.weight\[0\], features\.1, more\.0\.weight\[1\]", table)
     assert re.search(r"head .* 4 .*output of the model", table)
+    assert re.search(r"more .* 616 .*its input passes", table)
 
 
 @pytest.mark.parametrize(

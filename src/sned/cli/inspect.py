@@ -37,8 +37,8 @@ def command(
     sned inspect torchvision:resnet18 --example 1,3,224,224
     """
     from sned.devices import cost_model, find_device
-    from sned.graph import trace
     from sned.report.shares import shares
+    from sned.surgery import trace
 
     target = find_device(device)
     built, inputs = load_model(model, weights), load_example(example)
@@ -86,13 +86,22 @@ def _data(graph: "Graph", worth: "Sequence[Share]", dense: Mapping[str, float]) 
         for group, share in zip(graph.groups, worth, strict=True)
     ]
     frozen = [asdict(item) for item in graph.frozen]
-    return {"dense": dict(dense), "groups": groups, "frozen": frozen, "unread": _unread(graph)}
+    layers = [{"name": layer.name, "parameters": layer.parameters, "adds": layer.adds} for layer in graph.layers]
+    return {
+        "dense": dict(dense),
+        "groups": groups,
+        "layers": layers,
+        "frozen": frozen,
+        "unread": _unread(graph),
+    }
 
 
 def _tables(
     graph: "Graph", worth: "Sequence[Share]", dense: Mapping[str, float], where: str
 ) -> "list[RenderableType]":
     parts: list[RenderableType] = [_summary(graph, dense, where), _groups(graph, worth)]
+    if graph.layers:
+        parts.append(_layers(graph))
     if graph.frozen:
         parts.append(_frozen(graph))
     if unread := _unread(graph):
@@ -156,6 +165,23 @@ def _layer(parameter: str) -> str:
 
 def _shape(graph: "Graph", parameter: str) -> tuple[int, ...]:
     return graph.tensors[graph.parameters[parameter]].shape
+
+
+def _layers(graph: "Graph") -> "Table":
+    """The outermost layers and the branches that add to a stream; the layers inside them can go too."""
+    from rich.table import Table
+
+    table = Table(title="Layers that can be left out whole (sned.without)", title_justify="left")
+    table.add_column("layer", overflow="fold")
+    table.add_column("parameters", justify="right")
+    table.add_column("in its place")
+    names = [layer.name for layer in graph.layers]
+    for layer in graph.layers:
+        outermost = not any(layer.name.startswith(f"{name}.") for name in names)
+        if outermost or layer.adds:
+            in_place = "nothing is added" if layer.adds else "its input passes"
+            table.add_row(layer.name, f"{layer.parameters:,}", in_place)
+    return table
 
 
 def _frozen(graph: "Graph") -> "Table":

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from sned.graph.coupling import Coupling
     from sned.graph.example import Example
+    from sned.graph.layers import Layer
     from sned.graph.plan import Plan
     from sned.graph.provenance import Use
     from sned.graph.rescale import Rescale
@@ -169,6 +170,7 @@ class Graph:
         rescales: weights that make up for factors that follow from sizes (`head_dim ** -0.5`).
         model: the network itself, for stages that read weights; None in a graph that came from another process.
         recorded: what the graph was built from, to build it again with less freedom.
+        bypassed: layers that were left out of the user's network to make `model`.
     """
 
     ops: tuple[Op, ...]
@@ -188,6 +190,14 @@ class Graph:
     rescales: tuple[Rescale, ...] = ()
     model: Any = field(default=None, repr=False)
     recorded: Any = field(default=None, repr=False)
+    bypassed: tuple[str, ...] = ()
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """Whole layers and residual branches that can be left out."""
+        from sned.graph.layers import layers
+
+        return layers(self)
 
     @property
     def groups(self) -> tuple[Group, ...]:

@@ -26,6 +26,8 @@ class Plan:
         example: what the example inputs looked like; enough to trace again.
         removed: `{group name: numbers of the units that go}`, sorted, groups that lose nothing left out.
         kept: `{parameter: {axis: indices that stay}}` for every parameter and buffer that changes.
+        bypassed: whole layers that are left out (`Graph.layers`); units are removed from what remains, and
+            `fingerprint`, `shapes` and `kept` are of that.
     """
 
     fingerprint: str
@@ -33,6 +35,7 @@ class Plan:
     example: Example
     removed: Mapping[str, tuple[int, ...]]
     kept: Mapping[str, Mapping[int, IntArray]]
+    bypassed: tuple[str, ...] = ()
 
     def counts(self, graph: Graph) -> IntArray:
         """`[groups]`: how many units each group of `graph` keeps."""
@@ -47,6 +50,7 @@ class Plan:
                 "format": FORMAT,
                 "fingerprint": self.fingerprint,
                 "example": _example_to_data(self.example),
+                "bypassed": list(self.bypassed),
                 "removed": {name: list(units) for name, units in self.removed.items()},
                 "shapes": {name: list(shape) for name, shape in self.shapes.items()},
                 "kept": {
@@ -73,6 +77,7 @@ class Plan:
                 fingerprint=str(data["fingerprint"]),
                 shapes={str(name): tuple(int(n) for n in shape) for name, shape in data["shapes"].items()},
                 example=_example_from_data(data["example"]),
+                bypassed=tuple(map(str, data.get("bypassed", ()))),
                 removed={str(n): tuple(int(u) for u in units) for n, units in data["removed"].items()},
                 kept={
                     str(name): {int(axis): np.array(indices, np.int64) for axis, indices in axes.items()}
@@ -87,7 +92,8 @@ class Plan:
 
     def __str__(self) -> str:
         units = sum(len(u) for u in self.removed.values())
-        return f"Plan({units} units out of {len(self.removed)} groups; {len(self.kept)} tensors change)"
+        left_out = f"; {len(self.bypassed)} layers are left out" if self.bypassed else ""
+        return f"Plan({units} units out of {len(self.removed)} groups; {len(self.kept)} tensors change{left_out})"
 
 
 def make_plan(graph: Graph, removed: Mapping[str, Sequence[int]]) -> Plan:
@@ -106,6 +112,7 @@ def make_plan(graph: Graph, removed: Mapping[str, Sequence[int]]) -> Plan:
         example=graph.example,
         removed={graph.groups[i].name: tuple(gone.tolist()) for i, gone in sorted(chosen.items())},
         kept=graph.coupling.kept_positions(keep),
+        bypassed=graph.bypassed,
     )
 
 

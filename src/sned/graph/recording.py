@@ -15,6 +15,30 @@ BATCHES = (2, 3)
 """The batch sizes traced. Not 1: a view could not be told from a merge with the batch axis."""
 
 
+@dataclass(frozen=True)
+class Call:
+    """A module that ran and returned a tensor of the shape of one that it was given.
+
+    Attributes:
+        path: the module.
+        first_op, last_op: range of the ops that it made.
+        slot: which argument had that shape: a position, or a name.
+        given, made: numbers of the tensor given and of the one returned.
+        returned: None where the tensor itself was returned, else the length of the tuple that it led; the rest
+            of that tuple was None.
+        alone: whether that argument was the only one, given by position.
+    """
+
+    path: str
+    first_op: int
+    last_op: int
+    slot: int | str
+    given: int
+    made: int
+    returned: int | None
+    alone: bool
+
+
 @dataclass
 class Recording:
     """One recorded pass: ops over numbered tensors, and which numbers are parameters, inputs and outputs."""
@@ -27,6 +51,7 @@ class Recording:
     constants: dict[int, torch.Tensor] = field(default_factory=dict)
     uses: list[Use] = field(default_factory=list)
     scales: list[Scale] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

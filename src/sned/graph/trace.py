@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from sned.graph.build import build
 from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
 from sned.graph.ir import Affine, Graph, Op, Ref, Tensor
 from sned.graph.provenance import Sized, SizedFloat, Watch, functions_opened, instrumented
-from sned.graph.recording import BATCHES, Recorded, Recording
+from sned.graph.recording import BATCHES, Call, Recorded, Recording
 
 DEVICES = ("meta", "cpu")
 """Where a pass is recorded: without values, and where a model reads values, with them."""
@@ -38,7 +39,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._numbers: dict[int, int] = {}
         self._alive: list[torch.Tensor] = []  # keeps id() unique
         self._paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
-        self._stack: list[str] = [""]
+        self._stack: list[tuple[str, int]] = [("", 0)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         held = (self._plain(args), {name: self._plain(value) for name, value in (kwargs or {}).items()})
@@ -48,7 +49,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             outputs = tuple(self.number(t) if isinstance(t, torch.Tensor) else None for t in listed)
             ops = self.recording.ops
             pointwise = torch.Tag.pointwise in func.tags
-            ops.append(Op(len(ops), str(func), *held, outputs, self._stack[-1], pointwise))
+            ops.append(Op(len(ops), str(func), *held, outputs, self._stack[-1][0], pointwise))
         return result
 
     def number(self, tensor: torch.Tensor) -> int:
@@ -85,20 +86,42 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.recording.constants[number] = tensor
         return number
 
+    def _note_call(self, path: str, start: int, given: Mapping[int | str, Any], result: Any) -> None:
+        """Remember a call that returned a tensor, alone or with nothing beside it, of the shape of one given."""
+        several = type(result) is tuple and bool(result) and all(item is None for item in result[1:])
+        made = result[0] if several else result
+        if not isinstance(made, torch.Tensor) or (out := self.known(made)) is None:
+            return
+        alike = (
+            (slot, number)
+            for slot, value in given.items()
+            if isinstance(value, torch.Tensor) and (value.shape, value.dtype) == (made.shape, made.dtype)
+            if value is not made and (number := self.known(value)) is not None
+        )
+        for slot, number in islice(alike, 1):
+            alone, length = len(given) == 1 and slot == 0, len(result) if several else None
+            end = len(self.recording.ops)
+            self.recording.calls.append(Call(path, start, end, slot, number, out, length, alone))
+
     @contextmanager
     def module_paths(self) -> Iterator[None]:
         """Follow which module is running."""
 
         def enter(module: nn.Module, _: Any) -> None:
-            self._stack.append(self._paths.get(id(module), self._stack[-1]))
+            path = self._paths.get(id(module), self._stack[-1][0])
+            self._stack.append((path, len(self.recording.ops)))
 
-        def leave(module: nn.Module, _: Any, __: Any) -> None:
-            self._stack.pop()
+        def leave(_: nn.Module, args: Any, *rest: Any) -> None:
+            path, start = self._stack.pop()
+            if (
+                len(rest) == 2
+            ):  # the keywords and the result; where the module raised, there is no more than None
+                self._note_call(path, start, {**dict(enumerate(args)), **rest[0]}, rest[1])
 
         hooks = torch.nn.modules.module
         handles = [
             hooks.register_module_forward_pre_hook(enter),
-            hooks.register_module_forward_hook(leave, always_call=True),
+            hooks.register_module_forward_hook(leave, with_kwargs=True, always_call=True),
         ]
         try:
             yield

@@ -18,12 +18,11 @@ from torch import nn
 
 from sned.errors import CheckpointError, PlanError, SnedError
 from sned.files import atomic_path
-from sned.graph.plan import Plan, check_fits
+from sned.graph.plan import Plan
 from sned.graph.replay import keep_of
 from sned.graph.trace import state_of
 from sned.surgery.attributes import check_sizes
-from sned.surgery.probe import trace_example
-from sned.surgery.pytorch import PLAN_ATTRIBUTE, cut
+from sned.surgery.pytorch import PLAN_ATTRIBUTE, cut, graph_for
 from sned.version import __version__
 
 FORMAT = "1"
@@ -93,9 +92,8 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     small = model
     try:
         for plan in plans:
-            graph = trace_example(small, plan.example)
-            check_fits(plan, graph)
-            small = cut(small, graph, plan)
+            graph = graph_for(small, plan)
+            small = cut(graph.model, graph, plan)
             check_sizes(small, graph, keep_of(graph, plan))
     except SnedError as error:
         raise CheckpointError(f"{Path(path).name} was saved from another network: {error}") from error

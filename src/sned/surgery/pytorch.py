@@ -17,6 +17,7 @@ from sned.graph.plan import Plan, check_fits
 from sned.graph.replay import Replay, keep_of, made_up, slice_state
 from sned.graph.trace import mode_of, plain_kernels, state_of
 from sned.surgery.attributes import check_sizes, repair_attributes
+from sned.surgery.depth import without
 from sned.surgery.probe import known, trace_example
 from sned.surgery.twin import twin
 
@@ -54,9 +55,19 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
             return pruned(model, graph, plan).model
         except SnedError:  # unless the model was changed since, the same error comes from a new trace
             pass
-    graph = trace_example(model, plan.example)
+    graph = graph_for(model, plan)
+    return pruned(graph.model, graph, plan).model
+
+
+def graph_for(model: nn.Module, plan: Plan) -> Graph:
+    """The graph of `model`, or of what the plan's layers leave of it, once the plan is known to fit.
+
+    Raises:
+        PlanError: the plan was made for another network.
+    """
+    graph = without(trace_example(model, plan.example), plan.bypassed)
     check_fits(plan, graph)
-    return pruned(model, graph, plan).model
+    return graph
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,141 @@
+"""Leave whole layers out: their input passes in their place, or, on a branch that is added, zeros do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from sned.errors import PlanError, SurgeryError, close_names
+from sned.graph.example import tensors_in
+from sned.graph.ir import Graph
+from sned.graph.layers import Layer
+from sned.graph.trace import mode_of, plain_kernels, state_of
+from sned.surgery.probe import trace_example
+from sned.surgery.twin import twin
+
+
+class Bypass(nn.Module):
+    """Stands where a layer was: returns one of its arguments, or zeros of that shape.
+
+    Args:
+        slot: which argument: a position, or a name.
+        zeros: return zeros instead, so that a residual branch adds nothing.
+        returned: length of the tuple to return, filled up with None; None returns the tensor itself.
+    """
+
+    def __init__(self, slot: int | str, *, zeros: bool, returned: int | None) -> None:
+        super().__init__()
+        self.slot, self.zeros, self.returned = slot, zeros, returned
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer is replaced by."""
+        given: torch.Tensor = args[self.slot] if isinstance(self.slot, int) else kwargs[self.slot]
+        passed = torch.zeros_like(given) if self.zeros else given
+        return passed if self.returned is None else (passed, *[None] * (self.returned - 1))
+
+    def extra_repr(self) -> str:
+        """Shown by `print(model)`."""
+        return f"slot={self.slot!r}, zeros={self.zeros}"
+
+
+def without(graph: Graph, names: Sequence[str]) -> Graph:
+    """The graph of the network without some of its layers, to plan further on.
+
+    Plans made from it leave those layers out too: `sned.apply` takes them with the original model.
+
+    Args:
+        graph: what `sned.trace` made.
+        names: of layers in `graph.layers`; what lies inside one goes with it.
+
+    Raises:
+        PlanError: a name is not that of a layer that can be left out; close names are listed.
+        SurgeryError: the shortened network does not run, or computes something else.
+
+    Example:
+        >>> graph.layers[0].name
+        'layer1.0'
+        >>> plan = sned.without(graph, ["layer3.4", "layer3.5"]).plan({})
+    """
+    chosen = _chosen(graph, names)
+    if not chosen:
+        return graph
+    traced = trace_example(_shortened(graph, chosen), graph.example)
+    return replace(traced, bypassed=(*graph.bypassed, *(layer.name for layer in chosen)))
+
+
+def _chosen(graph: Graph, names: Sequence[str]) -> list[Layer]:
+    """The named layers, without those that lie inside another one."""
+    known = {layer.name: layer for layer in graph.layers}
+    for name in names:
+        if name not in known:
+            raise PlanError(
+                "A layer can be left out if it holds weights, runs once, and returns the shape that it takes; not so "
+                f"{name!r}. {close_names(name, list(known))}"
+            )
+    return [known[name] for name in dict.fromkeys(names) if not any(name.startswith(f"{n}.") for n in names)]
+
+
+def _shortened(graph: Graph, chosen: Sequence[Layer]) -> nn.Module:
+    """A copy of the graph's model without some layers; it shares its tensors with the model.
+
+    The copy is held against the model itself, run with those layers' results replaced on their way out.
+    """
+    small = twin(graph.model, state_of(graph.model))
+    for layer in chosen:
+        parent, _, leaf = layer.name.rpartition(".")
+        setattr(small.get_submodule(parent), leaf, _stand_in(layer))
+    _check(small, graph, chosen)
+    return small
+
+
+def _stand_in(layer: Layer) -> nn.Module:
+    call = layer.call
+    if call.alone and call.returned is None and not layer.adds:
+        return nn.Identity()
+    return Bypass(call.slot, zeros=layer.adds, returned=call.returned)
+
+
+def _check(small: nn.Module, graph: Graph, chosen: Sequence[Layer]) -> None:
+    """Both compute the same when hooks overrule what the model's own layers return."""
+    model: nn.Module = graph.model
+    device = next((t.device for t in state_of(model).values()), torch.device("cpu"))
+    if device.type == "meta":
+        return
+    args, kwargs = pytree.tree_map(
+        lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, graph.example.random()
+    )
+    with torch.no_grad(), plain_kernels(), ExitStack() as stack:
+        stack.enter_context(mode_of(model, training=False))
+        stack.enter_context(mode_of(small, training=False))
+        got = tensors_in(_run(small, args, kwargs))
+        for layer in chosen:
+            overrule = Bypass(layer.call.slot, zeros=layer.adds, returned=layer.call.returned)
+            handle = model.get_submodule(layer.name).register_forward_hook(
+                lambda _, given, named, __, overrule=overrule: overrule(*given, **named), with_kwargs=True
+            )
+            stack.callback(handle.remove)
+        expected = tensors_in(model(*args, **kwargs))
+    if len(got) != len(expected) or not all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+        for a, b in zip(got, expected, strict=True)
+    ):
+        raise SurgeryError(
+            "A network without a layer must compute what the original does with that layer overruled, but leaving out "
+            f"{', '.join(layer.name for layer in chosen)} gives other outputs. The original was not touched."
+        )
+
+
+def _run(small: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return small(*args, **kwargs)
+    except Exception as error:
+        raise SurgeryError(
+            "A layer can be left out where nothing else asks for it, but without it the forward pass raised "
+            f"{type(error).__name__}: {error}. Leave that layer in."
+        ) from error
