@@ -86,7 +86,9 @@ def _data(graph: "Graph", worth: "Sequence[Share]", dense: Mapping[str, float]) 
         for group, share in zip(graph.groups, worth, strict=True)
     ]
     frozen = [asdict(item) for item in graph.frozen]
-    layers = [{"name": layer.name, "parameters": layer.parameters, "adds": layer.adds} for layer in graph.layers]
+    layers = [
+        {"name": layer.name, "parameters": layer.parameters, "adds": layer.adds} for layer in graph.layers
+    ]
     return {
         "dense": dict(dense),
         "groups": groups,

@@ -24,6 +24,7 @@ from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
 from sned.graph.ir import Affine, Graph, Op, Ref, Tensor
 from sned.graph.provenance import Sized, SizedFloat, Watch, functions_opened, instrumented
 from sned.graph.recording import BATCHES, Call, Recorded, Recording
+from sned.graph.values import Values
 
 DEVICES = ("meta", "cpu")
 """Where a pass is recorded: without values, and where a model reads values, with them."""
@@ -35,6 +36,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, parameters: Mapping[int, str], recording: Recording) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = recording
+        self.values = Values()
         self._names = parameters
         self._numbers: dict[int, int] = {}
         self._alive: list[torch.Tensor] = []  # keeps id() unique
@@ -43,7 +45,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         held = (self._plain(args), {name: self._plain(value) for name, value in (kwargs or {}).items()})
-        result = memo.call(func, args, kwargs or {})
+        named = kwargs or {}
+        if self.values.answers(func, args):
+            result = self.values.answer(func, args, named)
+        else:
+            result = memo.call(func, args, named)
+            self.values.follow(func, args, named, result)
         if func.namespace != "prim":
             listed = result if isinstance(result, tuple | list) else [result]
             outputs = tuple(self.number(t) if isinstance(t, torch.Tensor) else None for t in listed)
@@ -224,6 +231,12 @@ def record(
     args, kwargs = example.build(made)
     recorder = Recorder(model, names, into or Recording())
     inputs = tuple(recorder.number(t) for t in tensors_in((args, kwargs)))
+    for tensor, leaf in zip(tensors_in((args, kwargs)), example.leaves(), strict=True):
+        if not getattr(torch, leaf.dtype).is_floating_point:
+            recorder.values.hold(tensor, leaf.tensor(batch, example.batch, generator))
+    for name, tensor in given.items():
+        if not (tensor.is_floating_point() or tensor.is_meta):
+            recorder.values.hold(swapped[name], tensor.detach().cpu().clone())
     with ExitStack() as stack:
         stack.enter_context(plain_kernels())
         if device != "meta":

@@ -15,7 +15,7 @@ from torch import nn
 from sned.graph import Graph, Group, Op, Plan
 from sned.graph.build import FIXED, build
 from sned.graph.example import Example, Inputs, describe
-from sned.graph.replay import keep_of
+from sned.graph.replay import keep_of, slice_state
 from sned.graph.trace import state_of
 from sned.graph.trace import trace_example as recorded_example
 from sned.surgery.attributes import Unrepaired, check_sizes, repair_attributes
@@ -101,17 +101,23 @@ def _some(group: Group, share: float) -> list[int]:
 
 
 def _rehearse(graph: Graph, plan: Plan) -> None:
-    shapes = {name: list(tensor.shape) for name, tensor in state_of(graph.model).items()}
-    for name, axes in plan.kept.items():
-        for axis, kept in axes.items():
-            shapes[name][axis] = len(kept)
-    empty = {
-        name: torch.zeros(shapes[name], dtype=tensor.dtype, device=graph.recorded.device)
+    state = {
+        name: tensor if _whole(tensor) else tensor.to("meta")
         for name, tensor in state_of(graph.model).items()
+    }
+    device = graph.recorded.device
+    empty = {
+        name: tensor if _whole(tensor) else torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+        for name, tensor in slice_state(state, plan).items()
     }
     small, keep = twin(graph.model, empty), keep_of(graph, plan)
     repair_attributes(small, graph, keep)
     check_sizes(small, graph, keep)
+
+
+def _whole(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds whole numbers, whose values a forward pass may ask for."""
+    return not tensor.is_floating_point()
 
 
 def _alike(graph: Graph, op: Op) -> set[int]:

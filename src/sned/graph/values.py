@@ -1,0 +1,85 @@
+"""Values beside tensors that have none: what a pass makes of whole numbers alone is computed after all.
+
+Models ask questions of their masks and positions (`.item()`, `.all()`, `nonzero`). Such tensors are small and hold no
+weights, so they are followed on the CPU while everything else is recorded on the meta device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+LIMIT = 1 << 20
+"""Elements of the largest tensor that is followed."""
+
+ASKS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
+
+
+class Values:
+    """The values of some meta tensors, by identity; the tensors must outlive this."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, torch.Tensor] = {}
+
+    def hold(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
+        """Follow `tensor`, which has no values, with these."""
+        if tensor.is_meta and not value.is_meta and value.numel() <= LIMIT:
+            self._held[id(tensor)] = value
+
+    def answers(self, func: Any, args: tuple[Any, ...]) -> bool:
+        """Whether the op asks for values, and they are known."""
+        given = list(_tensors(args))
+        return bool(given) and not ASKS.isdisjoint(func.tags) and all(id(t) in self._held for t in given)
+
+    def answer(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What the op gives on the values: numbers as they are, tensors as followed ones."""
+        return pytree.tree_map(self._without, self._run(func, args, kwargs))
+
+    def follow(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Do to the values what `func`, which made `result`, did to the tensors; or forget those that it wrote to."""
+        given = list(_tensors((args, tuple(kwargs.values()))))
+        made = list(_tensors(result))
+        small = all(t.is_meta and t.numel() <= LIMIT for t in made)
+        whole = bool(given) or not any(t.is_floating_point() for t in made)
+        known = all(id(t) in self._held for t in given) and torch.Tag.nondeterministic_seeded not in func.tags
+        if made and small and whole and known:
+            for tensor, value in zip(made, _tensors(self._run(func, args, kwargs)), strict=True):
+                self._held[id(tensor)] = value
+            return
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.is_write:
+                for tensor in _tensors(value):
+                    self._forget(tensor)
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        named = {name: torch.device("cpu") if name == "device" else value for name, value in kwargs.items()}
+        values, by_name = pytree.tree_map(self._with, (args, named))
+        return func(*values, **by_name)
+
+    def _with(self, value: Any) -> Any:
+        return self._held[id(value)] if isinstance(value, torch.Tensor) else value
+
+    def _without(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        tensor = value.to("meta")
+        self._held[id(tensor)] = value
+        return tensor
+
+    def _forget(self, tensor: torch.Tensor) -> None:
+        """Whatever shares memory with a value that was written to with unknown ones is unknown too."""
+        gone = self._held.get(id(tensor))
+        if gone is not None:
+            place = gone.untyped_storage().data_ptr()
+            self._held = {i: v for i, v in self._held.items() if v.untyped_storage().data_ptr() != place}
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
