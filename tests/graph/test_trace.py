@@ -237,3 +237,29 @@ def test_a_thousand_ops_are_traced_in_linear_time() -> None:
 
     seconds(10)
     assert seconds(400) < 30 * seconds(40) + 0.5
+
+
+class Hooks(nn.Module):
+    """Hooks on and keeps things in its first pass, and expects them there in the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.ready, self.seen = False, []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.ready:
+            self.a.register_forward_hook(lambda _, __, made: self.seen.append(made))
+            self.ready = True
+        self.seen.clear()
+        y = self.a(x).relu()
+        return self.b(y) * len(self.seen)
+
+
+def test_what_a_pass_hooks_on_and_keeps_is_taken_back() -> None:
+    model = Hooks()
+    graph = trace(model, torch.randn(2, 4))
+    assert [group.name for group in graph.groups] == ["a"]
+    assert not model.ready
+    assert not model.seen
+    assert not model.a._forward_hooks

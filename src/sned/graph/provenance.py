@@ -217,6 +217,8 @@ class Watch(TorchFunctionMode):
         super().__exit__(*problem)  # type: ignore[no-untyped-call]
 
     def _compared(self, one: Sized, other: Sized) -> None:
+        if not any(isinstance(source, Attribute) for source in one.formula.sources | other.formula.sources):
+            return  # nothing that could be repaired
         now = self.position()
         self.uses.append(Use(one.formula, int(one), now, now, None, equals=other.formula))
         self.uses.append(Use(other.formula, int(other), now, now, None, equals=one.formula))

@@ -17,6 +17,8 @@ class Sizes:
         self._graph = graph
         self._keep = keep
         self._batch = graph.batch if batch is None else batch
+        self._plain: dict[int, tuple[Any, ...]] = {}
+        self._arguments: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def old(self, ref: Ref) -> tuple[int, ...]:
         """Shape of a tensor as recorded."""
@@ -73,14 +75,17 @@ class Sizes:
 
     def plain(self, op: Op) -> tuple[Any, ...]:
         """The arguments of `op` at this batch size, without a plan."""
-        return filled(op.args, self._batch)  # type: ignore[no-any-return]
+        if op.index not in self._plain:
+            self._plain[op.index] = filled(op.args, self._batch)
+        return self._plain[op.index]
 
     def arguments(self, op: Op) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of `op` at this batch size and under this plan; tensors stay `Ref`s."""
-        args = filled(op.args, self._batch)
-        kwargs = filled(op.kwargs, self._batch)
-        resizer = RESIZERS.get(op.name)
-        return (resizer(self, op, args) if resizer else args), kwargs
+        if op.index not in self._arguments:
+            args, resizer = self.plain(op), RESIZERS.get(op.name)
+            resized = resizer(self, op, args) if resizer else args
+            self._arguments[op.index] = resized, filled(op.kwargs, self._batch)
+        return self._arguments[op.index]
 
 
 def filled(value: Any, batch: int) -> Any:

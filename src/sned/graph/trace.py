@@ -6,6 +6,8 @@ at two batch sizes: integers that differ between them depend on the batch, and t
 
 from __future__ import annotations
 
+import gc
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -149,16 +151,41 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Take back every attribute that a forward pass sets: a table kept for the next time would be a meta tensor."""
-    before = [(vars(module), dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    """Take back what a forward pass sets, adds or hooks on: a table kept for the next time would be a meta tensor."""
+    before = [
+        (
+            vars(module),
+            dict(vars(module)),
+            [(v, v.copy()) for v in vars(module).values() if type(v) in _GROWING],
+        )
+        for module in model.modules()
+    ]
     try:
         yield
     finally:
-        for held, attributes, buffers in before:
+        for held, attributes, grown in before:
             held.clear()
             held.update(attributes)
-            held["_buffers"].clear()
-            held["_buffers"].update(buffers)
+            for mine, was in grown:
+                if mine or was:
+                    mine.clear()
+                    (mine.extend if type(mine) is list else mine.update)(was)
+
+
+_GROWING = (dict, OrderedDict, list, set)
+"""Attributes of these kinds are put back as they were inside, too; hooks are kept in such."""
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Hold the garbage collector back: what a pass makes lives on, and searching it again and again takes long."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @contextmanager

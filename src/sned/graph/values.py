@@ -31,8 +31,10 @@ class Values:
 
     def answers(self, func: Any, args: tuple[Any, ...]) -> bool:
         """Whether the op asks for values, and they are known."""
+        if ASKS.isdisjoint(func.tags):
+            return False
         given = list(_tensors(args))
-        return bool(given) and not ASKS.isdisjoint(func.tags) and all(id(t) in self._held for t in given)
+        return bool(given) and all(id(t) in self._held for t in given)
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What the op gives on the values: numbers as they are, tensors as followed ones."""
@@ -41,18 +43,20 @@ class Values:
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         """Do to the values what `func`, which made `result`, did to the tensors; or forget those that it wrote to."""
         given = list(_tensors((args, tuple(kwargs.values()))))
-        made = list(_tensors(result))
-        small = all(t.is_meta and t.numel() <= LIMIT for t in made)
-        whole = bool(given) or not any(t.is_floating_point() for t in made)
-        known = all(id(t) in self._held for t in given) and torch.Tag.nondeterministic_seeded not in func.tags
-        if made and small and whole and known:
-            for tensor, value in zip(made, _tensors(self._run(func, args, kwargs)), strict=True):
+        if all(id(t) in self._held for t in given) and self._followed(func, given, list(_tensors(result))):
+            for tensor, value in zip(_tensors(result), _tensors(self._run(func, args, kwargs)), strict=True):
                 self._held[id(tensor)] = value
-            return
-        for argument, value in zip(func._schema.arguments, args, strict=False):
-            if argument.is_write:
-                for tensor in _tensors(value):
+        elif func._schema.is_mutable:
+            for argument, value in zip(func._schema.arguments, args, strict=False):
+                for tensor in _tensors(value) if argument.is_write else ():
                     self._forget(tensor)
+
+    @staticmethod
+    def _followed(func: Any, given: list[torch.Tensor], made: list[torch.Tensor]) -> bool:
+        """Whether results are small, and not random; floats made of nothing are left alone (masks can be large)."""
+        plain = bool(given) or not any(t.is_floating_point() for t in made)
+        small = all(t.is_meta and t.numel() <= LIMIT for t in made)
+        return bool(made) and plain and small and torch.Tag.nondeterministic_seeded not in func.tags
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         named = {name: torch.device("cpu") if name == "device" else value for name, value in kwargs.items()}

@@ -16,7 +16,7 @@ from sned.graph import Graph, Group, Op, Plan
 from sned.graph.build import FIXED, build
 from sned.graph.example import Example, Inputs, describe
 from sned.graph.replay import keep_of, slice_state
-from sned.graph.trace import state_of
+from sned.graph.trace import state_of, uncollected
 from sned.graph.trace import trace_example as recorded_example
 from sned.surgery.attributes import Unrepaired, check_sizes, repair_attributes
 from sned.surgery.twin import twin
@@ -49,7 +49,8 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Graph:
 
 def trace_example(model: nn.Module, example: Example) -> Graph:
     """`trace`, from a description of the inputs."""
-    graph = rehearsed(recorded_example(model, example))
+    with uncollected():
+        graph = rehearsed(recorded_example(model, example))
     _traced[id(model)] = graph
     return graph
 

@@ -15,7 +15,7 @@ from sned.graph.example import tensors_in
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
 from sned.graph.replay import Replay, keep_of, made_up, slice_state
-from sned.graph.trace import mode_of, plain_kernels, state_of
+from sned.graph.trace import mode_of, plain_kernels, state_of, uncollected
 from sned.surgery.attributes import check_sizes, repair_attributes
 from sned.surgery.depth import without
 from sned.surgery.probe import known, trace_example
@@ -80,7 +80,8 @@ class Pruned:
 
 def pruned(model: nn.Module, graph: Graph, plan: Plan) -> Pruned:
     """`apply`, for a plan that is known to fit the graph of this very model."""
-    small = cut(model, graph, plan)
+    with uncollected():
+        small = cut(model, graph, plan)
     try:
         return Pruned(small, verify(small, graph, plan, state_of(model)))
     except Exception as error:  # the user's forward may raise anything
@@ -96,7 +97,8 @@ def pruned(model: nn.Module, graph: Graph, plan: Plan) -> Pruned:
 def cut(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     """A copy with sliced tensors and repaired attributes; neither sizes nor values are checked yet."""
     sliced = made_up(graph, plan, slice_state(state_of(model), plan))
-    small = twin(model, {name: value.detach().clone() for name, value in sliced.items()})
+    own = {name: value.detach() if name in plan.kept else value.detach().clone() for name, value in sliced.items()}
+    small = twin(model, own)
     repair_attributes(small, graph, keep_of(graph, plan))
     earlier = getattr(model, PLAN_ATTRIBUTE, ())
     setattr(small, PLAN_ATTRIBUTE, (*earlier, plan))
