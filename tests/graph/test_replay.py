@@ -125,9 +125,6 @@ def test_gradients_flow_where_they_are_asked_for() -> None:
     assert distance(mine, expected) < 1e-5
 
 
-@pytest.mark.xfail(
-    strict=True, reason="RuntimeError: Autograd not support dtype: Long (_embedding_bag_forward_only)"
-)
 def test_gradients_flow_through_a_bag_of_embeddings() -> None:
     model, inputs = NETWORKS["embedding_bag"]()
     lively(model)
@@ -148,9 +145,6 @@ class Turned(nn.Module):
         return self.b(y.reshape(x.shape[0], x.shape[1] // 2, -1))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="RuntimeError: view size is not compatible with input tensor's size and stride"
-)
 def test_strides_that_differ_from_those_of_the_recording() -> None:
     model, x = lively(Turned()), torch.randn(2, 6, 5)
     outputs, _ = Replay(trace(model, x), state(model)).run(x)

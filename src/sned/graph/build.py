@@ -10,7 +10,7 @@ from sned.graph.coupling import Coupling, Position
 from sned.graph.flow import Flow
 from sned.graph.ir import Graph, IntArray, Op
 from sned.graph.labels import covering, line
-from sned.graph.provenance import Attribute, TensorAxis, Use
+from sned.graph.provenance import Attribute, Formula, TensorAxis, Use
 from sned.graph.recording import BATCHES, Recorded, Recording
 from sned.graph.rescale import Rescale, Upstream, rescales
 from sned.graph.rules import RULES
@@ -145,18 +145,35 @@ def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> None
     """One attribute that gives the size of several axes: they keep their proportion."""
     first: dict[Attribute, tuple[int, int]] = {}
     for use in uses:
-        if use.from_end is None or len(use.formula.sources) != 1:
+        if use.last_op == use.first_op or len(use.formula.sources) != 1:
             continue
         (source,) = use.formula.sources
-        made = next((n for n in reversed(ops[use.last_op - 1].outputs) if n is not None), None)
-        if not isinstance(source, Attribute) or made is None or use.from_end > len(flow.tensors[made].shape):
+        op = ops[use.last_op - 1]
+        made = _made(flow, op, use)
+        if not isinstance(source, Attribute) or made is None:
             continue
-        axis = len(flow.tensors[made].shape) - use.from_end
-        if flow.tensors[made].shape[axis] == use.value == use.formula.evaluate({source: use.value}) > 1:
-            flow.op = ops[use.last_op - 1]
-            before = first.setdefault(source, (made, axis))
-            if before != (made, axis):
-                flow.link(before, (made, axis))
+        if flow.tensors[made[0]].shape[made[1]] == use.value == use.formula.evaluate({source: use.value}) > 1:
+            flow.op = op
+            before = first.setdefault(source, made)
+            if before != made:
+                flow.link(before, made)
+
+
+def _made(flow: Flow, op: Op, use: Use) -> tuple[int, int] | None:
+    """The axis (tensor, axis) whose size a number gives: one of a shape, or a piece of a split."""
+    if use.from_end is not None:
+        number = next((n for n in reversed(op.outputs) if n is not None), None)
+        if number is None or use.from_end > len(flow.tensors[number].shape):
+            return None
+        return number, len(flow.tensors[number].shape) - use.from_end
+    if (
+        op.name in ("split_with_sizes", "unsafe_split_with_sizes")
+        and use.given[: len(op.outputs)] == op.args[1]
+    ):
+        piece = op.outputs[use.place] if use.place < len(op.outputs) else None
+        axis = int(op.args[2]) if len(op.args) > 2 else 0
+        return None if piece is None else (piece, axis % len(flow.tensors[piece].shape))
+    return None
 
 
 def _make_up(flow: Flow, recording: Recording, positions: Sequence[Position]) -> Iterator[Rescale]:
@@ -171,12 +188,16 @@ def _make_up(flow: Flow, recording: Recording, positions: Sequence[Position]) ->
     for found in rescales(recording.ops, recording.scales, upstream):
         if isinstance(found, Rescale):
             yield found
-            continue
-        for source in found.formula.sources:
-            box = (
-                covering(flow.boxes.get(source.tensor, ()), source.axis)
-                if isinstance(source, TensorAxis)
-                else None
-            )
-            if box is not None and isinstance(source, TensorAxis):
-                flow.block(flow.axis(box, source.axis), "the code derives a factor from this size")
+        else:
+            _hold_sizes(flow, found.formula, "the code derives a factor from this size")
+    for formula in recording.leaks:
+        _hold_sizes(flow, formula, "the code makes a tensor that holds this size")
+
+
+def _hold_sizes(flow: Flow, formula: Formula, reason: str) -> None:
+    """The axes that a number was taken from stay."""
+    for source in formula.sources:
+        if isinstance(source, TensorAxis):
+            box = covering(flow.boxes.get(source.tensor, ()), source.axis)
+            if box is not None:
+                flow.block(flow.axis(box, source.axis), reason)

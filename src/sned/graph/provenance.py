@@ -145,6 +145,7 @@ _plain_sqrt = math.sqrt
 _ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "pow", "truediv")
 OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "sqrt": _plain_sqrt,
+    "float": float,
     **{name: getattr(operator, name) for name in _ARITHMETIC},
 }
 """What a formula may do with its operands."""
@@ -153,6 +154,19 @@ for _operation in _ARITHMETIC:
     for _kind in (Sized, SizedFloat):
         setattr(_kind, f"__{_operation}__", _arithmetic(_operation, swapped=False))
         setattr(_kind, f"__r{_operation}__", _arithmetic(_operation, swapped=True))
+
+
+class _Floats(type):
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, float)
+
+
+class _Float(metaclass=_Floats):
+    """Stands for `float` in PyTorch's own functions: a size keeps its formula through `float(size)`."""
+
+    def __new__(cls, value: Any = 0.0) -> Any:
+        plain = float(value)
+        return _with_formula(plain, "float", (value,)) if isinstance(value, Sized | SizedFloat) else plain
 
 
 def _sqrt(value: Any) -> Any:
@@ -170,6 +184,8 @@ class Use:
         first_op, last_op: range of the ops that the call made (empty for a comparison).
         from_end: its place among the integers of a shape, counted from the end; None elsewhere.
         equals: what it was found equal to, in a comparison.
+        given: all the integers of the call, in order.
+        place: where among them it stood.
     """
 
     formula: Formula
@@ -178,6 +194,8 @@ class Use:
     last_op: int
     from_end: int | None
     equals: Formula | None = None
+    given: tuple[int, ...] = ()
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -197,12 +215,15 @@ class Watch(TorchFunctionMode):
     Args:
         position: tells how many ops were recorded so far.
         number: tells the number of a tensor, or None for one not met yet.
+        hold: told of tensors without values that were made from written ones, and of those values.
     """
 
     position: Callable[[], int]
     number: Callable[[torch.Tensor], int | None]
+    hold: Callable[[torch.Tensor, torch.Tensor], None]
     uses: list[Use] = field(default_factory=list)
     scales: list[Scale] = field(default_factory=list)
+    leaks: list[Formula] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -225,17 +246,27 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         start = self.position()
-        result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
+        if name in ("__getitem__", "__setitem__"):
+            args = (args[0], _tensor_of_list(args[1]), *args[2:])
+        result = func(*args, **(kwargs or {}))
+        if name in ("tensor", "as_tensor") and not isinstance(args[0], torch.Tensor):
+            self.leaks += [
+                v.formula for v in (*_integers(args), *_floats(args)) if isinstance(v, Sized | SizedFloat)
+            ]
+            if result.is_meta:
+                self.hold(result, func(*args, **{**(kwargs or {}), "device": "cpu"}))
         if name in ("__get__", "size"):
             return self._with_sources(args[0], result, args[1:] or tuple((kwargs or {}).values()))
         self._scales(name, args, kwargs or {}, start)
         numbers = list(_integers((args, tuple((kwargs or {}).values()))))
         if any(isinstance(v, Sized) for v in numbers) and self.position() > start:
+            given, end = tuple(map(int, numbers)), self.position()
             for place, value in enumerate(numbers):
                 if isinstance(value, Sized):
                     from_end = len(numbers) - place if name in SHAPED else None
-                    self.uses.append(Use(value.formula, int(value), start, self.position(), from_end))
+                    use = Use(value.formula, int(value), start, end, from_end, given=given, place=place)
+                    self.uses.append(use)
         return result
 
     def _scales(self, name: str, args: Any, kwargs: Mapping[str, Any], start: int) -> None:
@@ -263,6 +294,13 @@ class Watch(TorchFunctionMode):
         return result if axis is None else Sized.of(result, TensorAxis(number, int(axis) % tensor.ndim))
 
 
+def _tensor_of_list(index: Any) -> Any:
+    """Lists in an index as tensors: on the device of a tensor without values, theirs would be lost."""
+    if isinstance(index, tuple):
+        return tuple(map(_tensor_of_list, index))
+    return torch.tensor(index) if isinstance(index, list) else index
+
+
 def _integers(value: Any) -> Iterator[int]:
     if isinstance(value, int) and not isinstance(value, bool):
         yield value
@@ -283,7 +321,7 @@ def _floats(value: Any) -> Iterator[SizedFloat]:
 
 @contextmanager
 def functions_opened() -> Iterator[None]:
-    """Let a function mode see inside PyTorch's functions that are written in Python, and through `math.sqrt`."""
+    """Let a function mode see inside PyTorch's functions that are written in Python, and through root and float."""
     checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
     patched = [
         (module, name, getattr(module, name))
@@ -291,15 +329,17 @@ def functions_opened() -> Iterator[None]:
         for name in checks
         if hasattr(module, name)
     ]
-    patched.append((math, "sqrt", math.sqrt))
     try:
         for module, name, _ in patched:
             setattr(module, name, lambda *_: False)
         math.sqrt = _sqrt
+        vars(torch.nn.functional)["float"] = _Float
         yield
     finally:
         for module, name, original in patched:
             setattr(module, name, original)
+        math.sqrt = _plain_sqrt
+        del vars(torch.nn.functional)["float"]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import nn
 
 from sned.graph.example import Example
 from sned.graph.ir import Op, Tensor
-from sned.graph.provenance import Scale, Use
+from sned.graph.provenance import Formula, Scale, Use
 
 BATCHES = (2, 3)
 """The batch sizes traced. Not 1: a view could not be told from a merge with the batch axis."""
@@ -51,6 +51,7 @@ class Recording:
     constants: dict[int, torch.Tensor] = field(default_factory=dict)
     uses: list[Use] = field(default_factory=list)
     scales: list[Scale] = field(default_factory=list)
+    leaks: list[Formula] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
 
 

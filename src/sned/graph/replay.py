@@ -154,11 +154,19 @@ class Replay:
         named = {name: _filled(value, live) for name, value in kwargs.items()}
         if "device" in named:  # recorded on meta
             named["device"] = self._device
-        result = overload(op.target)(*values, **named)
+        result = overload(INSTEAD.get(op.target, op.target))(*values, **named)
         listed: Sequence[Any] = result if isinstance(result, tuple | list) else (result,)
         for number, value in zip(op.outputs, listed, strict=True):
             if number is not None:
                 live[number] = value
+
+
+INSTEAD = {
+    "aten.view.default": "aten.reshape.default",
+    "aten._unsafe_view.default": "aten.reshape.default",
+    "aten._embedding_bag_forward_only.default": "aten._embedding_bag.default",
+}
+"""Ops that were recorded under conditions a replay need not meet (those strides, no gradients), and what it calls."""
 
 
 def _split(inputs: Inputs) -> bool:

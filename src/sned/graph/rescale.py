@@ -34,6 +34,10 @@ NORMS = {
 PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2), "convolution": (0, 1)}
 """Products, and where their factors stand among the arguments."""
 
+VIEWS = frozenset({"t", "permute", "transpose", "view", "clone", "alias", "_to_copy", "expand", "split", "slice",
+                   "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "detach"})  # fmt: skip
+"""Ops between a parameter and the product that reads it, or a part of it."""
+
 MAX_DEPTH = 64
 
 
@@ -234,16 +238,7 @@ class Upstream:
         """The parameter that a tensor is a view of."""
         while tensor not in self._parameters:
             op = self._producer.get(tensor)
-            if op is None or op.name not in (
-                "t",
-                "permute",
-                "transpose",
-                "view",
-                "clone",
-                "alias",
-                "_to_copy",
-                "expand",
-            ):
+            if op is None or op.name not in VIEWS:
                 return None
             self._path.setdefault(op.index, np.zeros(0, np.int64))
             tensor = op.inputs[0]

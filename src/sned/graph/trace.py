@@ -92,7 +92,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         known = id(tensor) in self._numbers or id(tensor) in self._names
         number = self.number(tensor)
         if not known:
-            self.recording.constants[number] = tensor
+            self.recording.constants[number] = self.values.of(tensor)
         return number
 
     def _note_call(self, path: str, start: int, given: Mapping[int | str, Any], result: Any) -> None:
@@ -275,11 +275,13 @@ def record(
         stack.enter_context(untouched(model))
         stack.enter_context(instrumented(model))
         stack.enter_context(functions_opened())
-        watch = stack.enter_context(Watch(lambda: len(recorder.recording.ops), recorder.known))
+        watch = stack.enter_context(
+            Watch(lambda: len(recorder.recording.ops), recorder.known, recorder.values.hold)
+        )
         output = torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
     recording = recorder.recording
     recording.inputs = inputs
-    recording.uses, recording.scales = watch.uses, watch.scales
+    recording.uses, recording.scales, recording.leaks = watch.uses, watch.scales, watch.leaks
     recording.outputs = tuple(recorder.number(t) for t in tensors_in(output))
     for number in inputs:
         recording.constants.pop(number, None)

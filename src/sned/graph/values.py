@@ -29,6 +29,11 @@ class Values:
         if tensor.is_meta and not value.is_meta and value.numel() <= LIMIT:
             self._held[id(tensor)] = value
 
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor with its values, where they are known (as they are now), else itself."""
+        value = self._held.get(id(tensor))
+        return tensor if value is None else value.clone()
+
     def answers(self, func: Any, args: tuple[Any, ...]) -> bool:
         """Whether the op asks for values, and they are known."""
         if ASKS.isdisjoint(func.tags):

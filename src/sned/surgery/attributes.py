@@ -7,7 +7,8 @@ Afterwards the pruned copy is recorded again and held, op by op, against the siz
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,14 +105,23 @@ def _solve(graph: Graph, sizes: Sizes) -> dict[Attribute, int]:
 
 
 def _invert(use: Use, news: Mapping[Source, int], source: Source, new: int) -> int | None:
-    """The value of one source that gives a formula its new value, if a size up to the old value does."""
-    for candidate in (new, *range(1, max(use.value, new) + 1)):
+    """The value of one source that gives a formula its new value, if one up to the old values does."""
+    for candidate in (new, *range(1, max(use.value, new, *_leaves(use.formula)) + 1)):
         try:
             if use.formula.evaluate({**news, source: candidate}) == new:
                 return int(candidate)
         except ZeroDivisionError:
             continue
     return None
+
+
+def _leaves(formula: Formula) -> Iterator[int]:
+    """The old values that a formula starts from."""
+    if not formula.operation:
+        yield formula.value
+    for operand in formula.operands:
+        if isinstance(operand, Formula):
+            yield from _leaves(operand)
 
 
 def _wanted(graph: Graph, sizes: Sizes, use: Use, news: Mapping[Source, int]) -> int | None:
@@ -125,18 +135,33 @@ def _wanted(graph: Graph, sizes: Sizes, use: Use, news: Mapping[Source, int]) ->
         if number is not None and use.from_end <= len(sizes.recorded(number)):
             axis = len(sizes.recorded(number)) - use.from_end
             return sizes.shape(number)[axis] if sizes.recorded(number)[axis] == use.value else None
+    if (aligned := {new for op in ops for new in _aligned(op, sizes, use)}) and len(aligned) == 1:
+        return next(iter(aligned))
     named = {new for op in ops for old, new in _named(op, sizes, use.formula) if old == use.value}
     found = named or {new for op in ops for old, new in _numbers(op, sizes) if old == use.value}
     return next(iter(found)) if len(found) == 1 else None
 
 
+def _aligned(op: Op, sizes: Sizes, use: Use) -> Iterator[int]:
+    """What becomes of the number, if the integers of the call are those of the op, one by one."""
+    args, _ = sizes.arguments(op)
+    pairs = list(_pairs(sizes.plain(op), args))
+    if len(use.given) > 1 and tuple(old for old, _ in pairs) == use.given:
+        yield pairs[use.place][1]
+
+
 def _named(op: Op, sizes: Sizes, formula: Formula) -> Iterator[tuple[int, int]]:
     """Pairs (old, new) of the argument that is called like the attribute: `groups` of a convolution, not its stride."""
-    names = {source.name for source in formula.sources if isinstance(source, Attribute)}
+    names = {_stem(source.name) for source in formula.sources if isinstance(source, Attribute)}
     args, _ = sizes.arguments(op)
     for argument, old, new in zip(overload(op.target)._schema.arguments, sizes.plain(op), args, strict=False):
-        if argument.name in names and len(names) == 1:
+        if _stem(argument.name) in names and len(names) == 1:
             yield from _pairs(old, new)
+
+
+def _stem(name: str) -> str:
+    """`num_groups` of a module is `group` of an op."""
+    return name.removeprefix("num_").removesuffix("s")
 
 
 def _numbers(op: Op, sizes: Sizes) -> Iterator[tuple[int, int]]:
@@ -209,7 +234,7 @@ LAYOUT = frozenset({"clone", "contiguous", "alias", "expand"})
 def _first_difference(model: nn.Module, graph: Graph, sizes: Sizes) -> tuple[int | None, str]:
     """Number of the op at which the pruned pass fails, and how; None when it runs and every output has its size.
 
-    Where shapes go wrong without an error, the numbers will too: `verify` holds those against the replay.
+    Where shapes go wrong without an error, a bound of a slice or a factor may still be that of the dense network.
     """
     partial = Recording()
     failure = ""
@@ -217,7 +242,7 @@ def _first_difference(model: nn.Module, graph: Graph, sizes: Sizes) -> tuple[int
         recording = record(model, graph.example, _batch(graph), into=partial, device=graph.recorded.device)
         made = [recording.tensors[number].shape for number in recording.outputs]
         if made == [sizes.shape(number) for number in graph.outputs]:
-            return None, ""
+            return _strayed(graph, recording, sizes), " (it fits by chance)"
     except Exception as error:  # noqa: BLE001 (the user's forward may raise anything)
         failure = f" ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
     expected = [op for op in graph.ops if op.name not in LAYOUT]
@@ -226,6 +251,50 @@ def _first_difference(model: nn.Module, graph: Graph, sizes: Sizes) -> tuple[int
         if _kind(mine) != _kind(theirs) or not _agrees(mine, theirs, partial, graph, sizes):
             return mine.index, failure
     return expected[min(len(got), len(expected) - 1)].index, failure
+
+
+def _strayed(graph: Graph, recording: Recording, sizes: Sizes) -> int | None:
+    """The first op that cuts elsewhere than the plan has it, or whose factor changed with a size."""
+    expected = [op for op in graph.ops if op.name not in LAYOUT]
+    got = [op for op in recording.ops if op.name not in LAYOUT]
+    factors = list(_factors(graph, sizes))
+    for mine, theirs in zip(expected, got, strict=False):
+        if _kind(mine) != _kind(theirs):
+            return None
+        if _bounds(mine, sizes.arguments(mine)[0], sizes.shape) != _bounds(
+            theirs, theirs.args, lambda n: recording.tensors[n].shape
+        ):
+            return mine.index
+        for old, new in zip(_floats(mine.args), _floats(theirs.args), strict=False):
+            known = any(math.isclose(old, a) and math.isclose(new, b) for a, b in factors)
+            if not (known or math.isclose(old, new, rel_tol=1e-6) or math.isnan(old)):
+                return mine.index
+    return None
+
+
+def _factors(graph: Graph, sizes: Sizes) -> Iterator[tuple[float, float]]:
+    """Old and new value of every factor that weights make up for."""
+    for rescale in graph.rescales:
+        news = {s: sizes.shape(s.tensor)[s.axis] for s in rescale.formula.sources if isinstance(s, TensorAxis)}
+        yield rescale.value, rescale.formula.evaluate(news)
+
+
+def _bounds(op: Op, args: tuple[Any, ...], shape: Callable[[int], tuple[int, ...]]) -> Any:
+    """Where an op cuts the axis that it cuts; None for ops that cut nothing."""
+    if op.name not in ("slice", "select", "split", "unsafe_split", "split_with_sizes") or len(args) < 2:
+        return None
+    if "split" in op.name:
+        return args[1]
+    size = shape(args[0].id)[args[1]]
+    return slice(*args[2:5]).indices(size) if op.name == "slice" else args[2] % max(size, 1)
+
+
+def _floats(args: Any) -> Iterator[float]:
+    for value in args:
+        if isinstance(value, float):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _floats(value)
 
 
 def _kind(op: Op) -> str:

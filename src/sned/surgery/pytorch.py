@@ -97,7 +97,10 @@ def pruned(model: nn.Module, graph: Graph, plan: Plan) -> Pruned:
 def cut(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     """A copy with sliced tensors and repaired attributes; neither sizes nor values are checked yet."""
     sliced = made_up(graph, plan, slice_state(state_of(model), plan))
-    own = {name: value.detach() if name in plan.kept else value.detach().clone() for name, value in sliced.items()}
+    own = {
+        name: value.detach() if name in plan.kept else value.detach().clone()
+        for name, value in sliced.items()
+    }
     small = twin(model, own)
     repair_attributes(small, graph, keep_of(graph, plan))
     earlier = getattr(model, PLAN_ATTRIBUTE, ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sned.graph.flow import Flow
@@ -74,16 +75,19 @@ def convolution(flow: Flow, op: Op) -> None:
     """Convolution of any rank, grouped or depthwise, transposed too.
 
     The input channels are seen as (groups, inputs of a group), the weight as (groups, outputs, inputs): groups meet
-    groups, and the inputs inside a group meet an axis that all groups share.
+    groups, and the inputs inside a group meet an axis that all groups share. An axis along which the kernel has one
+    position is not slid over: it passes.
     """
     x, weight, bias = op.args[0], op.args[1], op.args[2]
     transposed, groups = op.args[6], op.args[8]
     rank = len(flow.shape(x)) - 2
-    for ref in (x, weight):
-        for box in flow.of(ref):
-            for axis in box.axes - {0, 1}:
-                flow.freeze(flow.axis(box, axis), "an axis that a convolution slides over")
     space, kernel = "stuvw"[:rank], [None] * rank
+    passing = [space[i] if still else None for i, still in enumerate(_still(flow, op, rank))]
+    moving = {i + 2 for i, letter in enumerate(passing) if letter is None}
+    for ref, axes in ((x, moving), (weight, set(range(2, rank + 2)))):
+        for box in flow.of(ref):
+            for axis in box.axes & axes:
+                flow.freeze(flow.axis(box, axis), "an axis that a convolution slides over")
     batch, channels, *size = flow.shape(x)
     first, second, *window = flow.shape(weight)
     if transposed:  # weight [inputs, outputs of a group, ...]
@@ -101,13 +105,21 @@ def convolution(flow: Flow, op: Op) -> None:
     out = result_shape(flow, op)
     split = (out[0], groups, outputs, *out[2:])
     made = flow.join(
-        [(boxes, x_shape, ["b", "g", "i", *kernel]), (w, w_shape, w_letters)], ["b", "g", "o", *space]
+        [(boxes, x_shape, ["b", "g", "i", *passing]), (w, w_shape, w_letters)], ["b", "g", "o", *space]
     )
     merged = flow.reshape(made, split, out)
     if bias is not None:
         letters = ["b", "c", *space]
         merged = flow.join([(merged, out, letters), (flow.of(bias), flow.shape(bias), ["c"])], letters)
     flow.put(op, merged)
+
+
+def _still(flow: Flow, op: Op, rank: int) -> Iterator[bool]:
+    """For each axis of space, whether the kernel stays where it is: one position, in steps of one, nothing added."""
+    window = flow.shape(op.args[1])[2:]
+    stride, padding, more = (values * (rank if len(values) == 1 else 1) for values in (*op.args[3:5], op.args[7]))
+    for i in range(rank):
+        yield (window[i], stride[i], padding[i], more[i]) == (1, 1, 0, 0)
 
 
 @resize("convolution")

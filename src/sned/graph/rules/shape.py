@@ -193,7 +193,7 @@ def stack(flow: Flow, op: Op) -> None:
 def as_strided(flow: Flow, op: Op) -> None:
     """Same shape, other strides (what pooling to one pixel does to keep channels last); anything else stays."""
     ref = op.args[0]
-    if tuple(op.args[1]) == flow.shape(ref):
+    if _out_shape(flow, op) == flow.shape(ref):
         flow.put(op, flow.of(ref))
     else:
         flow.freeze_boxes(flow.of(ref), "as_strided reads the memory underneath")
