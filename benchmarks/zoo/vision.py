@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.zoo.network import Network, images
 from sned.cli.zoo import from_zoo, import_torchvision
 
-_SIDES = {"vit_": 224, "maxvit": 224, "swin": 112, "inception": 96}
+_SIDES = {"vit_": 224, "maxvit": 224, "swin": 112, "inception": 299}
 """Pixels a side by the beginning of the name, where 64 do not do."""
 
 

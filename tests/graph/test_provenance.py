@@ -82,7 +82,10 @@ def test_it_is_an_integer_everywhere_else() -> None:
 def test_sizes_of_tensors_arrive_in_calls_with_their_source() -> None:
     ops = iter(range(100))
     x = torch.zeros(2, 6, 4)
-    with functions_opened(), Watch(lambda: next(ops), lambda tensor: 7 if tensor is x else None, lambda *_: None) as watch:
+    with (
+        functions_opened(),
+        Watch(lambda: next(ops), lambda tensor: 7 if tensor is x else None, lambda *_: None) as watch,
+    ):
         b, n, c = x.shape
         x.view(b, n * c)
         x.reshape(x.size(0), -1, x.size(-1) // 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 from torch import nn
 
 from sned.graph.coupling import Coupling, Position
@@ -132,7 +133,7 @@ def _link(flow: Flow, use: Use) -> None:
     """A size in a shape that was taken from an axis of another tensor: both must keep their proportion."""
     if use.from_end is None or flow.op is None or use.equals is not None:
         return
-    made = next((n for n in reversed(flow.op.outputs) if n is not None), None)
+    made = next((n for n in flow.op.outputs if n is not None), None)
     sources = [s for s in use.formula.sources if isinstance(s, TensorAxis)]
     if made is None or len(sources) != 1 or use.from_end > len(flow.tensors[made].shape):
         return
@@ -142,7 +143,15 @@ def _link(flow: Flow, use: Use) -> None:
 
 
 def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> None:
-    """One attribute that gives the size of several axes: they keep their proportion."""
+    """One attribute that gives the size of several axes: they keep their proportion.
+
+    What a width is divided by to give another size (`C // num_heads`) stays: the two sizes are linked already.
+    """
+    divided = [
+        (use, _is_product(flow, ops, use)) for use in uses if use.from_end is not None and _divides(use)
+    ]
+    follows = {source for use, product in divided if product for source in use.formula.sources}
+    divisors = {source for use, _ in divided for source in use.formula.sources} - follows
     first: dict[Attribute, tuple[int, int]] = {}
     for use in uses:
         if use.last_op == use.first_op or len(use.formula.sources) != 1:
@@ -154,15 +163,35 @@ def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> None
             continue
         if flow.tensors[made[0]].shape[made[1]] == use.value == use.formula.evaluate({source: use.value}) > 1:
             flow.op = op
+            box = covering(flow.boxes.get(made[0], ()), made[1])
+            if source in divisors and box is not None:
+                flow.block(flow.axis(box, made[1]), "the code divides a width by this size")
             before = first.setdefault(source, made)
             if before != made:
                 flow.link(before, made)
 
 
+def _divides(use: Use) -> bool:
+    """Whether a number was worked out from one axis and from attributes."""
+    axes = [source for source in use.formula.sources if isinstance(source, TensorAxis)]
+    return len(axes) == 1 < len(use.formula.sources)
+
+
+def _is_product(flow: Flow, ops: Sequence[Op], use: Use) -> bool:
+    """Whether the axis that was divided is the very one that a view takes apart, so that it follows the divisor."""
+    (source,) = (source for source in use.formula.sources if isinstance(source, TensorAxis))
+    made = _made(flow, ops[use.last_op - 1], use)
+    there = covering(flow.boxes.get(made[0], ()), made[1]) if made else None
+    here = covering(flow.boxes.get(source.tensor, ()), source.axis)
+    return (
+        here is not None and there is not None and np.array_equal(np.unique(here.ids), np.unique(there.ids))
+    )
+
+
 def _made(flow: Flow, op: Op, use: Use) -> tuple[int, int] | None:
     """The axis (tensor, axis) whose size a number gives: one of a shape, or a piece of a split."""
     if use.from_end is not None:
-        number = next((n for n in reversed(op.outputs) if n is not None), None)
+        number = next((n for n in op.outputs if n is not None), None)
         if number is None or use.from_end > len(flow.tensors[number].shape):
             return None
         return number, len(flow.tensors[number].shape) - use.from_end

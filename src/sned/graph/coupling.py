@@ -184,7 +184,7 @@ class Coupling:
             units = self._unit[cells]
             made = np.sort(self._signature[units], axis=1)
             if bool((made != made[0]).any()) and bool((units != units[0]).any()):
-                ties.append((np.repeat(cells[:1], len(cells) - 1, 0).ravel(), cells[1:].ravel()))
+                ties += [_paired(cells[0], units[0], cells[i], units[i]) for i in range(1, len(cells))]
         return ties
 
     def _cell_hashes(self) -> NDArray[np.int64]:
@@ -346,6 +346,21 @@ class Keep:
             return None
         rows = self.stays[labels.atoms]
         return np.asarray(rows[int(rows.any(axis=1).argmax())])
+
+
+def _paired(row: IntArray, units: IntArray, other: IntArray, others: IntArray) -> tuple[IntArray, IntArray]:
+    """Atoms of two rows to tie, so that the rows lose equally many.
+
+    Unit by unit, in the order in which they appear, where they take as many positions of the one as of the other; else
+    position by position.
+    """
+    (_, first, count), (_, second, counts) = (
+        np.unique(held, return_index=True, return_counts=True) for held in (units, others)
+    )
+    mine, theirs = np.argsort(first), np.argsort(second)
+    if np.array_equal(count[mine], counts[theirs]):
+        return row[first[mine]], other[second[theirs]]
+    return row, other
 
 
 def _axis_labels(box: Box, axis: int) -> tuple[IntArray, IntArray]:

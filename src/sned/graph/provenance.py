@@ -20,7 +20,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 SHAPED = frozenset({"view", "reshape", "expand", "unflatten", "zeros", "ones", "full", "empty", "new_zeros", "new_ones",
-                    "new_full", "new_empty", "broadcast_to"})  # fmt: skip
+                    "new_full", "new_empty", "broadcast_to", "layer_norm", "rms_norm"})  # fmt: skip
 """Functions whose integers are, in order, the last sizes of what they return."""
 
 

@@ -131,7 +131,7 @@ def _wanted(graph: Graph, sizes: Sizes, use: Use, news: Mapping[Source, int]) ->
         return int(use.equals.evaluate(news)) if use.equals.sources <= news.keys() else None
     ops = graph.ops[use.first_op : use.last_op]
     if use.from_end is not None:
-        number = next((n for n in reversed(ops[-1].outputs) if n is not None), None)
+        number = next((n for n in ops[-1].outputs if n is not None), None)
         if number is not None and use.from_end <= len(sizes.recorded(number)):
             axis = len(sizes.recorded(number)) - use.from_end
             return sizes.shape(number)[axis] if sizes.recorded(number)[axis] == use.value else None
@@ -275,7 +275,9 @@ def _strayed(graph: Graph, recording: Recording, sizes: Sizes) -> int | None:
 def _factors(graph: Graph, sizes: Sizes) -> Iterator[tuple[float, float]]:
     """Old and new value of every factor that weights make up for."""
     for rescale in graph.rescales:
-        news = {s: sizes.shape(s.tensor)[s.axis] for s in rescale.formula.sources if isinstance(s, TensorAxis)}
+        news: dict[Source, int] = {
+            s: sizes.shape(s.tensor)[s.axis] for s in rescale.formula.sources if isinstance(s, TensorAxis)
+        }
         yield rescale.value, rescale.formula.evaluate(news)
 
 

@@ -117,7 +117,9 @@ def convolution(flow: Flow, op: Op) -> None:
 def _still(flow: Flow, op: Op, rank: int) -> Iterator[bool]:
     """For each axis of space, whether the kernel stays where it is: one position, in steps of one, nothing added."""
     window = flow.shape(op.args[1])[2:]
-    stride, padding, more = (values * (rank if len(values) == 1 else 1) for values in (*op.args[3:5], op.args[7]))
+    stride, padding, more = (
+        values * (rank if len(values) == 1 else 1) for values in (*op.args[3:5], op.args[7])
+    )
     for i in range(rank):
         yield (window[i], stride[i], padding[i], more[i]) == (1, 1, 0, 0)
 
