@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import nn
 
 from benchmarks.zoo.network import Network
 from sned.cli.zoo import from_zoo, import_torchvision
@@ -39,7 +40,17 @@ _SIDES = {"halonet_h1": 256, "deepseek_vit_412m": 126}
 
 def smallest() -> list[Network]:
     """The 98 networks."""
-    return [Network("timm", name, partial(from_zoo, "timm", name), _images(name)) for name in SMALLEST]
+    return [Network("timm", name, partial(_build, name), _images(name)) for name in SMALLEST]
+
+
+def _build(name: str) -> nn.Module:
+    """The network as timm has it; one without a classifier gets one, or its width would be its output."""
+    model = from_zoo("timm", name)
+    if model.num_classes:
+        return model
+    import_torchvision()
+    made: nn.Module = importlib.import_module("timm").create_model(name, num_classes=1000)
+    return made
 
 
 def _images(name: str) -> Callable[[int], torch.Tensor]:

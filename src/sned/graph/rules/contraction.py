@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sned.graph.flow import Flow
 from sned.graph.ir import Op, Ref
 from sned.graph.labels import Boxes
+from sned.graph.rules.basic import unknown
 from sned.graph.rules.registry import Arguments, resize, rule
 
 if TYPE_CHECKING:
@@ -68,6 +69,27 @@ def baddbmm(flow: Flow, op: Op) -> None:
     """Bias plus batched product."""
     boxes = product(flow, op.args[1], "bij", op.args[2], "bjk", "bik")
     flow.put(op, plus(flow, boxes, result_shape(flow, op), op.args[0]))
+
+
+@rule("_grouped_mm")
+def grouped_mm(flow: Flow, op: Op) -> None:
+    """Rows sorted by expert, each times the matrix of its own; the experts stay, as they are chosen by number."""
+    x, experts = op.args[0], op.args[1]
+    if (len(flow.shape(x)), len(flow.shape(experts))) != (2, 3):
+        unknown(flow, op)
+        return
+    for box in flow.of(experts):
+        if 0 in box.axes:
+            flow.freeze(flow.axis(box, 0), "chosen by number")
+        for axis in box.axes - {0}:  # the kernel reads 16 bytes at a time
+            size, at_once = flow.shape(experts)[axis], 16 // _bytes(flow.tensors[experts.id].dtype)
+            if size % at_once == 0:
+                flow.equal_parts(box, axis, [size // at_once])
+    flow.put(op, product(flow, x, "tk", experts, "ekn", "tn"))
+
+
+def _bytes(dtype: str) -> int:
+    return 2 if dtype in ("float16", "bfloat16") else 4
 
 
 @rule("convolution")
