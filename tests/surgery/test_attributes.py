@@ -365,3 +365,48 @@ class Picked(nn.Module):
 
 def test_lists_keep_their_values_as_an_index() -> None:
     assert right(Picked(), SEQUENCE).a.weight.shape == (4, 5)
+
+
+class AsksShapes(nn.Module):
+    """Compares a table's size with an attribute before it reads it; asks for the shape of one that it never reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 8
+        self.a, self.c = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.gain, self.idle = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.gain.numel() == self.width
+        assert self.idle.shape[0] == 6
+        return self.c((self.a(x) * self.gain).relu())
+
+
+def test_shapes_asked_for_before_a_parameter_is_read() -> None:
+    small = right(AsksShapes(), SEQUENCE)
+    assert (small.width, small.gain.numel(), small.idle.numel()) == (4, 4, 6)
+
+
+class Stubborn(nn.Module):
+    """A number that is kept where no one finds it: in a closure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+        held = [8]
+        self.check = lambda: held[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (
+            len(self.a.bias.tolist() if not self.a.bias.is_meta else range(self.a.bias.shape[0]))
+            != self.check()
+        ):
+            raise ValueError("not what I was made for")
+        return self.c(self.b(self.a(x).relu()).relu())
+
+
+def test_a_group_that_the_model_does_not_run_without_is_frozen_alone() -> None:
+    model = Stubborn()
+    graph = trace(model, SEQUENCE)
+    assert [group.name for group in graph.groups] == ["b"]
+    assert any("does not run without some of it" in frozen.reason for frozen in graph.frozen)

@@ -23,11 +23,15 @@ Labels = dict[str, dict[int, IntArray]]
 """The labels of every axis of every parameter."""
 
 
-def build(recorded: Recorded, fixed: Mapping[int, int] | None = None) -> Graph:
+def build(
+    recorded: Recorded,
+    fixed: Mapping[int, int] | None = None,
+    staying: Mapping[tuple[str, int], str] | None = None,
+) -> Graph:
     """Let labels flow through the recordings and solve for the groups.
 
     `fixed` names ops, by number, that may not change the size of what they make (1), nor of what goes in (2), not even
-    by a slab that leaves (`FIXED`).
+    by a slab that leaves (`FIXED`); `staying` names axes of parameters that stay, and the reason.
     """
     main, model = recorded.main, recorded.model
     labels: Labels = {}
@@ -35,14 +39,15 @@ def build(recorded: Recorded, fixed: Mapping[int, int] | None = None) -> Graph:
     _through(flow, main, labels, fixed or {})
     if recorded.trained is not None:
         _through(Flow(recorded.trained.tensors, flow.relations), recorded.trained, labels, {})
+    for (name, axis), reason in (staying or {}).items():
+        flow.freeze(labels[name][axis], reason)
     positions = [Position(name, axis, ids) for name, axes in labels.items() for axis, ids in axes.items()]
     made_up = tuple(_make_up(flow, main, positions))
     names, aliases = _names(model)
-    read = (
-        labels.keys()
-        | main.parameters.keys()
-        | (recorded.trained.parameters.keys() if recorded.trained else set())
-    )
+    read = _read(main) | (_read(recorded.trained) if recorded.trained is not None else set())
+    for name in labels.keys() - read:
+        for ids in labels[name].values():
+            flow.freeze(ids, "asked for its shape, but never read")
     unread = tuple(name for name in names if name not in read and name not in aliases)
     _spare(flow, positions, [names[name] for name in unread])
     order = {name: i for i, name in enumerate(labels)}
@@ -91,6 +96,12 @@ def _through(flow: Flow, recording: Recording, labels: Labels, fixed: Mapping[in
     flow.op = None
     for number in recording.outputs:
         flow.freeze_boxes(flow.boxes.get(number, ()), "output of the model")
+
+
+def _read(recording: Recording) -> set[str]:
+    """The parameters that an op reads; a pass may ask for the shape of others."""
+    inputs = {*recording.outputs}.union(*(op.inputs for op in recording.ops))
+    return {name for name, number in recording.parameters.items() if number in inputs}
 
 
 def _names(model: nn.Module) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:

@@ -258,6 +258,9 @@ class Watch(TorchFunctionMode):
                 self.hold(result, func(*args, **{**(kwargs or {}), "device": "cpu"}))
         if name in ("__get__", "size"):
             return self._with_sources(args[0], result, args[1:] or tuple((kwargs or {}).values()))
+        if name in ("numel", "nelement"):
+            sizes = self._with_sources(args[0], args[0].shape, ())
+            return math.prod(sizes[1:], start=sizes[0]) if sizes else result
         self._scales(name, args, kwargs or {}, start)
         numbers = list(_integers((args, tuple((kwargs or {}).values()))))
         if any(isinstance(v, Sized) for v in numbers) and self.position() > start:

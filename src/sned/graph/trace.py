@@ -76,8 +76,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return number
 
     def known(self, tensor: torch.Tensor) -> int | None:
-        """The number of a tensor that was met already."""
-        return self._numbers.get(id(tensor))
+        """The number of a parameter, or of a tensor that was met already."""
+        return self.number(tensor) if id(tensor) in self._names else self._numbers.get(id(tensor))
 
     def _plain(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

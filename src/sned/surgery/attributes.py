@@ -34,11 +34,11 @@ TIDY: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
 
 
 class Unrepaired(SurgeryError):
-    """A number could not be traced to an attribute; `op` is where it shows."""
+    """A number could not be traced to an attribute; `op` is where it shows, or, if `elsewhere`, what came next."""
 
-    def __init__(self, op: Op, text: str) -> None:
+    def __init__(self, op: Op, text: str, *, elsewhere: bool = False) -> None:
         super().__init__(text)
-        self.op = op
+        self.op, self.elsewhere = op, elsewhere
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,16 @@ def check_sizes(model: nn.Module, graph: Graph, keep: Keep) -> None:
     Raises:
         Unrepaired: a number could not be traced to an attribute; names the op and the module.
     """
-    at, failure = _first_difference(model, graph, Sizes(graph, keep, _batch(graph)))
-    if at is not None:
-        op = graph.ops[at]
+    found = _first_difference(model, graph, Sizes(graph, keep, _batch(graph)))
+    if found is not None:
+        op = graph.ops[found.at]
         kind = type(model.get_submodule(op.module)).__name__
         raise Unrepaired(
             op,
             f"Every size that changes must come from a parameter or an attribute, but {op.target} in module "
-            f"{op.module!r} ({kind}) keeps its old one{failure}. "
+            f"{op.module!r} ({kind}) keeps its old one{found.failure}. "
             "Give that number as an attribute of the module, or protect the group.",
+            elsewhere=found.elsewhere,
         )
 
 
@@ -231,26 +232,40 @@ LAYOUT = frozenset({"clone", "contiguous", "alias", "expand"})
 """Ops that PyTorch adds or leaves out as strides ask for; the computation is the same."""
 
 
-def _first_difference(model: nn.Module, graph: Graph, sizes: Sizes) -> tuple[int | None, str]:
-    """Number of the op at which the pruned pass fails, and how; None when it runs and every output has its size.
+@dataclass(frozen=True)
+class Difference:
+    """Where a pruned pass fails: the number of the op and what was raised.
+
+    `elsewhere`: every op was right, and it was not PyTorch that raised, so that the op is only the next one.
+    """
+
+    at: int
+    failure: str
+    elsewhere: bool = False
+
+
+def _first_difference(model: nn.Module, graph: Graph, sizes: Sizes) -> Difference | None:
+    """How the pruned pass fails; None when it runs and every output has its size.
 
     Where shapes go wrong without an error, a bound of a slice or a factor may still be that of the dense network.
     """
     partial = Recording()
-    failure = ""
+    failure, ours = "", False
     try:
         recording = record(model, graph.example, _batch(graph), into=partial, device=graph.recorded.device)
         made = [recording.tensors[number].shape for number in recording.outputs]
         if made == [sizes.shape(number) for number in graph.outputs]:
-            return _strayed(graph, recording, sizes), " (it fits by chance)"
+            at = _strayed(graph, recording, sizes)
+            return None if at is None else Difference(at, " (it fits by chance)")
     except Exception as error:  # noqa: BLE001 (the user's forward may raise anything)
         failure = f" ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        ours = isinstance(error, RuntimeError | IndexError)
     expected = [op for op in graph.ops if op.name not in LAYOUT]
     got = [op for op in partial.ops if op.name not in LAYOUT]
     for mine, theirs in zip(expected, got, strict=False):
         if _kind(mine) != _kind(theirs) or not _agrees(mine, theirs, partial, graph, sizes):
-            return mine.index, failure
-    return expected[min(len(got), len(expected) - 1)].index, failure
+            return Difference(mine.index, failure)
+    return Difference(expected[min(len(got), len(expected) - 1)].index, failure, elsewhere=not ours)
 
 
 def _strayed(graph: Graph, recording: Recording, sizes: Sizes) -> int | None:

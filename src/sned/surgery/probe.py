@@ -6,6 +6,7 @@ groups that it depends on are frozen, with the reason, and the rehearsal starts 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -78,17 +79,40 @@ def known(model: nn.Module, plan: Plan) -> Graph | None:
 def rehearsed(graph: Graph) -> Graph:
     """The graph with those groups frozen that surgery could not cut."""
     fixed: dict[int, int] = {}
+    staying: dict[tuple[str, int], str] = {}
     while graph.groups:
         try:
             _rehearse(graph, some_of_each(graph))
             return graph
         except Unrepaired as error:
             alike = _alike(graph, error.op)
-            if all(fixed.get(index, 0) == FIXED for index in alike):
-                raise
-            fixed.update({index: fixed.get(index, 0) + 1 for index in alike})
-            graph = build(graph.recorded, fixed)
+            if error.elsewhere or all(fixed.get(index, 0) == FIXED for index in alike):
+                staying |= dict(_culprits(graph, graph.groups, {}))
+            else:
+                fixed.update({index: fixed.get(index, 0) + 1 for index in alike})
+            graph = build(graph.recorded, fixed, staying)
     return graph
+
+
+def _culprits(
+    graph: Graph, groups: Sequence[Group], going: dict[str, Sequence[int]]
+) -> Iterator[tuple[tuple[str, int], str]]:
+    """An axis of each of the groups that cannot be cut beside those that are `going`, and why: the last resort."""
+    more = {group.name: _some(group, SHARE) for group in groups}
+    try:
+        _rehearse(graph, graph.plan({**going, **more}))
+        going.update(more)
+    except Unrepaired as error:
+        if len(groups) == 1:
+            part = groups[0].slices[0]
+            yield (
+                (part.parameter, part.axis),
+                f"the model does not run without some of it (at {error.op.target})",
+            )
+            return
+        half = len(groups) // 2
+        yield from _culprits(graph, groups[:half], going)
+        yield from _culprits(graph, groups[half:], going)
 
 
 def some_of_each(graph: Graph, share: float = SHARE) -> Plan:
