@@ -12,20 +12,27 @@ one tensor decides).
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from sned.graph.ir import Graph, Group
+from sned.graph.ir import Graph, Group, Slices
 from sned.saliency.registry import Evidence, State, criterion
 from sned.saliency.scores import FloatArray, Scores, from_importance, mean_one
-from sned.saliency.units import rows, weights
+from sned.saliency.units import weights
 
 
 def magnitude(graph: Graph, group: Group, state: State, power: int) -> FloatArray:
     """`[size]`: the importance of each unit, 1 on average."""
-    each = [
-        mean_one(rows(s, state[s.parameter]).abs().pow(power).sum(dim=1).cpu().numpy())
-        for s in weights(graph, group)
-    ]
+    each = [mean_one(_norms(s, state[s.parameter], power)) for s in weights(graph, group)]
     return mean_one(np.mean(each, axis=0))
+
+
+def _norms(slices: Slices, tensor: torch.Tensor, power: int) -> FloatArray:
+    """`[size]`: `|W_u|_p^p` of what goes with each unit."""
+    others = [axis for axis in range(tensor.ndim) if axis != slices.axis]
+    powers = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)).abs().pow_(power)
+    lines = (powers.sum(others) if others else powers).cpu().double().numpy()
+    found: FloatArray = lines[slices.positions].sum(axis=1)
+    return found
 
 
 def _all(name: str, evidence: Evidence, power: int) -> Scores:
