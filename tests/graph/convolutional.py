@@ -353,3 +353,25 @@ def temporal_shift() -> tuple[nn.Module, tuple[Any, ...]]:
 def weight_norm() -> tuple[nn.Module, tuple[Any, ...]]:
     conv = nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 8, 1))
     return nn.Sequential(conv, nn.ReLU(), nn.Conv1d(8, 4, 1)), (torch.randn(2, 3, 6),)
+
+
+class Windows(nn.Module):
+    """Unfolded, gated and folded again; windows of an axis; sampled at given places; cut off beyond a diagonal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.o, self.g = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 4, 1)
+        places = torch.rand(1, 5, 5, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        self.register_buffer("places", places)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        columns = F.unfold(y, 3, padding=1)
+        folded = F.fold(columns * torch.sigmoid(columns), x.shape[2:], 3, padding=1)
+        sampled = F.grid_sample(folded, self.places.expand(len(x), -1, -1, -1), align_corners=False)
+        return self.g(self.o(sampled + y.unfold(2, 2, 1).sum(-1)[:, :, :5, :5].tril()).relu())
+
+
+@network
+def windows() -> tuple[nn.Module, tuple[Any, ...]]:
+    return Windows(), (torch.randn(2, 3, 8, 8),)

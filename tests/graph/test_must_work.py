@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -30,25 +29,6 @@ from tests.graph.oracle import (
 
 REMAINING = 0.7
 """Half of every group gone must leave at most this much of every network here."""
-
-FLOATS = "SurgeryError: outputs differ by 0.0046; torch derives sqrt(1 / float(head_dim)), which loses where it came from"
-EINSUM = "nothing can go: 'its size is a number in the code that no attribute holds', though einsum takes it from shapes"
-
-FAILS: dict[str, str] = {"einsum_heads": EINSUM}
-"""What does not work yet at half of every group, and the error."""
-
-FAILS_UNEVEN: dict[str, str] = {"einsum_heads": EINSUM}
-"""What does not work yet where every group loses another share, and the error."""
-
-
-def names(fails: dict[str, str]) -> list[Any]:
-    """Every network; those known to fail are expected to."""
-    return [
-        pytest.param(
-            name, marks=[pytest.mark.xfail(strict=True, reason=fails[name])] if name in fails else []
-        )
-        for name in NETWORKS
-    ]
 
 
 @contextmanager
@@ -91,12 +71,12 @@ def check(name: str, sparsity: float | None, seed: int) -> float:
     return size(small) / size(model)
 
 
-@pytest.mark.parametrize("name", names(FAILS))
+@pytest.mark.parametrize("name", NETWORKS)
 def test_half_of_every_group_can_go(name: str) -> None:
     assert check(name, 0.5, 0) <= REMAINING
 
 
-@pytest.mark.parametrize("name", names(FAILS_UNEVEN))
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_group_can_lose_a_share_of_its_own(name: str) -> None:
     assert check(name, None, 3) < 1
 

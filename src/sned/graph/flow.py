@@ -316,15 +316,20 @@ class Flow:
         return boxes
 
     def _product(self, boxes: Sequence[Box]) -> Box:
-        """One rectangle with the labels of several boxes along its axes."""
+        """One rectangle with the labels of several boxes along its axes.
+
+        Free is the axis that was labelled last (dimensions come after heads in a parameter), whatever the order here, so
+        that two products of the same axes ask the same.
+        """
         axes = sorted(axis for box in boxes for axis in box.axes)
         labels = {axis: self.axis(box, axis) for box in boxes for axis in box.axes}
         rank = boxes[0].ids.ndim
         shape = [len(labels[a]) if a in labels else 1 for a in range(rank)]
         ids = self.fresh(int(np.prod(shape))).reshape(shape)
-        box = Box(ids, axes[-1], {a: labels[a] for a in axes[:-1]})
+        free = max(axes, key=lambda axis: int(labels[axis][0]))
+        box = Box(ids, free, {a: labels[a] for a in axes if a != free})
         self._declare(box)
-        self.unite(self.axis(box, axes[-1]), labels[axes[-1]])
+        self.unite(self.axis(box, free), labels[free])
         return box
 
     def _declare(self, box: Box, inherited: Iterable[int] = ()) -> None:

@@ -4,9 +4,10 @@ An op without a rule freezes what it touches and is reported by name, so the wor
 """
 
 from sned.graph.rules import basic, contraction, indexing, normalisation, reduction, shape, spatial
-from sned.graph.rules.registry import RESIZERS, RULES, resize, rule
+from sned.graph.rules.registry import FREEZING, RESIZERS, RULES, resize, rule
 
 __all__ = [
+    "FREEZING",
     "RESIZERS",
     "RULES",
     "basic",

@@ -18,6 +18,9 @@ Resizer = Callable[["Sizes", Op, Arguments], Arguments]
 RULES: dict[str, Rule] = {}
 RESIZERS: dict[str, Resizer] = {}
 
+FREEZING = frozenset({"histc", "bincount", "unique_dim", "_unique2", "nonzero", "masked_select"})
+"""Ops without a rule on purpose: they count or choose by value, so that whatever they touch stays."""
+
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
     """Register how labels flow through the ops of these names."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from sned.graph.flow import Flow
 from sned.graph.ir import Op, Ref
-from sned.graph.labels import Box, Boxes, covering
+from sned.graph.labels import Box, Boxes, covering, line
 from sned.graph.rules.registry import rule
 
 POOLS = {
@@ -35,6 +37,58 @@ def pool(flow: Flow, op: Op) -> None:
     """A window slides over the trailing axes."""
     rank = len(flow.shape(op.args[0]))
     slide(flow, op, op.args[0], set(range(rank - POOLS[op.name], rank)), "an axis that a window slides over")
+
+
+@rule("tril", "triu")
+def triangle(flow: Flow, op: Op) -> None:
+    """Zeros beyond a diagonal of the last two axes."""
+    rank = len(flow.shape(op.args[0]))
+    slide(flow, op, op.args[0], {rank - 2, rank - 1}, "what lies beyond a diagonal depends on the position")
+
+
+@rule("unfold")
+def windows(flow: Flow, op: Op) -> None:
+    """Windows along one axis, each on a new last axis."""
+    ref, rank = op.args[0], len(flow.shape(op.args[0]))
+    slide(flow, op, ref, {op.args[1] % rank}, "an axis that a window slides over")
+    same = {axis: axis for axis in range(rank)}
+    flow.put(op, tuple(box.moved(same, rank + 1) for box in flow.boxes[_made(op)]))
+
+
+@rule("im2col")
+def im2col(flow: Flow, op: Op) -> None:
+    """`(B, C, H, W)` to `(B, C windows, positions)`: a channel goes with all places of its window."""
+    ref, window = op.args[0], op.args[1][0] * op.args[1][1]
+    slide(flow, op, ref, {2, 3}, "an axis that a window slides over")
+    box = covering(flow.boxes[_made(op)], 1)
+    flow.put(op, (line(np.repeat(flow.axis(box, 1), window), 1, 3),) if box is not None else ())
+
+
+@rule("col2im")
+def col2im(flow: Flow, op: Op) -> None:
+    """`(B, C windows, positions)` to `(B, C, H, W)`, the inverse."""
+    ref, window = op.args[0], op.args[2][0] * op.args[2][1]
+    slide(flow, op, ref, {2}, "an axis that a window slides over")
+    box = covering(flow.boxes[_made(op)], 1)
+    if box is None:
+        flow.put(op, ())
+        return
+    places = flow.axis(box, 1).reshape(-1, window)
+    flow.unite(np.broadcast_to(places[:, :1], places.shape), places)
+    flow.put(op, (line(places[:, 0], 1, 4),))
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d")
+def grid_sampler(flow: Flow, op: Op) -> None:
+    """Values at given places; channels pass."""
+    flow.freeze_boxes(flow.of(op.args[1]), "coordinates")
+    slide(flow, op, op.args[0], set(range(2, len(flow.shape(op.args[0])))), "an axis that is sampled")
+
+
+def _made(op: Op) -> int:
+    number = op.outputs[0]
+    assert number is not None
+    return number
 
 
 @rule("constant_pad_nd")
