@@ -318,8 +318,8 @@ class Flow:
     def _product(self, boxes: Sequence[Box]) -> Box:
         """One rectangle with the labels of several boxes along its axes.
 
-        Free is the axis that was labelled last (dimensions come after heads in a parameter), whatever the order here, so
-        that two products of the same axes ask the same.
+        Free is the axis that was labelled last (dimensions come after heads in a parameter), whatever the order here,
+        so that two products of the same axes ask the same.
         """
         axes = sorted(axis for box in boxes for axis in box.axes)
         labels = {axis: self.axis(box, axis) for box in boxes for axis in box.axes}
