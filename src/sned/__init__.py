@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from sned.export import export_onnx
     from sned.graph import Graph, Group, Plan
     from sned.pipeline import Result, plan, prune
-    from sned.surgery import apply, load, save, trace, without
+    from sned.repair import Sparse, sparsify
+    from sned.surgery import apply, burn_in, load, save, trace, without
 
 _HOMES = {
     "Budget": "sned.devices.budget",
@@ -22,12 +23,15 @@ _HOMES = {
     "Plan": "sned.graph",
     "Result": "sned.pipeline",
     "SnedError": "sned.errors",
+    "Sparse": "sned.repair",
     "apply": "sned.surgery",
+    "burn_in": "sned.surgery",
     "export_onnx": "sned.export",
     "load": "sned.surgery",
     "plan": "sned.pipeline",
     "prune": "sned.pipeline",
     "save": "sned.surgery",
+    "sparsify": "sned.repair",
     "trace": "sned.surgery",
     "without": "sned.surgery",
 }
@@ -40,13 +44,16 @@ __all__ = [
     "Plan",
     "Result",
     "SnedError",
+    "Sparse",
     "__version__",
     "apply",
+    "burn_in",
     "export_onnx",
     "load",
     "plan",
     "prune",
     "save",
+    "sparsify",
     "trace",
     "without",
 ]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from sned.errors import PlanError
 from sned.graph.example import Example, Leaf
-from sned.graph.ir import Graph, Group, IntArray
+from sned.graph.ir import BoolArray, Graph, Group, IntArray
 
 FORMAT = 1
 
@@ -28,6 +30,7 @@ class Plan:
         kept: `{parameter: {axis: indices that stay}}` for every parameter and buffer that changes.
         bypassed: whole layers that are left out (`Graph.layers`); units are removed from what remains, and
             `fingerprint`, `shapes` and `kept` are of that.
+        masks: `{parameter: bool}`, like the parameter once units have left it: False where its entries are zero.
     """
 
     fingerprint: str
@@ -36,6 +39,7 @@ class Plan:
     removed: Mapping[str, tuple[int, ...]]
     kept: Mapping[str, Mapping[int, IntArray]]
     bypassed: tuple[str, ...] = ()
+    masks: Mapping[str, BoolArray] = field(default_factory=dict)
 
     def counts(self, graph: Graph) -> IntArray:
         """`[groups]`: how many units each group of `graph` keeps."""
@@ -51,6 +55,7 @@ class Plan:
                 "fingerprint": self.fingerprint,
                 "example": _example_to_data(self.example),
                 "bypassed": list(self.bypassed),
+                "masks": {name: _pack(mask) for name, mask in self.masks.items()},
                 "removed": {name: list(units) for name, units in self.removed.items()},
                 "shapes": {name: list(shape) for name, shape in self.shapes.items()},
                 "kept": {
@@ -78,6 +83,7 @@ class Plan:
                 shapes={str(name): tuple(int(n) for n in shape) for name, shape in data["shapes"].items()},
                 example=_example_from_data(data["example"]),
                 bypassed=tuple(map(str, data.get("bypassed", ()))),
+                masks={str(name): _unpack(held) for name, held in data.get("masks", {}).items()},
                 removed={str(n): tuple(int(u) for u in units) for n, units in data["removed"].items()},
                 kept={
                     str(name): {int(axis): np.array(indices, np.int64) for axis, indices in axes.items()}
@@ -92,7 +98,8 @@ class Plan:
 
     def __str__(self) -> str:
         units = sum(len(u) for u in self.removed.values())
-        left_out = f"; {len(self.bypassed)} layers are left out" if self.bypassed else ""
+        zeros = f"; {len(self.masks)} tensors hold zeros" if self.masks else ""
+        left_out = zeros + f"; {len(self.bypassed)} layers are left out" if self.bypassed else zeros
         return f"Plan({units} units out of {len(self.removed)} groups; {len(self.kept)} tensors change{left_out})"
 
 
@@ -114,6 +121,20 @@ def make_plan(graph: Graph, removed: Mapping[str, Sequence[int]]) -> Plan:
         kept=graph.coupling.kept_positions(keep),
         bypassed=graph.bypassed,
     )
+
+
+def _pack(mask: BoolArray) -> dict[str, Any]:
+    bits = base64.b64encode(np.packbits(mask.reshape(-1)).tobytes()).decode("ascii")
+    return {"shape": list(mask.shape), "bits": bits}
+
+
+def _unpack(held: Mapping[str, Any]) -> BoolArray:
+    shape = tuple(int(n) for n in held["shape"])
+    bits = np.frombuffer(base64.b64decode(held["bits"], validate=True), np.uint8)
+    size = math.prod(shape)
+    if min(shape, default=0) < 0 or len(bits) != -(-size // 8):
+        raise ValueError(f"a mask of shape {shape} has {-(-size // 8)} bytes, got {len(bits)}")
+    return np.unpackbits(bits, count=size).astype(bool).reshape(shape)
 
 
 def shapes_of(graph: Graph) -> dict[str, tuple[int, ...]]:
@@ -159,6 +180,16 @@ def check_fits(plan: Plan, graph: Graph) -> None:
         again = graph.plan(plan.removed)
     except PlanError as error:
         raise PlanError(f"A plan applies to the network that it was made for, but here {error}") from error
+    for name, mask in plan.masks.items():
+        shape = tuple(
+            len(plan.kept.get(name, {}).get(axis, range(size)))
+            for axis, size in enumerate(here.get(name, ()))
+        )
+        if name not in here or mask.shape != shape:
+            raise PlanError(
+                f"A mask of a plan fits the parameter that it was made for: {name!r} has shape {shape} here, its mask "
+                f"{mask.shape}. Make the plan again."
+            )
     if not _same(again.kept, plan.kept):
         raise PlanError(
             "The units and the indices of a plan must agree, but they do not: it was altered. Make it again."

@@ -31,6 +31,8 @@ def slice_state(state: State, plan: Plan) -> dict[str, torch.Tensor]:
         for axis, kept in axes.items():
             tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
         sliced[name] = tensor
+    for name, mask in plan.masks.items():
+        sliced[name] = sliced[name] * torch.from_numpy(mask).to(sliced[name].device)
     return sliced
 
 

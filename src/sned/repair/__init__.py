@@ -8,12 +8,16 @@ from sned.repair.batchnorm import blended, cut_replay, reestimate
 from sned.repair.glance import glance
 from sned.repair.reconstruct import Options, Solved, reconstruct
 from sned.repair.repair import Candidate, RepairReport, load_state, repair
+from sned.repair.sparsify import Sparse, sparsify
+from sned.repair.thin import Thinned, thin
 
 __all__ = [
     "Candidate",
     "Options",
     "RepairReport",
     "Solved",
+    "Sparse",
+    "Thinned",
     "blended",
     "cut_replay",
     "glance",
@@ -21,4 +25,6 @@ __all__ = [
     "reconstruct",
     "reestimate",
     "repair",
+    "sparsify",
+    "thin",
 ]

@@ -21,8 +21,9 @@ in the moments that all positions enter, and in majorisation in place of their a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,10 +55,13 @@ class Options:
         ridge: relative to the mean of the diagonal of the moments.
         rounds: further looks at each consumer that an activation function follows, which ask for the right
             answer only where the activation function lets it through.
+        thin: what puts zeros into the best weights `[outputs, width]` of a consumer, given the moments `[width, width]`
+            of what enters it; None leaves them dense.
     """
 
     ridge: float = RIDGE
     rounds: int = 2
+    thin: Callable[[Consumer, Tensor, Tensor], Tensor] | None = None
 
 
 STANDARD = Options()
@@ -191,10 +195,10 @@ class _Scene:
 
     def solve(self, options: Options) -> Solved:
         """Put the best weights and bias of the consumer into the state."""
-        report = self._solve_once(options.ridge)
+        report = self._solve_once(options)
         for _ in range(options.rounds if self._task.following.clamped else 0):
             self._look_again()
-            self._solve_once(options.ridge)
+            self._solve_once(options)
         return report
 
     def _look_again(self) -> None:
@@ -224,10 +228,13 @@ class _Scene:
             parts=len(self._index),
         )
 
-    def _solve_once(self, ridge: float) -> Solved:
+    def _solve_once(self, options: Options) -> Solved:
         moment, goal = self._sums.moment(), self._sums.target()
         free = self._free is not None
-        fits = [_fit(moment, goal, part, start, free, ridge) for part, start in enumerate(self._start)]
+        fits = [_fit(moment, goal, part, start, free, options) for part, start in enumerate(self._start)]
+        if options.thin is not None:
+            thin = partial(options.thin, self._task.consumer)
+            fits = [_thinned(fit, moment, goal, part, free, thin) for part, fit in enumerate(fits)]
         weight, bias = torch.stack([fit.weight for fit in fits]), torch.stack([fit.bias for fit in fits])
         before, after = (
             _error(moment, goal, w, b) for w, b in ((self._start, self._offset(bias)), (weight, bias))
@@ -266,7 +273,24 @@ class _Scene:
         self._state[self._free] = (start + gained).to(self._held.dtype)
 
 
-def _fit(moment: Moment, goal: CrossMoment, part: int, start: Tensor, free: bool, ridge: float) -> Fit:
+def _thinned(
+    fit: Fit,
+    moment: Moment,
+    goal: CrossMoment,
+    part: int,
+    free: bool,
+    thin: Callable[[Tensor, Tensor], Tensor],
+) -> Fit:
+    """The fit with zeros in its weights, and the bias that suits them."""
+    assert moment.second is not None
+    second, mean = moment.second[part].double(), moment.mean[part].double()
+    if not free:
+        return Fit(thin(fit.weight, second), fit.bias, fit.ridge)
+    weight = thin(fit.weight, second - torch.outer(mean, mean))
+    return Fit(weight, goal.mean[part].double() - weight @ mean, fit.ridge)
+
+
+def _fit(moment: Moment, goal: CrossMoment, part: int, start: Tensor, free: bool, options: Options) -> Fit:
     assert moment.second is not None
     return least_squares(
         moment.second[part],
@@ -274,7 +298,7 @@ def _fit(moment: Moment, goal: CrossMoment, part: int, start: Tensor, free: bool
         mean=moment.mean[part] if free else None,
         target_mean=goal.mean[part] if free else None,
         prior=start,
-        ridge=ridge,
+        ridge=options.ridge,
     )
 
 

@@ -124,8 +124,8 @@ def repair(
             "another. "
             "Run `calibrate` with this graph."
         )
-    fitted, start = _split(calibration, graph)
-    judge = _Judge(graph, plan, calibration, start)
+    fitted, start = split(calibration, graph)
+    judge = Judge(graph, plan, calibration, start)
     cut = {name: t.detach() for name, t in slice_state(state, plan).items() if name not in graph.aliases}
     solved, consumers = reconstruct(
         graph, state, plan, calibration, count=fitted, options=options, progress=progress, workdir=workdir
@@ -159,7 +159,7 @@ def _best(judged: Sequence[Candidate]) -> str:
     return SOLVED if near and best is not cut else best.name
 
 
-def _split(calibration: Calibration, graph: Graph) -> tuple[int, int]:
+def split(calibration: Calibration, graph: Graph) -> tuple[int, int]:
     """How many inputs to fit to, and the first of those that decide."""
     size = 1 if graph.batched else graph.batch
     held = int(calibration.count * HELD_OUT) // size * size
@@ -191,7 +191,7 @@ def _candidates(
         yield f"least squares, BatchNorm moved {share:.0%}", blended(solved, statistics, share)
 
 
-class _Judge:
+class Judge:
     """Compares a candidate with the dense network on the inputs held out."""
 
     def __init__(self, graph: Graph, plan: Plan, calibration: Calibration, start: int) -> None:

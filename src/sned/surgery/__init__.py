@@ -5,7 +5,8 @@ In: a model and an example (`trace`), a model and a plan (`apply`). Out: the gra
 
 from sned.surgery.checkpoint import load, save
 from sned.surgery.depth import without
+from sned.surgery.masks import burn_in, masks_of
 from sned.surgery.probe import trace
 from sned.surgery.pytorch import apply
 
-__all__ = ["apply", "load", "save", "trace", "without"]
+__all__ = ["apply", "burn_in", "load", "masks_of", "save", "trace", "without"]

@@ -18,6 +18,7 @@ from sned.graph.replay import Replay, keep_of, made_up, slice_state
 from sned.graph.trace import mode_of, plain_kernels, state_of, uncollected
 from sned.surgery.attributes import check_sizes, repair_attributes
 from sned.surgery.depth import without
+from sned.surgery.masks import cut_masks, hold_masks
 from sned.surgery.probe import known, trace_example
 from sned.surgery.twin import twin
 
@@ -103,6 +104,8 @@ def cut(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
     }
     small = twin(model, own)
     repair_attributes(small, graph, keep_of(graph, plan))
+    cut_masks(small, plan.kept)
+    hold_masks(small, {name: torch.from_numpy(mask) for name, mask in plan.masks.items()})
     earlier = getattr(model, PLAN_ATTRIBUTE, ())
     setattr(small, PLAN_ATTRIBUTE, (*earlier, plan))
     return small

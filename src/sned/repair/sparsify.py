@@ -1,0 +1,100 @@
+"""The short road to zeros inside tensors: trace, calibrate, thin, and a network that holds its zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sned.calibration import calibrate
+from sned.calibration.patterns import SINGLE, Pattern
+from sned.graph.example import Inputs
+from sned.graph.plan import Plan
+from sned.graph.trace import state_of
+from sned.progress import SILENT, Progress
+from sned.repair.repair import load_state
+from sned.repair.thin import thin
+from sned.surgery import trace
+from sned.surgery.pytorch import pruned
+
+INPUTS = 1024
+"""Calibration inputs read, at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """A network with zeros inside its tensors.
+
+    Attributes:
+        model: of the user's own class; its zeros hold while it is trained (`sned.burn_in` lets go of them).
+        plan: the masks; `sned.apply` puts them on other weights.
+        pattern: of the zeros.
+        sparsity: share of zeros among the weights that were thinned.
+        density: share that stays of each of them, by name.
+        divergence: how far its answers are from the dense network's on inputs held out (0: the same).
+        note: all that in a sentence.
+    """
+
+    model: nn.Module
+    plan: Plan = field(repr=False)
+    pattern: str
+    sparsity: float
+    density: Mapping[str, float] = field(repr=False)
+    divergence: float
+    note: str
+
+
+def sparsify(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    sparsity: float | None = None,
+    pattern: str = SINGLE,
+    calibration: Iterable[Any] | None = None,
+    workdir: Path | None = None,
+    progress: Progress = SILENT,
+) -> Sparse:
+    """Put zeros into the weights of a network; the others answer for them. No labels, no gradients.
+
+    Zeros make a file smaller once it is compressed; only some runtimes on some hardware are faster for them. For a
+    network that is smaller and faster everywhere use `sned.prune`; both go together, pruning first.
+
+    Args:
+        model: any `nn.Module`, pruned by sned or not; it is not touched.
+        example_inputs: as for `sned.trace`.
+        sparsity: share of weights that become zero, in (0, 1); an N:M pattern has its own.
+        pattern: "weight" for single ones, "N:M" such as "2:4" along the contracted axis, or blocks of outputs x
+            inputs such as "1x4".
+        calibration: batches of inputs, a few hundred in all, without labels; random ones when None.
+        workdir: where activations are spooled to when there are many.
+        progress: shown while it runs.
+
+    Returns:
+        The masked network and what it holds.
+
+    Raises:
+        PlanError: an unknown pattern, or a sparsity that does not go with it.
+        ModelError: the model does not run on the example.
+
+    Example:
+        >>> sparse = sned.sparsify(model, x, pattern="2:4", calibration=batches)
+        >>> sned.save(sparse.model, "sparse.safetensors")
+    """
+    wanted = Pattern.parse(pattern)
+    graph = trace(model, example_inputs)
+    state = state_of(model)
+    learnt = calibrate(graph, state, calibration, limit=INPUTS, progress=progress, workdir=workdir)
+    found = thin(graph, state, learnt, pattern=wanted, sparsity=sparsity, progress=progress, workdir=workdir)
+    masks = {name: mask.cpu().numpy() for name, mask in found.masks.items()}
+    plan = replace(graph.plan({}), masks=masks)
+    small = pruned(model, graph, plan).model
+    load_state(small, found.state)
+    best = min(found.candidates, key=lambda candidate: candidate.divergence.key)
+    note = (
+        f"{found.sparsity:.1%} of the weights in {len(masks)} tensors are zero ({pattern}), from {learnt.note}; "
+        f"divergence from the dense network on inputs held out: {best.divergence.key:.3g}."
+    )
+    return Sparse(small, plan, pattern, found.sparsity, found.density, best.divergence.key, note)
