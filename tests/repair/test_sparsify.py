@@ -1,0 +1,95 @@
+"""Zeros with repair: as many as asked, closer to the dense network than magnitude, held by the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import sned
+from sned.errors import PlanError
+from sned.graph.trace import state_of
+from sned.repair import sparsify
+from sned.surgery import masks_of
+from tests.repair.networks import block, images
+
+
+def distance(a: nn.Module, b: nn.Module, x: torch.Tensor) -> float:
+    with torch.no_grad():
+        return float((a(x) - b(x)).square().mean() / b(x).var())
+
+
+def by_magnitude(model: nn.Module, names: list[str], sparsity: float) -> nn.Module:
+    """The usual way: the smallest weights of each layer go, the others stay as they are."""
+    import copy
+
+    thin = copy.deepcopy(model)
+    with torch.no_grad():
+        for name in names:
+            weight = thin.get_parameter(name)
+            limit = weight.abs().flatten().kthvalue(round(sparsity * weight.numel())).values
+            weight.mul_(weight.abs() > limit)
+    return thin
+
+
+def test_half_of_the_weights_go_and_the_others_answer_for_them() -> None:
+    model, x, fresh = block(), images(200), images(64, seed=7)
+    sparse = sparsify(model, x[:2], sparsity=0.5, calibration=[x])
+    masks = masks_of(sparse.model)
+    zeros = sum(int((~mask).sum()) for mask in masks.values())
+    assert zeros / sum(mask.numel() for mask in masks.values()) == pytest.approx(0.5, abs=0.02)
+    assert sparse.sparsity == pytest.approx(0.5, abs=0.02)
+    state = state_of(sparse.model)
+    assert all(not bool(state[name][~mask].any()) for name, mask in masks.items())
+    plain = by_magnitude(model, list(masks), 0.5)
+    assert distance(sparse.model, model, fresh) < 0.5 * distance(plain, model, fresh)
+    assert "weights in" in sparse.note
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1x4"])
+def test_patterns_hold_in_the_result(pattern: str) -> None:
+    model, x = block(), images(100)
+    sparse = sparsify(model, x[:2], sparsity=None if ":" in pattern else 0.5, pattern=pattern, calibration=[x])
+    masks = masks_of(sparse.model)
+    assert masks
+    for mask in masks.values():
+        inputs = mask.reshape(mask.shape[0], mask.shape[1], -1)
+        fours = inputs[:, : inputs.shape[1] // 4 * 4].reshape(mask.shape[0], -1, 4, inputs.shape[2])
+        counts = set(fours.sum(2).flatten().tolist())
+        assert counts <= ({2} if pattern == "2:4" else {0, 4})
+
+
+def test_pruned_first_then_thinned_then_saved(tmp_path: Path) -> None:
+    model, x = block(), images(100)
+    small = sned.apply(model, sned.plan(sned.trace(model, x[:2]), sparsity=0.4))
+    sparse = sparsify(small, x[:2], sparsity=0.5, calibration=[x])
+    sned.save(sparse.model, tmp_path / "both.safetensors")
+    again = sned.load(block(), tmp_path / "both.safetensors")
+    with torch.no_grad():
+        assert torch.equal(again(x), sparse.model(x))
+    assert {n: m.tolist() for n, m in masks_of(again).items()} == {
+        n: m.tolist() for n, m in masks_of(sparse.model).items()
+    }
+
+
+def test_the_model_is_not_touched() -> None:
+    model, x = block(), images(40)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sparsify(model, x[:2], sparsity=0.5, calibration=[x])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert masks_of(model) == {}
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [({}, r"in \(0, 1\), got None"),
+     ({"sparsity": 1.5}, r"in \(0, 1\), got 1.5"),
+     ({"sparsity": 0.7, "pattern": "2:4"}, r"makes 50% of the weights zero, but 70% was asked"),
+     ({"sparsity": 0.5, "pattern": "2 of 4"}, r"got '2 of 4'"),
+     ({"pattern": "16:32"}, r"No weight of this network can be thinned")],
+)  # fmt: skip
+def test_what_cannot_be_done_is_said(asked: dict[str, object], text: str) -> None:
+    with pytest.raises(PlanError, match=text):
+        sparsify(block(), images(8)[:2], calibration=[images(8)], **asked)
