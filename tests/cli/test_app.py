@@ -9,7 +9,7 @@ import pytest
 from sned.version import __version__
 from tests.cli.conftest import Shell
 
-COMMANDS = ("prune", "inspect", "measure", "export", "demo")
+COMMANDS = ("prune", "sparsify", "inspect", "measure", "export", "demo")
 
 
 def test_help_does_not_wait_for_pytorch() -> None:

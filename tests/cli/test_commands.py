@@ -136,3 +136,18 @@ def test_inspect_says_what_is_wrong(
     ended = shell("inspect", *(word.format(file=user_file) for word in words))
     assert ended.code == 2
     assert re.search(match, ended.err), ended.err
+
+
+def test_sparsify_writes_a_masked_model(shell: Shell, user_file: Path, tmp_path: Path) -> None:
+    where, out = f"{user_file}:make_model", tmp_path / "thin.safetensors"
+    told = json.loads(
+        shell("sparsify", where, "-e", "1,3,8,8", "--sparsity", "0.5", "--out", str(out), "--json").out
+    )
+    assert told["sparsity"] == pytest.approx(0.5, abs=0.05)
+    assert set(told["zeros"]) == {"features.0.weight", "more.0.weight", "head.weight"}
+    assert out.exists()
+    again = shell("export", where, "-w", str(out), "-e", "1,3,8,8", "--out", str(tmp_path / "thin.onnx"))
+    assert again.code == 0
+    refused = shell("sparsify", where, "-e", "1,3,8,8", "--pattern", "4:2")
+    assert refused.code == 2
+    assert "N:M" in refused.err

@@ -35,6 +35,25 @@ def residual() -> tuple[nn.Module, tuple[Any, ...]]:
     return Residual(), (torch.randn(2, 3, 8, 8),)
 
 
+class Auxiliary(nn.Module):
+    """A second head that only training sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.aux = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 1)
+        self.body, self.fc, self.aux_fc = nn.Conv2d(8, 10, 3, padding=1), nn.Linear(10, 5), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = F.relu(self.stem(x))
+        out = self.fc(F.relu(self.body(x)).mean((2, 3)))
+        return (out, self.aux_fc(F.relu(self.aux(x)).mean((2, 3)))) if self.training else (out,)
+
+
+@network
+def auxiliary() -> tuple[nn.Module, tuple[Any, ...]]:
+    return Auxiliary(), (torch.randn(2, 3, 8, 8),)
+
+
 class Dense(nn.Module):
     """Every layer reads all before it."""
 

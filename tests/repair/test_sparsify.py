@@ -51,7 +51,9 @@ def test_half_of_the_weights_go_and_the_others_answer_for_them() -> None:
 @pytest.mark.parametrize("pattern", ["2:4", "1x4"])
 def test_patterns_hold_in_the_result(pattern: str) -> None:
     model, x = block(), images(100)
-    sparse = sparsify(model, x[:2], sparsity=None if ":" in pattern else 0.5, pattern=pattern, calibration=[x])
+    sparse = sparsify(
+        model, x[:2], sparsity=None if ":" in pattern else 0.5, pattern=pattern, calibration=[x]
+    )
     masks = masks_of(sparse.model)
     assert masks
     for mask in masks.values():

@@ -13,9 +13,9 @@ from tests.graph.networks import NETWORKS
 
 NAMES = (
     "residual", "dense", "grouped", "depthwise", "batch_norm", "group_norm", "multihead_attention",
-    "fused_qkv", "lstm", "tied_weights", "shared_twice",
+    "fused_qkv", "lstm", "tied_weights", "shared_twice", "auxiliary",
 )  # fmt: skip
-"""Shortcuts, concatenation, cells, normalisations, heads, recurrence, weights read twice."""
+"""Shortcuts, concatenation, cells, normalisations, heads, recurrence, weights read twice or in training only."""
 
 
 @cache

@@ -14,6 +14,7 @@ from sned.cli.inspect import command as inspect
 from sned.cli.measure import command as measure
 from sned.cli.output import complain, help_of
 from sned.cli.prune import command as prune
+from sned.cli.sparsify import command as sparsify
 from sned.cli.stopping import Stopped, stoppable
 from sned.errors import SnedError
 from sned.version import __version__
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 for name, command in (
     ("prune", prune),
+    ("sparsify", sparsify),
     ("inspect", inspect),
     ("measure", measure),
     ("export", export),

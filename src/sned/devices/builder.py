@@ -63,7 +63,11 @@ class Builder:
         parameters = {
             name: self.elements(i) for name, i in graph.parameters.items() if name in graph.trainable
         }
-        kept = [self.elements(i) for name, i in graph.parameters.items() if name not in self.folded]
+        kept = [
+            self.elements(i)
+            for name, i in graph.parameters.items()
+            if i in graph.read and name not in self.folded
+        ]
         return Workload(
             kernels=tuple(self.kernels),
             values=tuple(self.values),

@@ -49,12 +49,23 @@ def build(
         for ids in labels[name].values():
             flow.freeze(ids, "asked for its shape, but never read")
     unread = tuple(name for name in names if name not in read and name not in aliases)
+    tensors, parameters = list(main.tensors), dict(main.parameters)
+    if recorded.trained is not None:
+        for name, other in recorded.trained.parameters.items():
+            if name in parameters:
+                continue
+            tensor = recorded.trained.tensors[other]
+            number = parameters[name] = len(tensors)
+            tensors.append(tensor)
+            flow.boxes[number] = tuple(
+                line(ids, axis, len(tensor.shape)) for axis, ids in labels.get(name, {}).items()
+            )
     _spare(flow, positions, [names[name] for name in unread])
     order = {name: i for i, name in enumerate(labels)}
     return Graph(
         ops=tuple(main.ops),
-        tensors=tuple(main.tensors),
-        parameters=dict(main.parameters),
+        tensors=tuple(tensors),
+        parameters=parameters,
         trainable=frozenset(name for name, _ in model.named_parameters(remove_duplicate=False)),
         aliases=aliases,
         unread=unread,

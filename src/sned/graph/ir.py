@@ -156,7 +156,7 @@ class Graph:
     Attributes:
         ops: the recorded calls, in order.
         tensors: shape and dtype of every tensor, by number.
-        parameters: the tensor of every parameter and buffer that the pass read, by name.
+        parameters: the tensor of every parameter and buffer that the pass read, or a pass in training mode, by name.
         trainable: the names among `parameters` that are parameters (the others are buffers).
         aliases: further names of tied parameters, `{alias: name}`.
         unread: names of parameters that no traced path read; they are never cut.

@@ -27,8 +27,11 @@ from sned.repair.following import norms
 from sned.repair.reconstruct import Options, Solved, reconstruct
 from sned.repair.repair import MARGIN, SHARES, SOLVED, STATISTICS_INPUTS, Candidate, Judge, split
 
-DENSEST, THINNEST = 1.0, 0.02
-"""The least and the most of a layer that may stay."""
+THINNEST = 0.05
+"""The least of a layer that stays: what the rest can make up for is overrated where nearly all of it goes."""
+
+BISECTIONS = 40
+"""Steps to the limit that leaves as much as asked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,11 +149,27 @@ def _densities(
         )
     if pattern.fixed is not None:
         return dict.fromkeys(found, density)
-    every = torch.cat(list(found.values()))
-    count = min(max(round(density * len(every)), 1), len(every))
-    limit = every.topk(count).values[-1]
-    shares = {name: float((values >= limit).double().mean()) for name, values in found.items()}
-    return {name: min(max(share, THINNEST), DENSEST) for name, share in shares.items()}
+    return _shares(found, density)
+
+
+def _shares(worths: Mapping[str, Tensor], density: float) -> dict[str, float]:
+    """What stays of each weight when all that is worth less than one limit goes, but for `THINNEST` of each."""
+    total = sum(values.numel() for values in worths.values())
+    every = torch.cat([values.clamp(min=torch.finfo(torch.float64).tiny).log() for values in worths.values()])
+    low, high = float(every.min()), float(every.max())
+    shares: dict[str, float] = {}
+    for _ in range(BISECTIONS):
+        limit = (low + high) / 2
+        kept = every >= limit
+        parts = torch.split(kept, [values.numel() for values in worths.values()])
+        shares = {
+            name: max(float(part.double().mean()), THINNEST) for name, part in zip(worths, parts, strict=True)
+        }
+        held = sum(
+            share * values.numel() for share, values in zip(shares.values(), worths.values(), strict=True)
+        )
+        low, high = (limit, high) if held > density * total else (low, limit)
+    return shares
 
 
 def _worths(consumer: Consumer, weight: Tensor, second: Tensor, pattern: Pattern) -> Tensor:
