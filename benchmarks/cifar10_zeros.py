@@ -52,7 +52,7 @@ def networks(
         yield f"sned, {pattern}", sparse.sparsity, sparse.model, time.perf_counter() - start
         if pattern != "weight":
             continue
-        plain = by_magnitude(dense, list(sparse.density), sparse.sparsity)
+        plain = by_magnitude(dense, list(sparse.zeros), sparse.sparsity)
         yield "magnitude", sparse.sparsity, plain, 0.0
         again = copy.deepcopy(plain)
         reestimate_batchnorm(again, calibration)
