@@ -28,7 +28,7 @@ from sned.graph.example import Inputs
 from sned.graph.trace import state_of
 from sned.measure import Latency, agreement, evaluated, measure_onnx
 from sned.progress import SILENT, Progress
-from sned.repair import RepairReport, glance, repair
+from sned.repair import RepairReport, glance, match, repair
 from sned.report import Report, to_html, to_json
 from sned.report.compose import Findings, Network, compose
 from sned.saliency import Evidence, Scores, score, sensitivities, weighed
@@ -147,6 +147,7 @@ def prune(
     saliency: str | None = None,
     search_by: str | None = None,
     rules: Rules | Mapping[str, Any] | None = None,
+    match_seconds: float | None = None,
     out: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> Result:
@@ -163,6 +164,8 @@ def prune(
         saliency: which units matter; by default from calibration inputs where there are any.
         search_by: how much goes where; by default "uniform" for a sparsity, else "knapsack".
         rules: groups to protect, counts to keep to: `sned.search.Rules` or a dict with its fields.
+        match_seconds: time to spend, after repair, on gradient steps towards the dense network's answers and features
+            on the calibration inputs; no labels are needed. None for no such steps.
         out: a folder for the model, the plan, the ONNX files and the report.
         progress: shown while it runs.
 
@@ -179,13 +182,15 @@ def prune(
         >>> result = sned.prune(model, x, budget=sned.Budget(latency_ms="50%"), calibration=batches)
         >>> result.model, result.report
     """
+    if match_seconds is not None and not match_seconds > 0:
+        raise BudgetError(f"`match_seconds` is a time, more than 0 seconds, got {match_seconds}.")
     if budget.max_loss is not None and evaluate is None:
         raise BudgetError("`max_loss` is measured by `evaluate`: pass a function from a model to a number.")
     with _folder(out) as folder:
         study = _study(model, example_inputs, budget, calibration, saliency, _rules(rules), folder, progress)
         base = evaluated(model, evaluate) if evaluate else None
         chosen = _choose(study, search_by, evaluate, base)
-        return _finish(study, chosen, evaluate, base, keep=out is not None)
+        return _finish(study, chosen, evaluate, base, match_seconds, keep=out is not None)
 
 
 # --- before anything is removed --------------------------------------------------------------------------------------
@@ -425,10 +430,29 @@ def _repaired(told: RepairReport) -> tuple[str, ...]:
     )
 
 
+def _matched(study: Study, small: Pruned, seconds: float | None) -> tuple[Pruned, tuple[str, ...]]:
+    """The network after `seconds` of matching the dense one, and what came of it."""
+    if seconds is None:
+        return small, ()
+    if study.calibration.synthetic:
+        return small, ("Nothing was matched: that takes calibration inputs, a few hundred without labels.",)
+    with _timed(study.seconds, "match"):
+        batches = study.calibration.batches()
+        found = match(small.model, study.model, batches, seconds=seconds, progress=study.progress)
+    return replace(small, model=found.model), (found.note,)
+
+
 def _finish(
-    study: Study, choice: Choice, evaluate: Evaluate | None, base: float | None, *, keep: bool
+    study: Study,
+    choice: Choice,
+    evaluate: Evaluate | None,
+    base: float | None,
+    match_seconds: float | None,
+    *,
+    keep: bool,
 ) -> Result:
     small, repaired = _made(study, choice.found)
+    small, matched = _matched(study, small, match_seconds)
     with _timed(study.seconds, "export"):
         exported = export_onnx(small.model, study.example, study.folder / "model.onnx")
     with _timed(study.seconds, "measure"):
@@ -457,7 +481,7 @@ def _finish(
             after=Network(exported, latency["after"], after),
             agreement=same,
             surgery_difference=small.difference,
-            notes=(*choice.notes, *repaired),
+            notes=(*choice.notes, *repaired, *matched),
             seconds=study.seconds,
         )
     )

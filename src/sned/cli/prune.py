@@ -44,6 +44,14 @@ def command(
             "--evaluate", metavar="FILE:NAME", help="How good a model is, higher is better: file.py:accuracy."
         ),
     ] = None,
+    match_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--match-seconds",
+            metavar="SECONDS",
+            help="After repair, spend this long matching the original's answers on the calibration inputs.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -122,7 +130,14 @@ def command(
     measure = load_evaluate(evaluate) if evaluate else None
     with keeping(out):
         result = prune(
-            built, inputs, budget=asked, calibration=batches, evaluate=measure, out=out, progress=progress()
+            built,
+            inputs,
+            budget=asked,
+            calibration=batches,
+            evaluate=measure,
+            match_seconds=match_seconds,
+            out=out,
+            progress=progress(),
         )
     show_report(result.report, out, as_json=json)
 
