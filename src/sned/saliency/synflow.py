@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sned.calibration.consumers import VIEWS
 from sned.graph.example import Leaf
 from sned.graph.ir import Graph, Op, Ref
 from sned.graph.replay import Replay
@@ -117,9 +118,17 @@ class _Conduit(Replay):
             super()._call(op, args, kwargs, live)
         for number in op.outputs:
             if number in live:
-                live[number] = _double(live[number])
-                if (flows or source) and live[number].is_floating_point():
-                    self._flowing.add(number)
+                self._settle(op, number, live, flows=bool(flows) or source)
+
+    def _settle(self, op: Op, number: int, live: dict[int, Tensor], *, flows: bool) -> None:
+        """Double precision throughout; weights made of weights (standardised ones) have no sign either."""
+        value = live[number] = _double(live[number])
+        if not value.is_floating_point():
+            return
+        if flows:
+            self._flowing.add(number)
+        elif value.requires_grad and op.name not in VIEWS:
+            live[number] = value.abs()
 
     def _hold_in_range(self, entering: list[int], live: dict[int, Tensor]) -> None:
         """Divide all that flows by one number where it would leave the range: `R` changes by a factor, and
@@ -164,7 +173,10 @@ def _divided(flows: list[Tensor], given: list[Any]) -> Tensor:
 def _contracted(flows: list[Tensor], given: list[Any]) -> Tensor:
     """A matrix product, whatever is added to it left out."""
     first, other = given[-2:]
-    return _product(first, other, torch.matmul) if len(flows) > 1 else first.abs() @ other.abs()
+    if len(flows) > 1:
+        return _product(first, other, torch.matmul)
+    # The same matrix for every item of the batch: without this its gradient would be one for each.
+    return first @ (other[0] if other.ndim == 3 and other.stride(0) == 0 else other)
 
 
 def _product(first: Tensor, other: Tensor, times: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -175,7 +187,7 @@ def _product(first: Tensor, other: Tensor, times: Callable[[Tensor, Tensor], Ten
 
 def _convolved(_: list[Tensor], given: list[Any]) -> Tensor:
     x, weight, _bias, *rest = given
-    return torch.convolution(x.abs(), weight.abs(), None, *rest)
+    return torch.convolution(x, weight, None, *rest)
 
 
 def _batch_normalised(_: list[Tensor], given: list[Any]) -> Tensor:
