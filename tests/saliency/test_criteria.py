@@ -15,6 +15,7 @@ from sned.errors import UserError
 from sned.graph.replay import Replay
 from sned.graph.trace import state_of, trace
 from sned.saliency import Evidence, score
+from sned.saliency.synflow import synaptic_flow
 from tests.saliency import cases
 
 
@@ -261,6 +262,15 @@ def test_synflow_takes_batch_normalisation_for_its_scale() -> None:
 @pytest.mark.parametrize("network", ["residual", "multihead_attention", "fused_qkv", "lstm", "group_norm"])
 def test_synflow_reaches_every_group(network: str) -> None:
     assert score("synflow", cases.evidence(network)).notes == ()
+
+
+@pytest.mark.parametrize("network", ["multihead_attention", "fused_qkv"])
+def test_products_of_flows_let_no_more_through_than_enters(network: str) -> None:
+    """What flows through any weight is a share of the whole: nothing is counted twice on its way."""
+    given = cases.evidence(network)
+    flow = synaptic_flow(given.graph, given.state)
+    assert all((value >= 0).all() for value in flow.values())
+    assert max(float(value.sum()) for value in flow.values()) == pytest.approx(1)
 
 
 def test_synflow_says_where_nothing_flows() -> None:

@@ -3,11 +3,12 @@ data.
 
 `importance(u) = sum over the weights w of u of  |w| dR/d|w|  /  R`, with `R` the sum of the outputs for an
 input of ones when every weight is replaced by its absolute value, in double precision. What flows has to be
-conserved from layer to layer, so each op is made linear and positive: activation functions and softmax pass
-everything, normalisations only scale (by their weight, and a running deviation where they keep one), what is
-added to the flow (biases, masks, positions) is left out, differences are sums, and where two flows are
-multiplied (attention, gates) the product is divided by the root of the product of their means, so that it
-stays of the first degree.
+conserved from layer to layer, so each op is made linear and positive: activation functions pass everything,
+normalisations only scale (by their weight, and a running deviation where they keep one), what is added to the
+flow (biases, masks, positions) is left out, differences are sums, and softmax is one plus its argument, as
+near zero, counted in the argument's mean. Where two flows are multiplied (attention, gates) the product is
+divided by the root of the product of their means, so that it stays of the first degree, and each conducts
+half.
 
 The score is that of one pass; the paper scores and cuts a hundred times over.
 
@@ -154,6 +155,10 @@ def _passed(flows: list[Tensor], given: list[Any]) -> Tensor:
     return sum((flow.expand(shape) for flow in flows[1:]), flows[0].expand(shape).clone())
 
 
+def _attended(flows: list[Tensor], _: list[Any]) -> Tensor:
+    return flows[0] + flows[0].detach().mean()
+
+
 def _scaled(flows: list[Tensor], given: list[Any]) -> Tensor:
     """A product or quotient with something that does not flow, or the product of two flows."""
     first, other = given[:2]
@@ -175,14 +180,19 @@ def _contracted(flows: list[Tensor], given: list[Any]) -> Tensor:
     first, other = given[-2:]
     if len(flows) > 1:
         return _product(first, other, torch.matmul)
-    # The same matrix for every item of the batch: without this its gradient would be one for each.
-    return first @ (other[0] if other.ndim == 3 and other.stride(0) == 0 else other)
+    if other.ndim == 3 and other.stride(0) == 0:
+        # The same matrix for every item of the batch: without this its gradient would be one for each.
+        other = other[0]
+        product: Tensor = (first.flatten(0, 1) @ other).unflatten(0, first.shape[:2])
+        return product
+    return torch.matmul(first, other)
 
 
 def _product(first: Tensor, other: Tensor, times: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Of two flows; the scales of both are taken out before they meet, so that nothing overflows."""
     scales = [flow.detach().mean().clamp_min(torch.finfo(torch.float64).tiny) for flow in (first, other)]
-    return times(first / scales[0], other / scales[1]) * (scales[0].sqrt() * scales[1].sqrt())
+    result = times(first / scales[0], other / scales[1]) * (scales[0].sqrt() * scales[1].sqrt())
+    return (result + result.detach()) / 2  # half of the gradient goes either way: what flows is conserved
 
 
 def _convolved(_: list[Tensor], given: list[Any]) -> Tensor:
@@ -231,7 +241,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("mul", "multiply"), _scaled),
     **dict.fromkeys(("div", "divide", "true_divide"), _divided),
     **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "matmul", "mv", "addmv"), _contracted),
-    **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax", "softmax"), _passed),
+    **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax", "softmax"), _attended),
     **dict.fromkeys(
         (
             "native_batch_norm",
