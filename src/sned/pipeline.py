@@ -6,9 +6,10 @@ tightens the search.
 
 from __future__ import annotations
 
+import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sned.calibration import Calibration, calibrate
+from sned.calibration import Calibration, Resume, calibrate
 from sned.devices import Budget, MeasuredCost, cost_model, find_device
 from sned.errors import BudgetError, CalibrationError, ModelError
 from sned.export import Exported, export_onnx, feeds
@@ -47,6 +48,9 @@ INPUTS = 1024
 
 SYNTHETIC = 64
 """Random inputs where there are no real ones: they only serve to compare answers."""
+
+RESUME = ".resume"
+"""Folder inside `out` for what an interrupted run had learnt; gone when a run is complete."""
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -166,7 +170,9 @@ def prune(
         rules: groups to protect, counts to keep to: `sned.search.Rules` or a dict with its fields.
         match_seconds: time to spend, after repair, on gradient steps towards the dense network's answers and features
             on the calibration inputs; no labels are needed. None for no such steps.
-        out: a folder for the model, the plan, the ONNX files and the report.
+        out: a folder for the model, the plan, the ONNX files and the report. A run that was interrupted is resumed
+            there: what it had learnt is kept in `.resume` until a run is complete, and used where model, inputs and
+            versions are the same. The best plan so far is kept too.
         progress: shown while it runs.
 
     Returns:
@@ -187,10 +193,15 @@ def prune(
     if budget.max_loss is not None and evaluate is None:
         raise BudgetError("`max_loss` is measured by `evaluate`: pass a function from a model to a number.")
     with _folder(out) as folder:
-        study = _study(model, example_inputs, budget, calibration, saliency, _rules(rules), folder, progress)
+        resume = Resume(None if out is None else folder / RESUME)
+        study = _study(
+            model, example_inputs, budget, calibration, saliency, _rules(rules), folder, progress, resume
+        )
         base = evaluated(model, evaluate) if evaluate else None
         chosen = _choose(study, search_by, evaluate, base)
-        return _finish(study, chosen, evaluate, base, match_seconds, keep=out is not None)
+        result = _finish(study, chosen, evaluate, base, match_seconds, keep=out is not None)
+        resume.clear()
+        return result
 
 
 # --- before anything is removed --------------------------------------------------------------------------------------
@@ -205,6 +216,7 @@ def _study(
     rules: Rules,
     folder: Path,
     progress: Progress,
+    resume: Resume,
 ) -> Study:
     seconds: dict[str, float] = {}
     device = find_device(budget.device)
@@ -215,7 +227,7 @@ def _study(
     state = state_of(model)
     with _timed(seconds, "calibrate"):
         limit = SYNTHETIC if batches is None else INPUTS
-        learnt = calibrate(graph, state, batches, limit=limit, progress=progress)
+        learnt = calibrate(graph, state, batches, limit=limit, progress=progress, resume=resume)
     with _timed(seconds, "score"):
         scores = _scores(Evidence(graph, state, learnt, progress=progress), saliency)
     with _timed(seconds, "cost model"):
@@ -313,13 +325,15 @@ def _choose(study: Study, search_by: str | None, evaluate: Evaluate | None, base
 
 def _anchored(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
     """The cost model scaled to the measured latency of the whole network, and the limits that follow from it."""
-    latency = _measure(study, {"before": study.exported.path})["before"]
+    median_ms = _once(
+        study, "anchor", lambda: _measure(study, {"before": study.exported.path})["before"].median_ms
+    )
     sizes = np.array([group.size for group in study.graph.groups], np.float64)
     predicted = study.cost.evaluate(sizes[None]).at(0)["latency_ms"]
-    cost = study.cost.anchored(sizes, latency.median_ms, size_bytes=study.exported.size_bytes)
+    cost = study.cost.anchored(sizes, median_ms, size_bytes=study.exported.size_bytes)
     anchored = replace(study, cost=cost)
     note = (
-        f"Latencies are summed over measured ops and scaled by {latency.median_ms / predicted:.2f}, "
+        f"Latencies are summed over measured ops and scaled by {median_ms / predicted:.2f}, "
         "so that the whole network is predicted as it was measured."
     )
     return anchored, study.budget.limits(anchored.dense_costs()), (note,)
@@ -341,22 +355,54 @@ def _within_latency(study: Study, problem: Problem, name: str) -> tuple[Found, t
             break
         share = _measured_share(study, found) / (wanted / study.dense_costs()["latency_ms"])
         tried.append((share, found))
+        _keep(study, _of_least_error(tried))
         if NEAR <= share <= 1:
             break
         limits["latency_ms"] *= min(1.0, 0.985 / share) if share > 1 else min(1.15, 0.99 / share)
-    kept = [pair for pair in tried if pair[0] <= 1]
-    share, found = min(kept, key=lambda p: p[1].error) if kept else min(tried, key=lambda p: p[0])
+    found = _of_least_error(tried)
+    share = next(share for share, other in tried if other is found)
     said = f"{len(tried)} plans were measured; the chosen one takes {share:.2f} of the latency asked for."
     return found, (said,)
 
 
+def _of_least_error(tried: Sequence[tuple[float, Found]]) -> Found:
+    """Of measured plans (share of the latency asked for, plan) the best that keeps it, else the fastest."""
+    kept = [pair for pair in tried if pair[0] <= 1]
+    return (min(kept, key=lambda p: p[1].error) if kept else min(tried, key=lambda p: p[0]))[1]
+
+
 def _measured_share(study: Study, found: Found) -> float:
     """Measured latency of a plan over that of the whole network, both in one interleaved run."""
-    small = pruned(study.model, study.graph, found.plan).model
-    with tempfile.TemporaryDirectory() as folder:
-        exported = export_onnx(small, study.example, Path(folder) / "round.onnx")
-        timed = _measure(study, {"before": study.exported.path, "after": exported.path})
-    return timed["after"].median_ms / timed["before"].median_ms
+
+    def measured() -> float:
+        small = pruned(study.model, study.graph, found.plan).model
+        with tempfile.TemporaryDirectory() as folder:
+            exported = export_onnx(small, study.example, Path(folder) / "round.onnx")
+            timed = _measure(study, {"before": study.exported.path, "after": exported.path})
+        return timed["after"].median_ms / timed["before"].median_ms
+
+    return _once(study, "latency", measured, found.plan.to_json())
+
+
+def _once(study: Study, name: str, measured: Callable[[], float], *asked: str) -> float:
+    """A measurement; where an interrupted run on this machine took it, as it was, so that the search goes the same
+    way."""
+    budget = study.budget
+    slot = study.calibration.resume.slot(
+        name, platform.node(), budget.device, budget.batch, budget.threads, *asked
+    )
+    if "value" in slot.found:
+        return float(slot.found["value"])
+    value = measured()
+    slot.close(lambda: {"value": torch.tensor(value, dtype=torch.float64)})
+    return value
+
+
+def _keep(study: Study, found: Found, model: nn.Module | None = None) -> None:
+    """Write down the best so far, for who stops the run."""
+    atomic_write_text(study.folder / "plan.json", found.plan.to_json())
+    if model is not None:
+        save(model, study.folder / "model.safetensors")
 
 
 def _measure(study: Study, files: Mapping[str, Path], runs: int = 60) -> dict[str, Latency]:
@@ -389,6 +435,7 @@ def _within_loss(
             small, _ = _made(study, found)
             if evaluated(small.model, evaluate) >= floor:
                 high, best = middle, found
+                _keep(study, found, small.model)
             else:
                 low = middle
     return best, (
@@ -451,8 +498,10 @@ def _finish(
     *,
     keep: bool,
 ) -> Result:
+    _keep(study, choice.found)
     small, repaired = _made(study, choice.found)
     small, matched = _matched(study, small, match_seconds)
+    _keep(study, choice.found, small.model)
     with _timed(study.seconds, "export"):
         exported = export_onnx(small.model, study.example, study.folder / "model.onnx")
     with _timed(study.seconds, "measure"):
@@ -481,13 +530,11 @@ def _finish(
             after=Network(exported, latency["after"], after),
             agreement=same,
             surgery_difference=small.difference,
-            notes=(*choice.notes, *repaired, *matched),
+            notes=(*choice.notes, *repaired, *matched, *filter(None, [study.calibration.resume.note])),
             seconds=study.seconds,
         )
     )
     if keep:
-        save(small.model, study.folder / "model.safetensors")
-        atomic_write_text(study.folder / "plan.json", choice.found.plan.to_json())
         atomic_write_text(study.folder / "report.json", to_json(report))
         atomic_write_text(study.folder / "report.html", to_html(report))
     return Result(small.model, choice.found.plan, report)

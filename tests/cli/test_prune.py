@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sned.cli.inputs import load_model
 from sned.cli.prune import _expanded, command
@@ -146,6 +147,38 @@ def test_ctrl_c_names_what_was_kept(
         r"Stopped\. Kept in '.*out', each of them whole: dense\.onnx\. The model is as", ended.err
     )
     onnx.checker.check_model(str(out / "dense.onnx"))
+
+
+def test_a_stopped_run_goes_on_from_there(
+    shell: Shell, user_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sned.calibration.resume.INTERVAL", 0.0)
+    words = (
+        "prune", f"{user_file}:make_model", "-e", "1,3,8,8", "-c", f"{user_file}:batches", "--macs", "50%",
+    )  # fmt: skip
+    assert shell(*words, "--out", tmp_path / "whole").code == 0
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("sned.pipeline.repair", interrupted)
+        ended = shell(*words, "--out", out)
+    assert ended.code == 130
+    assert "each of them whole: dense.onnx, plan.json. What was learnt is kept in" in ended.err
+    assert "out/.resume': the same command goes on from there. The model is as it was." in ended.err
+    ended = shell(*words, "--out", out)
+    assert ended.code == 0, ended.err
+    assert "calibrating, resumed" in ended.err
+    notes = from_json((out / "report.json").read_text()).notes
+    assert any(
+        note.startswith("Resumed what an interrupted run had done: calibration (all 32)") for note in notes
+    )
+    assert {file.name for file in out.iterdir()} == KEPT
+    assert (out / "plan.json").read_text() == (tmp_path / "whole/plan.json").read_text()
+    resumed, whole = (load_file(folder / "model.safetensors") for folder in (out, tmp_path / "whole"))
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items())
 
 
 def test_the_input_model_is_untouched(tmp_path: Path) -> None:

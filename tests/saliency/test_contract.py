@@ -65,9 +65,11 @@ def test_a_dead_unit_goes_first(name: str) -> None:
         state[slices.parameter].index_fill_(slices.axis, torch.from_numpy(slices.positions[3]), 0.0)
     calibration = given.learnt if not CRITERIA[name].calibrated else _calibrated(given.graph, state)
     scores = score(name, replace(given, state=state, calibration=calibration))
-    assert scores.order["a1"][0] == 3 or name == "geometric-median"
+    place = scores.order["a1"].tolist().index(3)
+    # GraSP has units go before it that are worse than dead: without them gradients grow.
+    assert place == 0 or name in ("geometric-median", "grasp")
     if name not in ("geometric-median", "batchnorm"):
-        assert scores.error["a1"][1] == pytest.approx(0, abs=1e-9)
+        assert scores.error["a1"][place + 1] == pytest.approx(0, abs=1e-9)
 
 
 def _calibrated(graph: Graph, state: State) -> Calibration:

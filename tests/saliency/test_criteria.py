@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from sned.calibration import calibrate
+from sned.errors import UserError
 from sned.graph.replay import Replay
 from sned.graph.trace import state_of, trace
 from sned.saliency import Evidence, score
+from sned.saliency.synflow import synaptic_flow
+from tests.saliency import cases
 
 
 def make(model: nn.Module, x: Tensor, *, inputs: Tensor | None = None) -> Evidence:
@@ -145,6 +149,137 @@ def test_fisher_tells_how_the_loss_bends() -> None:
     assert (found > 0).all()
     larger = {key: tensor * 2 if key == "0.weight" else tensor for key, tensor in evidence.state.items()}
     assert importance(replace(evidence, state=larger), "fisher").sum() > found.sum()
+
+
+def loss_of(evidence: Evidence, labels: Tensor) -> Callable[[dict[str, Tensor]], Tensor]:
+    """The mean over the calibration's batches of the cross-entropy of the MLP, as a function of its weights."""
+
+    def loss(state: dict[str, Tensor]) -> Tensor:
+        parts = []
+        for inputs, wanted in zip(
+            evidence.learnt.batches(), labels.split(evidence.learnt.batch), strict=True
+        ):
+            hidden = torch.relu(inputs[0].double() @ state["0.weight"].T + state["0.bias"])
+            answer = hidden @ state["2.weight"].T + state["2.bias"]
+            parts.append(nn.functional.cross_entropy(answer, wanted))
+        return torch.stack(parts).mean()
+
+    return loss
+
+
+def labelled(evidence: Evidence) -> tuple[Tensor, dict[str, Tensor]]:
+    """Labels, and the weights in double precision."""
+    labels = torch.randint(0, 3, (evidence.learnt.count,), generator=torch.Generator().manual_seed(0))
+    return labels, {key: tensor.detach().double() for key, tensor in evidence.state.items()}
+
+
+def test_snip_is_the_share_of_absolute_products_of_weights_and_gradients(mlp: Evidence) -> None:
+    labels, state = labelled(mlp)
+    grads = torch.func.grad(loss_of(mlp, labels))(state)
+    felt = {key: (state[key] * grads[key]).abs().numpy() for key in state}
+    expected = felt["0.weight"].sum(1) + felt["0.bias"] + felt["2.weight"].sum(0)
+    whole = sum(value.sum() for value in felt.values())
+    np.testing.assert_allclose(importance(replace(mlp, labels=labels), "snip"), expected / whole, rtol=1e-4)
+
+
+def test_grasp_is_the_product_of_weights_and_an_explicit_hessian(mlp: Evidence) -> None:
+    labels, state = labelled(mlp)
+    sizes = {key: tensor.numel() for key, tensor in state.items()}
+
+    def loss(flat: Tensor) -> Tensor:
+        parts = flat.split(list(sizes.values()))
+        return loss_of(mlp, labels)(
+            {key: part.reshape(state[key].shape) for key, part in zip(sizes, parts, strict=True)}
+        )
+
+    weights = torch.cat([tensor.flatten() for tensor in state.values()])
+    gradient = torch.autograd.functional.jacobian(loss, weights)
+    hessian = torch.autograd.functional.hessian(loss, weights)
+    flow = dict(zip(sizes, (weights * (hessian @ gradient)).split(list(sizes.values())), strict=True))
+    flow = {key: value.reshape(state[key].shape) for key, value in flow.items()}
+    expected = (flow["0.weight"].sum(1) + flow["0.bias"] + flow["2.weight"].sum(0)).numpy()
+    scores = score("grasp", replace(mlp, labels=labels))
+    assert scores.order["0"].tolist() == np.argsort(expected).tolist()
+    # What gradients gain costs nothing.
+    np.testing.assert_allclose(
+        scores.marginal("0"), np.maximum(np.sort(expected), 0), rtol=1e-3, atol=1e-3 * abs(expected).max()
+    )
+
+
+def test_grasp_of_an_op_that_bends_only_once_says_what_to_do() -> None:
+    model = nn.Sequential(nn.EmbeddingBag(9, 6), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    words = torch.randint(0, 9, (2, 5))
+    given = make(model, words, inputs=torch.randint(0, 9, (8, 5)))
+    with pytest.raises(UserError, match=r"differentiates the loss twice.*_embedding_bag.* Use 'snip'"):
+        score("grasp", given)
+    assert np.isfinite(importance(given, "snip", given.graph.groups[0].name)).all()
+
+
+def test_synflow_is_the_product_of_absolute_weights(mlp: Evidence) -> None:
+    """Without data: the sum over all paths from an input through a unit to an output."""
+    first, second = abs(weight(mlp, "0.weight")), abs(weight(mlp, "2.weight"))
+    through = second.sum(0) * first.sum(1)
+    expected = 2 * through / through.sum()  # once for the filter, once for the column that reads it
+    found = importance(replace(mlp, calibration=None), "synflow")
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_synflow_of_hundreds_of_layers_stays_finite() -> None:
+    """The product of 300 layers is about 1e+800; by hand it is scaled down layer by layer."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 8, bias=False) for _ in range(300)]
+    model = nn.Sequential(nn.Linear(3, 8), *[nn.Sequential(layer, nn.ReLU()) for layer in layers])
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.mul_(300)
+    evidence = make(model, torch.zeros(1, 3))
+    before = np.ones(3) @ abs(weight(evidence, "0.weight")).T
+    after = np.ones(8)
+    for number in range(300, 0, -1):
+        after = after @ abs(weight(evidence, f"{number}.0.weight"))
+        after = after / after.sum()
+    through = before * after / (before @ after)
+    np.testing.assert_allclose(importance(evidence, "synflow"), 2 * through, rtol=1e-9)
+
+
+def test_synflow_takes_batch_normalisation_for_its_scale() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), nn.GELU(), nn.Conv2d(4, 3, 1), nn.Flatten(), nn.Linear(12, 2)
+    )
+    model[1].running_var.copy_(torch.tensor([1.0, 4.0, 9.0, 0.25]))
+    model[1].running_mean.fill_(5)
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([1.0, -2.0, 3.0, 0.5]))
+    evidence = make(model, torch.zeros(1, 2, 2, 2))
+    scale = abs(weight(evidence, "1.weight")) / np.sqrt(weight(evidence, "1.running_var") + 1e-5)
+    first, last = (abs(weight(evidence, name))[:, :, 0, 0] for name in ("0.weight", "3.weight"))
+    read = abs(weight(evidence, "5.weight")).sum(0).reshape(3, 4).sum(1)
+    through = first.sum(1) * scale * (read @ last)
+    np.testing.assert_allclose(importance(evidence, "synflow"), 2 * through / through.sum(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("network", ["residual", "multihead_attention", "fused_qkv", "lstm", "group_norm"])
+def test_synflow_reaches_every_group(network: str) -> None:
+    assert score("synflow", cases.evidence(network)).notes == ()
+
+
+@pytest.mark.parametrize("network", ["multihead_attention", "fused_qkv"])
+def test_products_of_flows_let_no_more_through_than_enters(network: str) -> None:
+    """What flows through any weight is a share of the whole: nothing is counted twice on its way."""
+    given = cases.evidence(network)
+    flow = synaptic_flow(given.graph, given.state)
+    assert all((value >= 0).all() for value in flow.values())
+    assert max(float(value.sum()) for value in flow.values()) == pytest.approx(1)
+
+
+def test_synflow_says_where_nothing_flows() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    nn.init.zeros_(model[2].weight)
+    evidence = make(model, torch.zeros(2, 3))
+    scores = score("synflow", evidence)
+    assert scores.notes == ("no flow reaches the units of 0: L2 magnitude was used there",)
+    assert scores.order["0"].tolist() == score("l2", evidence).order["0"].tolist()
 
 
 def test_reconstruction_takes_a_copy_before_anything_else() -> None:

@@ -9,6 +9,7 @@ from sned.calibration.consumers import Consumer, Geometry, Read, consumers
 from sned.calibration.divergence import Divergence, divergence
 from sned.calibration.moments import Moment
 from sned.calibration.removal import Problem, Removal, greedy_removal
+from sned.calibration.resume import Resume
 from sned.calibration.solver import Fit, kept_error, least_squares
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Problem",
     "Read",
     "Removal",
+    "Resume",
     "calibrate",
     "consumers",
     "divergence",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -15,6 +15,7 @@ from sned.calibration.consumers import Consumer, consumers
 from sned.calibration.inputs import KeptInputs, read_inputs
 from sned.calibration.moments import WIDEST, Moment, Sums
 from sned.calibration.patches import chunks, share_of
+from sned.calibration.resume import NOTHING, Resume, identity
 from sned.calibration.store import RowStore
 from sned.errors import CalibrationError, ModelError
 from sned.graph.example import Example, Inputs
@@ -42,6 +43,7 @@ class Calibration:
         count: how many inputs were read.
         batch: inputs in each batch that `batches` yields.
         synthetic: whether the inputs are random, for want of real ones.
+        resume: where further stages on the same weights and inputs keep what they find.
     """
 
     fingerprint: str
@@ -52,6 +54,7 @@ class Calibration:
     synthetic: bool
     _inputs: KeptInputs = field(repr=False)
     _outputs: tuple[RowStore, ...] = field(repr=False)
+    resume: Resume = field(repr=False, default=NOTHING)
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Inputs]:
         """The inputs `start` to `stop` in batches, as `Replay.run` and the model take them."""
@@ -78,6 +81,7 @@ def calibrate(
     progress: Progress = SILENT,
     workdir: Path | None = None,
     seed: int = 0,
+    resume: Resume = NOTHING,
 ) -> Calibration:
     """Read inputs once and learn what enters each consumer and what the dense network answers.
 
@@ -91,6 +95,7 @@ def calibrate(
         progress: shown while it runs.
         workdir: where large input sets are spooled to; a temporary folder when None.
         seed: of the random inputs, and of the choice of patches where not all are taken.
+        resume: where to keep what was learnt so far, and to find it after an interruption.
 
     Returns:
         The `Calibration`. Its moments take `width²` numbers a consumer, everything else is spooled.
@@ -102,17 +107,10 @@ def calibrate(
     kept, synthetic = _inputs(graph, batches, limit, workdir, seed)
     found = consumers(graph)
     size = batch_size(graph)
-    stores: tuple[RowStore, ...] = ()
-    replay = Replay(graph, state)
     watcher = _Watcher(graph, found, len(kept), seed)
-    with progress.task("calibrating", total=len(kept)) as advance, torch.no_grad():
-        for number, inputs in enumerate(kept.batches(size, 0, len(kept))):
-            outputs, _ = replay.run(inputs, before=watcher.at(number))
-            stores = stores or tuple(RowStore(workdir) for _ in outputs)
-            _check_outputs(outputs)
-            for store, output in zip(stores, outputs, strict=True):
-                store.append(output if output.ndim else output[None])
-            advance(min(size, len(kept) - number * size))
+    if resume.folder is not None:
+        resume = resume.keyed(identity(graph, state, kept.digest(), size, seed))
+    outputs = _pass(Replay(graph, state), kept, size, watcher, resume, progress, workdir)
     return Calibration(
         fingerprint=graph.fingerprint,
         consumers=found,
@@ -121,8 +119,69 @@ def calibrate(
         batch=size,
         synthetic=synthetic,
         _inputs=kept,
-        _outputs=stores,
+        _outputs=outputs,
+        resume=resume,
     )
+
+
+def _pass(
+    replay: Replay,
+    kept: KeptInputs,
+    size: int,
+    watcher: _Watcher,
+    resume: Resume,
+    progress: Progress,
+    workdir: Path | None,
+) -> tuple[RowStore, ...]:
+    """Run all inputs under the eyes of a watcher, and give what the network answers; go on from where an
+    interrupted run was."""
+    slot = resume.slot("calibration")
+    done, stores = _restored(slot.found, watcher, workdir)
+    if done:
+        resume.resumed("calibration", min(done * size, len(kept)), len(kept))
+    # Answers that were too many to keep are given once more, which takes no patches.
+    first = done if stores else 0
+
+    def held() -> dict[str, Tensor]:
+        answers = {} if any(store.spooled for store in stores) else _held(stores)
+        return {"done": torch.tensor(number + 1), **watcher.held(), **answers}
+
+    with (
+        progress.task("calibrating, resumed" if done else "calibrating", len(kept)) as advance,
+        torch.no_grad(),
+    ):
+        if first:
+            advance(min(first * size, len(kept)))
+        for number, inputs in enumerate(kept.batches(size, first * size, len(kept)), start=first):
+            outputs, _ = replay.run(inputs, before=watcher.at(number) if number >= done else None)
+            stores = stores or tuple(RowStore(workdir) for _ in outputs)
+            _check_outputs(outputs)
+            for store, output in zip(stores, outputs, strict=True):
+                store.append(output if output.ndim else output[None])
+            if number >= done:
+                slot.offer(held)
+            advance(min(size, len(kept) - number * size))
+    if done * size < len(kept):
+        slot.close(held)
+    return stores
+
+
+def _held(stores: Sequence[RowStore]) -> dict[str, Tensor]:
+    return {f"answers/{place}": store.read(0, len(store)) for place, store in enumerate(stores)}
+
+
+def _restored(
+    found: Mapping[str, Tensor], watcher: _Watcher, workdir: Path | None
+) -> tuple[int, tuple[RowStore, ...]]:
+    """How many batches were done, and what the network answered to them (nothing, where that was not kept)."""
+    if not found:
+        return 0, ()
+    watcher.restore(found)
+    stores: list[RowStore] = []
+    while (rows := found.get(f"answers/{len(stores)}")) is not None:
+        stores.append(RowStore(workdir))
+        stores[-1].append(rows)
+    return int(found["done"]), tuple(stores)
 
 
 def synthetic_batches(example: Example, count: int, *, batch: int = 32, seed: int = 0) -> Iterator[Inputs]:
@@ -194,6 +253,20 @@ class _Watcher:
                     self._sums[op.index].add(piece.x)
 
         return before
+
+    def held(self) -> dict[str, Tensor]:
+        """All sums so far, for `restore`."""
+        return {
+            f"sums/{op}/{name}": tensor
+            for op, sums in self._sums.items()
+            for name, tensor in sums.held().items()
+        }
+
+    def restore(self, held: Mapping[str, Tensor]) -> None:
+        """Go on from what `held` gave."""
+        for op, sums in self._sums.items():
+            start = f"sums/{op}/"
+            sums.restore({n.removeprefix(start): t for n, t in held.items() if n.startswith(start)})
 
     def moments(self) -> dict[int, Moment]:
         """The moment of every consumer."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from sned.calibration.resume import digest
 from sned.calibration.store import RowStore
 from sned.errors import CalibrationError
 from sned.graph.example import Example, Inputs, Leaf, arguments
@@ -70,6 +71,12 @@ class KeptInputs:
         """Inputs `start` to `stop` in batches of `size`, as `Replay.run` and the model take them."""
         for first in range(start, stop, size):
             yield self._read(first, min(first + size, stop))
+
+    def digest(self) -> str:
+        """A hash of all inputs."""
+        blocks = ((s, at, min(at + 256, len(s))) for s in self._stores for at in range(0, len(s), 256))
+        hashes = [digest(store.read(start, stop)) for store, start, stop in blocks]
+        return digest(hashes, dict(sorted(self._fixed.items())))
 
     def _read(self, first: int, last: int) -> Inputs:
         tensors = iter(

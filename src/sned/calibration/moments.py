@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -87,6 +88,16 @@ class Sums:
         """Moments of the target."""
         mean, energy, cross = (t / max(self._count, 1) for t in self._target)
         return CrossMoment(cross, mean, energy)
+
+    def held(self) -> dict[str, Tensor]:
+        """The sums over patches so far, for `restore`."""
+        named = {str(place): tensor for place, tensor in enumerate(self._patches)}
+        return named | {"count": torch.tensor(self._count)}
+
+    def restore(self, held: Mapping[str, Tensor]) -> None:
+        """Go on from what `held` gave."""
+        self._count = int(held["count"])
+        self._patches = [held[str(place)] for place in range(len(held) - 1)]
 
     def forget_target(self) -> None:
         """Make room for another target beside the same patches."""

@@ -38,6 +38,11 @@ class RowStore:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def spooled(self) -> bool:
+        """Whether the rows are in a file, because they are many."""
+        return self._file is not None
+
     def append(self, rows: Tensor) -> None:
         """Add rows of one shape and dtype."""
         rows = rows.detach().cpu().contiguous()

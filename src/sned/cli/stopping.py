@@ -9,6 +9,9 @@ from typing import ParamSpec
 
 P = ParamSpec("P")
 
+RESUME = ".resume"
+"""As in `sned.pipeline`, which takes seconds to import."""
+
 _NOTHING = "Stopped. Nothing was written, and the model is as it was."
 
 
@@ -48,6 +51,13 @@ def _kept(folder: Path | None, started: float) -> str:
     # File systems round times down, some to two seconds.
     finished = [file for file in folder.iterdir() if file.is_file() and file.stat().st_mtime >= started - 2]
     names = sorted(file.name for file in finished if not file.name.startswith("."))
-    if not names:
+    learnt = any((folder / RESUME).glob("*"))
+    if not names and not learnt:
         return _NOTHING
-    return f"Stopped. Kept in '{folder}', each of them whole: {', '.join(names)}. The model is as it was."
+    kept = f" Kept in '{folder}', each of them whole: {', '.join(names)}." if names else ""
+    more = (
+        f" What was learnt is kept in '{folder / RESUME}': the same command goes on from there."
+        if learnt
+        else ""
+    )
+    return f"Stopped.{kept}{more} The model is as it was."

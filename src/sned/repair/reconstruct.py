@@ -21,7 +21,7 @@ in the moments that all positions enter, and in majorisation in place of their a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from sned.calibration.calibrate import patch_seed
 from sned.calibration.consumers import layout
 from sned.calibration.moments import WIDEST, CrossMoment, Moment, Sums
 from sned.calibration.patches import Columns, chunks, share_of
+from sned.calibration.resume import Resume, Slot
 from sned.calibration.solver import RIDGE, Fit, least_squares, squared_error
 from sned.calibration.walk import Live, Walk
 from sned.graph.example import arguments, tensors_in
@@ -125,21 +126,67 @@ def reconstruct(
     """
     dense, pruned = Walk(graph, state), Walk(graph, state, plan)
     pruned.state.update({name: t.detach().clone() for name, t in pruned.state.items()})
-    solved = []
+    slot = _slot(calibration.resume, plan, count, options)
+    solved = _restored(slot.found, calibration, pruned)
+    if solved:
+        calibration.resume.resumed("repair of layers", len(solved), len(calibration.consumers))
     with (
         Cuts(workdir) as cuts,
         progress.task("repairing layers", total=len(calibration.consumers)) as advance,
     ):
+        if solved:
+            advance(len(solved))
         sizes = _start(cuts, dense, pruned, calibration, count)
         at = (0, 0)
         for task in _tasks(graph, plan, calibration, count or calibration.count):
+            if task.consumer.op in solved:
+                continue
             target = Target(task.consumer, task.following, dense, pruned)
             scene = _Scene(task, target, dense, pruned, cuts, sizes)
             scene.advance(at)
-            solved.append(scene.solve(options))
+            solved[task.consumer.op] = scene.solve(options)
             at = (task.consumer.op + 1, task.consumer.op)
+            slot.offer(partial(_held, solved, pruned))
             advance(1)
-    return pruned.state, tuple(solved)
+    slot.close(partial(_held, solved, pruned))
+    return pruned.state, tuple(solved.values())
+
+
+def _slot(resume: Resume, plan: Plan, count: int | None, options: Options) -> Slot:
+    """Where what was solved so far is kept; not where a function says what becomes of the weights."""
+    if options.thin is not None:
+        return Slot(None)
+    return resume.slot("repair", plan.to_json(), count, options.ridge, options.rounds)
+
+
+def _held(solved: Mapping[int, Solved], pruned: Walk) -> dict[str, Tensor]:
+    """All that `_restored` takes to go on: the state so far, and what each consumer gained."""
+    told = {f"solved/{s.op}": _row(s) for s in solved.values()}
+    return told | {f"state/{name}": tensor.contiguous() for name, tensor in pruned.state.items()}
+
+
+def _row(solved: Solved) -> Tensor:
+    return torch.tensor([solved.before, solved.after, solved.width, solved.patches], dtype=torch.float64)
+
+
+def _restored(found: Mapping[str, Tensor], calibration: Calibration, pruned: Walk) -> dict[int, Solved]:
+    """The consumers that an interrupted run solved for, their weights put into the state.
+
+    Ahead of its turn no op reads the weight of a consumer or the mean that follows it, so all can be put there
+    at once.
+    """
+    pruned.state.update(
+        {n: found[f"state/{n}"].to(t.device) for n, t in pruned.state.items() if f"state/{n}" in found}
+    )
+    solved = {}
+    for consumer in calibration.consumers:
+        told = found.get(f"solved/{consumer.op}")
+        if told is not None:
+            before, after, width, patches = told.tolist()
+            solved[consumer.op] = Solved(
+                consumer.op, consumer.name, consumer.weight, before, after, int(width), int(patches)
+            )
+    return solved
 
 
 def _start(cuts: Cuts, dense: Walk, pruned: Walk, calibration: Calibration, count: int | None) -> list[int]:

@@ -14,7 +14,7 @@ import numpy as np
 from sned.saliency.gradients import gradients
 from sned.saliency.registry import Evidence, criterion
 from sned.saliency.scores import Scores, from_importance
-from sned.saliency.units import rows
+from sned.saliency.units import owned
 
 
 @criterion("fisher", "second-order change of the loss without a unit (diagonal Fisher)", calibrated=True)
@@ -29,11 +29,9 @@ def fisher(evidence: Evidence) -> Scores:
     batches = 0
     for found in gradients(evidence):
         batches += 1
+        squared = {name: (state[name].detach() * g).square() for name, g in found.items()}
         for group in graph.groups:
-            for s in group.slices:
-                if s.parameter in found:
-                    value = (state[s.parameter].detach() * found[s.parameter]).square()
-                    total[group.name] += rows(s, value).sum(dim=1).cpu().numpy()
+            total[group.name] += owned(group, squared)
     return from_importance(
         "fisher", graph, {name: value / (2 * max(batches, 1)) for name, value in total.items()}
     )

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from sned.graph.example import arguments, tensors_in
 from sned.graph.replay import Replay
-from sned.saliency.registry import Evidence
+from sned.saliency.registry import Evidence, State
 
 INPUTS = 256
 """Calibration inputs that the gradients are taken on."""
 
 
 def gradients(evidence: Evidence) -> Iterator[dict[str, torch.Tensor]]:
-    """For each batch the gradient by every trainable parameter of the graph; zero where the loss does not
-    reach.
+    """For each batch the gradient of its mean loss by every trainable parameter of the graph; zero where the
+    loss does not reach. See `losses`.
+
+    Raises:
+        CalibrationError: there is no calibration.
+    """
+    for loss, leaves in losses(evidence):
+        yield derived(loss, leaves)
+
+
+def mean_gradient(evidence: Evidence) -> dict[str, torch.Tensor]:
+    """The mean over batches of `gradients`."""
+    return mean(gradients(evidence))
+
+
+def losses(evidence: Evidence) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """For each batch its mean loss, and the trainable parameters of the graph that it can be differentiated
+    by.
 
     With labels the loss is the cross-entropy of the first output. Without, targets are drawn from what the
     network itself answers (a class from its distribution, else its output plus Gaussian noise), so that the
-    squares of the gradients estimate its Fisher information.
+    squares of the gradients estimate its Fisher information. The same evidence gives the same losses.
 
     Raises:
         CalibrationError: there is no calibration.
@@ -38,9 +54,33 @@ def gradients(evidence: Evidence) -> Iterator[dict[str, torch.Tensor]]:
             (answer, *_), _ = replay.run(inputs)
             labels = None if evidence.labels is None else evidence.labels[seen : seen + count]
             loss = _loss(answer, labels, generator)
-            found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         seen += count
-        yield {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(names, found, strict=True)}
+        yield loss, leaves
+
+
+def derived(value: torch.Tensor, leaves: State, *, again: bool = False) -> dict[str, torch.Tensor]:
+    """The gradient of a scalar by every leaf; zero where it does not depend on one.
+
+    `again`: the result can be differentiated once more.
+    """
+    found: tuple[torch.Tensor | None, ...] = (None,) * len(leaves)
+    if value.requires_grad:
+        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, create_graph=again)
+    return {
+        name: torch.zeros_like(leaf) if g is None else g
+        for (name, leaf), g in zip(leaves.items(), found, strict=True)
+    }
+
+
+def mean(each: Iterable[State]) -> dict[str, torch.Tensor]:
+    """The mean of tensors by name, batch after batch."""
+    total: dict[str, torch.Tensor] = {}
+    count = 0
+    for found in each:
+        count += 1
+        for name, tensor in found.items():
+            total[name] = total[name] + tensor if name in total else tensor
+    return {name: tensor / count for name, tensor in total.items()}
 
 
 def _loss(answer: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:

@@ -40,24 +40,40 @@ def reconstruction(evidence: Evidence) -> Scores:
         CalibrationError: there is no calibration.
     """
     graph, calibration = evidence.graph, evidence.learnt
-    order, error, unread = {}, {}, []
+    unread = [g.name for g in graph.groups if not consumers_of(g, calibration.consumers)]
+    slot = calibration.resume.slot("curves")
+    found = dict(slot.found)
+    if found:
+        calibration.resume.resumed("error curves", len(found) // 2, len(graph.groups))
     with evidence.progress.task("error curves", total=len(graph.groups)) as advance:
         for group in graph.groups:
-            readers = consumers_of(group, calibration.consumers)
-            if readers:
-                problems = [
-                    problem(graph, consumer, rows, calibration.moments[consumer.op], evidence.state)
-                    for consumer, rows in readers
-                ]
-                removal = greedy_removal(problems, group.cells)
-                found = removal.order, np.maximum.accumulate(removal.error)
-            else:
-                unread.append(group.name)
-                found = _by_magnitude(graph, group, evidence.state)
-            order[group.name], error[group.name] = found
+            if f"order/{group.name}" not in found:
+                order, error = _curve(evidence, group)
+                found |= {
+                    f"order/{group.name}": torch.from_numpy(order),
+                    f"error/{group.name}": torch.from_numpy(error),
+                }
+                slot.offer(found.copy)
             advance(1)
+    slot.close(found.copy)
     note = f"no layer reads the units of {', '.join(unread)}: L2 magnitude was used there"
-    return Scores("reconstruction", order, error, (note,) if unread else ())
+    return Scores(
+        "reconstruction",
+        {group.name: found[f"order/{group.name}"].numpy() for group in graph.groups},
+        {group.name: found[f"error/{group.name}"].numpy() for group in graph.groups},
+        (note,) if unread else (),
+    )
+
+
+def _curve(evidence: Evidence, group: Group) -> tuple[IntArray, FloatArray]:
+    """The order of a group's units and its error curve; by magnitude where no layer reads them."""
+    graph, calibration, state = evidence.graph, evidence.learnt, evidence.state
+    readers = consumers_of(group, calibration.consumers)
+    if not readers:
+        return _by_magnitude(graph, group, state)
+    problems = [problem(graph, c, rows, calibration.moments[c.op], state) for c, rows in readers]
+    removal = greedy_removal(problems, group.cells)
+    return removal.order, np.maximum.accumulate(removal.error)
 
 
 def consumers_of(group: Group, consumers: Iterable[Consumer]) -> list[tuple[Consumer, IntArray]]:

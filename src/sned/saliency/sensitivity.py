@@ -18,7 +18,7 @@ Network, 2015.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,7 @@ from sned.calibration.walk import Live, Walk
 from sned.graph.example import arguments, tensors_in
 from sned.graph.ir import Group
 from sned.graph.plan import Plan
+from sned.progress import Advance
 from sned.saliency.mending import mended
 from sned.saliency.registry import Evidence, State
 from sned.saliency.scores import FloatArray, Scores, least_important
@@ -88,30 +89,56 @@ def sensitivities(
     count = min(inputs, calibration.count)
     if not graph.batched:
         count = max(count - count % graph.batch, graph.batch)
-    base = _Base(evidence, scores, around or {}, repair=repair)
     counts = {group.name: counts_at(group, points) for group in graph.groups}
-    measured: dict[str, list[float]] = {name: [] for name in counts}
+    gone = dict(sorted((around or {}).items()))
+    slot = calibration.resume.slot("sensitivities", counts, scores.order, count, repair, gone)
+    measured = {name: values.tolist() for name, values in slot.found.items()}
+    left = [group for group in graph.groups if group.name not in measured]
+    total = sum(bool(around) + len(at) for at in counts.values())
+    with evidence.progress.task("sensitivities", total=total) as advance, torch.no_grad():
+        if measured:
+            calibration.resume.resumed("sensitivities", len(measured), len(graph.groups))
+            advance(sum(map(len, measured.values())))
+        if left:
+            base = _Base(evidence, scores, gone, repair=repair)
+            for name, values in _measured(evidence, base, left, counts, count, advance):
+                measured[name] = values
+                slot.offer(lambda: _tensors(measured))
+            slot.close(lambda: _tensors(measured))
+    return {name: _relative(counts[name], measured[name]) for name in counts}
+
+
+def _measured(
+    evidence: Evidence,
+    base: _Base,
+    groups: Sequence[Group],
+    counts: Mapping[str, tuple[int, ...]],
+    count: int,
+    advance: Advance,
+) -> Iterator[tuple[str, list[float]]]:
+    """For each group the divergences at its counts; ahead of them that of the base, where it is a cut one."""
+    graph, calibration = evidence.graph, evidence.learnt
     answers = _Answers(calibration.outputs(0, count))
     batches = calibration.batches(0, count)
     runs = [_Run(base.walk.start(batch), len(tensors_in(arguments(batch))[0])) for batch in batches]
     starts = first_touched(graph)
     here = 0
-    whole = [0] if around else []
-    total = sum(len(whole) + len(at) for at in counts.values())
-    with evidence.progress.task("sensitivities", total=total) as advance, torch.no_grad():
-        for group in sorted(graph.groups, key=lambda g: starts[g.index]):
-            start = starts[group.index]
-            for run in runs:
-                base.walk.advance(run.live, run.batch, here, start)
-            here = start
-            # Around a cut network, what counts is how far from its answers with this group whole.
-            for removed in (*whole, *counts[group.name]):
-                cut = base.without(group, removed)
-                measured[group.name].append(
-                    answers.divergence(_finished(cut, run, start, len(graph.ops)) for run in runs)
-                )
-                advance(1)
-    return {name: _relative(counts[name], measured[name]) for name in counts}
+    for group in sorted(groups, key=lambda g: starts[g.index]):
+        start = starts[group.index]
+        for run in runs:
+            base.walk.advance(run.live, run.batch, here, start)
+        here = start
+        found = []
+        # Around a cut network, what counts is how far from its answers with this group whole.
+        for removed in (*([0] if base.cut else []), *counts[group.name]):
+            cut = base.without(group, removed)
+            found.append(answers.divergence(_finished(cut, run, start, len(graph.ops)) for run in runs))
+            advance(1)
+        yield group.name, found
+
+
+def _tensors(measured: Mapping[str, Sequence[float]]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in measured.items()}
 
 
 def weighed(scores: Scores, found: Mapping[str, Sensitivity]) -> Scores:
@@ -208,6 +235,7 @@ class _Base:
             graph.group(name).index: self._units(graph.group(name), n) for name, n in around.items()
         }
         self._state = {**evidence.state, **self._mended(self._gone, self._gone)}
+        self.cut = bool(self._gone)
         self.walk = Walk(graph, self._state, self._plan(self._gone))
 
     def without(self, group: Group, count: int) -> Walk:

@@ -14,7 +14,7 @@ import numpy as np
 from sned.saliency.gradients import gradients
 from sned.saliency.registry import Evidence, criterion
 from sned.saliency.scores import Scores, from_importance, mean_one
-from sned.saliency.units import rows
+from sned.saliency.units import owned
 
 
 @criterion("taylor", "first-order change of the loss without a unit", calibrated=True)
@@ -27,9 +27,7 @@ def taylor(evidence: Evidence) -> Scores:
     graph, state = evidence.graph, evidence.state
     total = {group.name: np.zeros(group.size) for group in graph.groups}
     for found in gradients(evidence):
+        change = {name: state[name].detach() * g for name, g in found.items()}
         for group in graph.groups:
-            owned = [s for s in group.slices if s.parameter in found]
-            change = sum(rows(s, state[s.parameter].detach() * found[s.parameter]).sum(dim=1) for s in owned)
-            if owned:
-                total[group.name] += np.square(np.asarray(change))
+            total[group.name] += np.square(owned(group, change))
     return from_importance("taylor", graph, {name: mean_one(value) for name, value in total.items()})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
 
 from sned.graph.ir import Graph, Group, Slices
 from sned.saliency.registry import State
+from sned.saliency.scores import FloatArray
 
 
 def rows(slices: Slices, tensor: torch.Tensor) -> torch.Tensor:
@@ -37,3 +39,12 @@ def producers(graph: Graph, group: Group) -> list[Slices]:
 def matrix(graph: Graph, group: Group, state: State) -> torch.Tensor:
     """`[size, m]`: the filters of every unit, side by side."""
     return torch.cat([rows(s, state[s.parameter]) for s in producers(graph, group)], dim=1)
+
+
+def owned(group: Group, values: Mapping[str, torch.Tensor]) -> FloatArray:
+    """`[size]`: for each unit the sum of `values`, shaped like the parameters, over all that leaves with it."""
+    total = np.zeros(group.size)
+    for s in group.slices:
+        if s.parameter in values:
+            total += rows(s, values[s.parameter]).sum(dim=1).cpu().numpy()
+    return total
