@@ -18,9 +18,9 @@ from rich.table import Table
 from torch import nn
 
 import sned
-from benchmarks.cifar10_resnet56 import accuracy, batches
 from benchmarks.data import cifar10
 from benchmarks.networks import trained
+from benchmarks.one_shot import accuracy, batches
 from benchmarks.peers import reestimate_batchnorm
 from sned.progress import RichProgress
 from sned.report import environment

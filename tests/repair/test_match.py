@@ -10,7 +10,7 @@ from torch import nn
 
 import sned
 from sned.errors import CalibrationError
-from sned.repair.match import _entering, _inputs_kept, match
+from sned.repair.match import _entering, _inputs_kept, _is_images, _varied, match
 from sned.surgery import masks_of
 from sned.surgery.masks import hold_masks
 from tests.repair.networks import block, images
@@ -106,3 +106,21 @@ def test_what_enters_a_layer_is_compared_on_the_channels_that_are_left() -> None
         assert [f.shape for f in features] == [w.shape for w in wanted]
         assert torch.equal(features[0], wanted[0]), "nothing is cut before the first layer"
         assert torch.allclose(features[1], wanted[1]), "the first layer's channels are those of the dense one"
+
+
+def test_images_are_shifted_and_mirrored() -> None:
+    whole = torch.zeros(200, 1, 16, 16)
+    whole[:, :, 8, 4] = 1.0
+    found = _varied(whole, torch.Generator().manual_seed(0))
+    assert found.shape == whole.shape
+    places = {tuple(image[0].nonzero()[0].tolist()) for image in found}
+    assert places == {(y, x) for y in range(6, 11) for x in (2, 3, 4, 5, 6, 9, 10, 11, 12, 13)}
+
+
+@pytest.mark.parametrize(
+    ("value", "are"),
+    [(torch.zeros(2, 3, 16, 16), True), (torch.zeros(2, 3, 8, 16), False), (torch.zeros(2, 3, 16), False)],
+)
+def test_what_counts_as_images(value: torch.Tensor, are: bool) -> None:
+    assert _is_images(value) is are
+    assert not _is_images(value.long())

@@ -5,6 +5,7 @@ one's layers, channel for channel, on the channels that are left:
 
     loss = |s(x) - t(x)|² / var(t)  +  mean over layers of |a_l(x) - b_l(x)[kept_l]|² / var(b_l[kept_l])
 
+Images are shifted and mirrored at random: that needs no label, since both networks see the same.
 Running statistics of BatchNorm stay as repair left them; everything trainable is trained. What is returned is the
 network of the step that came closest to the dense one on inputs held out, or the one that was given.
 
@@ -47,6 +48,9 @@ BATCH = 64
 
 RATE = 3e-4
 """Largest step size of Adam."""
+
+SMALLEST_IMAGE = 16
+"""Floating-point inputs of four axes, the last two at least this long, are taken for images."""
 
 FEWEST = 32
 """Inputs below which there is nothing to learn from."""
@@ -237,7 +241,30 @@ def _entering(model: nn.Module, kept: Kept) -> Iterator[list[Tensor]]:
 
 def _drawn(inputs: Any, learnt: Tensor, generator: torch.Generator) -> Any:
     at = learnt[torch.randint(len(learnt), (min(BATCH, len(learnt)),), generator=generator)]
-    return pytree.tree_map(lambda value: value[at] if isinstance(value, Tensor) else value, inputs)
+    drawn = pytree.tree_map(lambda value: value[at] if isinstance(value, Tensor) else value, inputs)
+    return pytree.tree_map(lambda value: _varied(value, generator) if _is_images(value) else value, drawn)
+
+
+def _is_images(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.ndim == 4
+        and min(value.shape[2:]) >= SMALLEST_IMAGE
+    )
+
+
+def _varied(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image shifted by up to an eighth, and every other one mirrored; the dense network says what they are."""
+    height, width = images.shape[2:]
+    far = (height // 8, width // 8)
+    padded = torch.nn.functional.pad(images, (far[1], far[1], far[0], far[0]))
+    down, right = (torch.randint(2 * f + 1, (len(images),), generator=generator).tolist() for f in far)
+    mirrored = (torch.rand(len(images), generator=generator) < 0.5).tolist()
+    parts = [
+        padded[i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(zip(down, right, strict=True))
+    ]
+    return torch.stack([part.flip(-1) if flip else part for part, flip in zip(parts, mirrored, strict=True)])
 
 
 class _Judge:
