@@ -109,7 +109,7 @@ def test_what_enters_a_layer_is_compared_on_the_channels_that_are_left() -> None
 
 
 def test_images_are_shifted_and_mirrored() -> None:
-    whole = torch.zeros(200, 1, 16, 16)
+    whole = torch.zeros(2000, 1, 16, 16)
     whole[:, :, 8, 4] = 1.0
     found = _varied(whole, torch.Generator().manual_seed(0))
     assert found.shape == whole.shape
