@@ -52,6 +52,9 @@ RATE = 3e-4
 SMALLEST_IMAGE = 16
 """Floating-point inputs of four axes, the last two at least this long, are taken for images."""
 
+WARM_UP = 0.1
+"""Share of the steps, or of the time, in which the step size rises."""
+
 FEWEST = 32
 """Inputs below which there is nothing to learn from."""
 
@@ -143,7 +146,7 @@ def match(
         try:
             while share < 1:
                 for group in optimiser.param_groups:
-                    group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * share))
+                    group["lr"] = rate * _pace(share)
                 _step(student, teacher, kept, optimiser, _drawn(inputs, learnt, generator))
                 done += 1
                 before, share = share, _share(done, steps, start, seconds)
@@ -166,6 +169,13 @@ def _share(done: int, steps: int | None, start: float, seconds: float | None) ->
     spent = (time.perf_counter() - start) / seconds if seconds else 0.0
     taken = done / steps if steps else 0.0
     return min(max(taken, spent), 1.0)
+
+
+def _pace(share: float) -> float:
+    """The step size along the way, 1 at its largest: up in a line, since Adam's first steps are all of full size
+    whatever the gradient, then down as a cosine."""
+    rising = min((share + 0.001) / WARM_UP, 1.0)
+    return rising * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def _step(
