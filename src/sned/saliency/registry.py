@@ -82,6 +82,18 @@ def criterion(
     return register
 
 
+def criterion_named(name: str) -> Criterion:
+    """The criterion called `name`.
+
+    Raises:
+        UserError: there is none; close names are listed.
+    """
+    found = CRITERIA.get(name)
+    if found is None:
+        raise UserError(f"No saliency criterion is called {name!r}. {close_names(name, CRITERIA)}")
+    return found
+
+
 def score(name: str, evidence: Evidence) -> Scores:
     """Run the criterion called `name`.
 
@@ -89,7 +101,4 @@ def score(name: str, evidence: Evidence) -> Scores:
         UserError: no criterion is called so; close names are listed.
         CalibrationError: it needs calibration inputs and there are none.
     """
-    found = CRITERIA.get(name)
-    if found is None:
-        raise UserError(f"No saliency criterion is called {name!r}. {close_names(name, CRITERIA)}")
-    return found.run(evidence)
+    return criterion_named(name).run(evidence)
