@@ -31,11 +31,12 @@ from sned.measure import Latency, agreement, evaluated, measure_onnx
 from sned.progress import SILENT, Progress
 from sned.repair import RepairReport, glance, repair
 from sned.report import Report, to_html, to_json
-from sned.report.compose import Findings, Network, compose
+from sned.report.compose import Findings, Network, Whole, compose
 from sned.saliency import Evidence, Scores, criterion_named, score, sensitivities, weighed
 from sned.search import Found, Problem, Rules, curve, remeasured, search, search_named
 from sned.search.space import amount
 from sned.surgery import save, trace
+from sned.surgery import without as leave_out
 from sned.surgery.pytorch import Pruned, fill, pruned
 
 ROUNDS = 4
@@ -54,7 +55,7 @@ ROUNDING = 1e-9
 """Of a loss."""
 
 RULES_ALONE = Budget(macs="100%")
-"""What is asked where rules alone say how much goes: nothing may get larger."""
+"""What is asked where rules or layers alone say what goes: nothing may get larger."""
 
 INPUTS = 1024
 """Calibration inputs read at most."""
@@ -79,7 +80,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Study:
-    """All that is known about a network before anything is removed."""
+    """All that is known about a network before anything is removed.
+
+    Where layers are left out, `graph`, `state`, `calibration`, `scores` and `cost` are of the network without them, and
+    `model`, `exported` and `whole` of the user's own.
+    """
 
     model: nn.Module
     example: Inputs
@@ -88,6 +93,7 @@ class Study:
     calibration: Calibration
     scores: Scores
     cost: MeasuredCost
+    whole: Whole
     budget: Budget
     rules: Rules
     folder: Path
@@ -103,9 +109,8 @@ class Study:
         return Problem(self.graph, self.scores, self.cost, rules=self.rules)
 
     def dense_costs(self) -> dict[str, float]:
-        """Predicted costs of the whole network."""
-        sizes = np.array([[group.size for group in self.graph.groups]], np.float64)
-        return self.cost.evaluate(sizes).at(0)
+        """Predicted costs of the user's own network."""
+        return self.whole.costs()
 
 
 def plan(
@@ -175,6 +180,7 @@ def prune(
     saliency: str | None = None,
     search_by: str | None = None,
     rules: Rules | Mapping[str, Any] | str | Path | None = None,
+    without: Sequence[str] | str = (),
     out: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> Result:
@@ -183,7 +189,7 @@ def prune(
     Args:
         model: any trained `nn.Module`; it is not touched.
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
-        budget: what may remain, and on which device; None where rules say how much goes of which group.
+        budget: what may remain, and on which device; None where rules or `without` alone say what goes.
         calibration: batches of inputs as the model takes them, a few hundred, without labels. Without them units are
             chosen by their weights, and nothing is repaired.
         evaluate: how good a model is, a number, higher is better. Used to report; and to choose only where
@@ -192,6 +198,7 @@ def prune(
         search_by: how much goes where; by default "uniform" for a sparsity, "manual" for rules alone, else
             "knapsack".
         rules: groups to protect, counts to keep to: `sned.search.Rules`, a dict with its fields, or a TOML file of it.
+        without: layers and residual branches to leave out altogether, by their names in `graph.layers`.
         out: a folder for the model, the plan, the ONNX files and the report. A run that was interrupted is resumed
             there: what it had learnt is kept in `.resume` until a run is complete, and used where model, inputs and
             versions are the same. The best plan so far is kept too.
@@ -203,7 +210,7 @@ def prune(
     Raises:
         ModelError: the model does not run on the example, holds NaN weights, or nothing in it can go.
         BudgetError: the budget is below what is reachable (says the smallest reachable), or contradicts itself.
-        PlanError: the rules name what is not there, or contradict each other.
+        PlanError: rules or `without` name what is not there, or rules contradict each other.
         CalibrationError: the calibration inputs are not what the model takes.
         SurgeryError, ExportError: the result does not compute what it must; nothing is handed over.
 
@@ -213,13 +220,14 @@ def prune(
     """
     _check_names(saliency, search_by)
     respected = _rules(rules)
-    asked = _one_of(None, budget, respected)
+    without = (without,) if isinstance(without, str) else tuple(without)
+    asked = RULES_ALONE if budget is None and without else _one_of(None, budget, respected)
     if asked.max_loss is not None and evaluate is None:
         raise BudgetError("`max_loss` is measured by `evaluate`: pass a function from a model to a number.")
     with _folder(out) as folder:
         resume = Resume(None if out is None else folder / RESUME)
         study = _study(
-            model, example_inputs, asked, calibration, saliency, respected, folder, progress, resume
+            model, example_inputs, asked, calibration, saliency, respected, without, folder, progress, resume
         )
         base = evaluated(model, evaluate) if evaluate else None
         chosen = _choose(study, search_by, evaluate, base)
@@ -238,6 +246,7 @@ def _study(
     batches: Iterable[Any] | None,
     saliency: str | None,
     rules: Rules,
+    without: Sequence[str],
     folder: Path,
     progress: Progress,
     resume: Resume,
@@ -246,17 +255,21 @@ def _study(
     device = find_device(budget.device)
     _check_weights(model)
     with _timed(seconds, "trace"):
-        graph = trace(model, example)
+        dense = trace(model, example)
+        graph = leave_out(dense, without) if without else dense
     _check_groups(graph)
     rules.choices(graph)  # a wrong name is found before anything is measured
-    state = state_of(model)
+    state = state_of(graph.model)
     with _timed(seconds, "calibrate"):
         limit = SYNTHETIC if batches is None else INPUTS
         learnt = calibrate(graph, state, batches, limit=limit, progress=progress, resume=resume)
     with _timed(seconds, "score"):
         scores = _scores(Evidence(graph, state, learnt, progress=progress), saliency)
     with _timed(seconds, "cost model"):
-        cost = cost_model(graph, device, batch=budget.batch, threads=budget.threads, progress=progress)
+        costs = [
+            cost_model(each, device, batch=budget.batch, threads=budget.threads, progress=progress)
+            for each in ([dense, graph] if without else [dense])
+        ]
     with _timed(seconds, "export"):
         exported = export_onnx(model, example, folder / "dense.onnx")
     weigh = saliency is None and not learnt.synthetic
@@ -267,7 +280,8 @@ def _study(
         state,
         learnt,
         scores,
-        cost,
+        costs[-1],
+        Whole(dense, costs[0]),
         budget,
         rules,
         folder,
@@ -328,6 +342,7 @@ class Choice:
     found: Found
     limits: dict[str, float]
     cost: MeasuredCost
+    whole: Whole
     scores: Scores
     curve: tuple[Found, ...]
     notes: tuple[str, ...] = ()
@@ -344,8 +359,24 @@ def _choose(study: Study, search_by: str | None, evaluate: Evaluate | None, base
         if budget.max_loss is not None and evaluate is not None and base is not None:
             found, more = _within_loss(study, problem, name, found, base, evaluate)
             said = (*said, *more)
-        notes = (_ranked_by(study), _chosen_by(study, name, asked=search_by is not None), *notes, *said)
-        return Choice(found, limits, study.cost, problem.scores, points, notes)
+        notes = (
+            *_left_out(study),
+            _ranked_by(study),
+            _chosen_by(study, name, asked=search_by is not None),
+            *notes,
+            *said,
+        )
+        return Choice(found, limits, study.cost, study.whole, problem.scores, points, notes)
+
+
+def _left_out(study: Study) -> tuple[str, ...]:
+    """Which layers are gone altogether, and what that means for the figures."""
+    names = ", ".join(study.graph.bypassed)
+    note = (
+        f"Left out, as asked: {names}. Search, repair and trade-off curve hold answers against the network without "
+        "them; agreement, accuracy and all figures before are those of yours."
+    )
+    return (note,) if names else ()
 
 
 def _ranked_by(study: Study) -> str:
@@ -383,8 +414,13 @@ def _within(study: Study, problem: Problem, name: str) -> tuple[Found, tuple[str
     if "latency_ms" in problem.limits:
         return _within_latency(study, problem, name)
     found = search(name, problem)
-    whole = not found.plan.removed and study.budget.max_loss is None
+    whole = not _changes(found) and study.budget.max_loss is None
     return found, ("The network keeps the budget as it is, so nothing was removed.",) if whole else ()
+
+
+def _changes(found: Found) -> bool:
+    """Whether a plan takes anything away."""
+    return bool(found.plan.removed or found.plan.bypassed)
 
 
 def _anchored(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
@@ -392,10 +428,11 @@ def _anchored(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
     median_ms = _once(
         study, "anchor", lambda: _measure(study, {"before": study.exported.path})["before"].median_ms
     )
-    sizes = np.array([group.size for group in study.graph.groups], np.float64)
-    predicted = study.cost.evaluate(sizes[None]).at(0)["latency_ms"]
-    cost = study.cost.anchored(sizes, median_ms, size_bytes=study.exported.size_bytes)
-    anchored = replace(study, cost=cost)
+    predicted = study.dense_costs()["latency_ms"]
+    whole = study.whole.anchored(median_ms, study.exported.size_bytes)
+    anchored = replace(
+        study, whole=whole, cost=replace(study.cost, scale=whole.cost.scale, file_bytes=whole.cost.file_bytes)
+    )
     note = (
         f"Latencies are summed over measured ops and scaled by {median_ms / predicted:.2f}, "
         "so that the whole network is predicted as it was measured."
@@ -439,7 +476,7 @@ def _measured_share(study: Study, found: Found) -> float:
     """Measured latency of a plan over that of the whole network, both in one interleaved run."""
 
     def measured() -> float:
-        small = pruned(study.model, study.graph, found.plan).model
+        small = pruned(study.graph.model, study.graph, found.plan).model
         with tempfile.TemporaryDirectory() as folder:
             exported = export_onnx(small, study.example, Path(folder) / "round.onnx")
             timed = _measure(study, {"before": study.exported.path, "after": exported.path})
@@ -491,12 +528,12 @@ def _within_loss(
 
     def keeps(found: Found) -> bool:
         loss = 0.0
-        if found.plan.removed:
+        if _changes(found):
             small, _ = _made(study, found)
             loss = base - evaluated(small.model, evaluate)
         lost[id(found)] = loss
         if loss <= allowed + ROUNDING:
-            _keep(study, found, small.model if found.plan.removed else None)
+            _keep(study, found, small.model if _changes(found) else None)
             return True
         return False
 
@@ -523,7 +560,7 @@ def _within_loss(
             problem = replace(problem, limits={})
             raise _contradiction(study, lost[id(largest)], bisected(whole, share, 1.0).costs[axis])
         best = bisected(largest, min(SMALLEST, share / 2), share)
-    if not best.plan.removed:
+    if not _changes(best):
         return best, (
             f"Nothing was removed: each of {len(lost) - 1} smaller networks lost more than {allowed:g}.",
         )
@@ -561,7 +598,7 @@ def _default_search(budget: Budget, rules: Rules) -> str:
 def _made(study: Study, found: Found) -> tuple[Pruned, tuple[str, ...]]:
     """The pruned network of a plan, verified, and repaired where there are inputs to do so; and what was done."""
     with _timed(study.seconds, "surgery"):
-        small = pruned(study.model, study.graph, found.plan)
+        small = pruned(study.graph.model, study.graph, found.plan)
     if study.calibration.synthetic:
         return small, ("Nothing was repaired: that takes calibration inputs, a few hundred without labels.",)
     with _timed(study.seconds, "repair"):
@@ -605,6 +642,7 @@ def _finish(
             budget=study.budget,
             limits=choice.limits,
             cost=choice.cost,
+            whole=choice.whole,
             scores=choice.scores,
             found=choice.found,
             curve=tuple((found, quality(found)) for found in choice.curve),

@@ -39,6 +39,15 @@ def test_rules_alone_from_a_file(shell: Shell, user_file: Path, tmp_path: Path) 
     assert "chosen by 'manual', rules alone say how much goes" in notes
 
 
+def test_a_layer_is_left_out(shell: Shell, user_file: Path) -> None:
+    ended = shell("prune", f"{user_file}:make_model", "-e", "1,3,8,8", "--without", "more", "--json")
+    assert ended.code == 0, ended.err
+    report = from_json(ended.out)
+    assert [(group.name, group.before, group.after) for group in report.groups] == [("features.0", 8, 8)]
+    assert report.before.parameters - report.after.parameters == 8 * 8 * 9 + 8 + 2 * 8
+    assert any("Left out, as asked: more." in note for note in report.notes)
+
+
 def test_every_field_of_a_budget_is_a_flag() -> None:
     flags = inspect.signature(command).parameters
     assert set(Budget.model_fields) <= set(flags)

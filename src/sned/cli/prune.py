@@ -101,6 +101,15 @@ def command(
             rich_help_panel=_CHOICE,
         ),
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without",
+            metavar="LAYER",
+            help="A layer or residual branch to leave out altogether; may be given again for more.",
+            rich_help_panel=_CHOICE,
+        ),
+    ] = None,
     device: Device = "host",
     runtime: Annotated[str, typer.Option("--runtime", help="What will run the file.")] = "onnxruntime",
     batch: Batch = 1,
@@ -153,8 +162,10 @@ def command(
     from sned.search import Rules
 
     given = Rules() if rules is None else Rules.from_toml(rules)
-    if given.sparsity and all(fields[name] is None for name in (*AMOUNTS, "sparsity", "max_loss")):
-        fields["macs"] = "100%"  # the rules say how much goes: nothing may get larger
+    if (given.sparsity or without) and all(
+        fields[name] is None for name in (*AMOUNTS, "sparsity", "max_loss")
+    ):
+        fields["macs"] = "100%"  # rules and layers say what goes: nothing may get larger
     asked = _budget(**fields)
     find_device(device)  # a wrong name is found before anything is built
     built, inputs = load_model(model, weights), load_example(example)
@@ -170,6 +181,7 @@ def command(
             saliency=saliency,
             search_by=search,
             rules=given,
+            without=without or (),
             out=out,
             progress=progress(),
         )
