@@ -18,9 +18,9 @@ from rich.table import Table
 from torch import nn
 
 import sned
-from benchmarks.cifar10_resnet56 import accuracy, batches
 from benchmarks.data import cifar10
 from benchmarks.networks import trained
+from benchmarks.one_shot import accuracy, batches
 from benchmarks.peers import reestimate_batchnorm
 from sned.progress import RichProgress
 from sned.report import environment
@@ -52,7 +52,7 @@ def networks(
         yield f"sned, {pattern}", sparse.sparsity, sparse.model, time.perf_counter() - start
         if pattern != "weight":
             continue
-        plain = by_magnitude(dense, list(sparse.density), sparse.sparsity)
+        plain = by_magnitude(dense, list(sparse.zeros), sparse.sparsity)
         yield "magnitude", sparse.sparsity, plain, 0.0
         again = copy.deepcopy(plain)
         reestimate_batchnorm(again, calibration)

@@ -81,7 +81,8 @@ def _own(network: Network) -> float:
     model, inputs = network.build().eval(), network.example(2)
     gc.collect()
     start = time.thread_time()
-    sned.apply(model, sned.plan(sned.trace(model, inputs), sparsity=0.5))
+    graph = sned.trace(model, inputs)
+    sned.apply(model, sned.plan(graph, sparsity=0.5))
     return time.thread_time() - start
 
 

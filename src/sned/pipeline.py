@@ -29,7 +29,7 @@ from sned.graph.example import Inputs
 from sned.graph.trace import state_of
 from sned.measure import Latency, agreement, evaluated, measure_onnx
 from sned.progress import SILENT, Progress
-from sned.repair import RepairReport, glance, repair
+from sned.repair import RepairReport, glance, match, repair
 from sned.report import Report, to_html, to_json
 from sned.report.compose import Findings, Network, Whole, compose
 from sned.saliency import Evidence, Scores, criterion_named, score, sensitivities, weighed
@@ -181,6 +181,7 @@ def prune(
     search_by: str | None = None,
     rules: Rules | Mapping[str, Any] | str | Path | None = None,
     without: Sequence[str] | str = (),
+    match_seconds: float | None = None,
     out: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> Result:
@@ -199,6 +200,8 @@ def prune(
             "knapsack".
         rules: groups to protect, counts to keep to: `sned.search.Rules`, a dict with its fields, or a TOML file of it.
         without: layers and residual branches to leave out altogether, by their names in `graph.layers`.
+        match_seconds: time to spend, after repair, on gradient steps towards the dense network's answers and features
+            on the calibration inputs; no labels are needed. None for no such steps.
         out: a folder for the model, the plan, the ONNX files and the report. A run that was interrupted is resumed
             there: what it had learnt is kept in `.resume` until a run is complete, and used where model, inputs and
             versions are the same. The best plan so far is kept too.
@@ -218,6 +221,8 @@ def prune(
         >>> result = sned.prune(model, x, budget=sned.Budget(latency_ms="50%"), calibration=batches)
         >>> result.model, result.report
     """
+    if match_seconds is not None and not match_seconds > 0:
+        raise BudgetError(f"`match_seconds` is a time, more than 0 seconds, got {match_seconds}.")
     _check_names(saliency, search_by)
     respected = _rules(rules)
     without = (without,) if isinstance(without, str) else tuple(without)
@@ -231,7 +236,7 @@ def prune(
         )
         base = evaluated(model, evaluate) if evaluate else None
         chosen = _choose(study, search_by, evaluate, base)
-        result = _finish(study, chosen, evaluate, base, keep=out is not None)
+        result = _finish(study, chosen, evaluate, base, match_seconds, keep=out is not None)
         resume.clear()
         return result
 
@@ -617,12 +622,32 @@ def _repaired(told: RepairReport) -> tuple[str, ...]:
     )
 
 
+def _matched(study: Study, small: Pruned, seconds: float) -> tuple[Pruned, tuple[str, ...]]:
+    """The network after `seconds` of matching the dense one, and what came of it."""
+    if study.calibration.synthetic:
+        return small, ("Nothing was matched: that takes calibration inputs, a few hundred without labels.",)
+    with _timed(study.seconds, "match"):
+        batches = study.calibration.batches()
+        found = match(small.model, study.model, batches, seconds=seconds, progress=study.progress)
+    return replace(small, model=found.model), (found.note,)
+
+
 def _finish(
-    study: Study, choice: Choice, evaluate: Evaluate | None, base: float | None, *, keep: bool
+    study: Study,
+    choice: Choice,
+    evaluate: Evaluate | None,
+    base: float | None,
+    match_seconds: float | None,
+    *,
+    keep: bool,
 ) -> Result:
     _keep(study, choice.found)
+    matched: tuple[str, ...] = ()
     small, repaired = _made(study, choice.found)
     _keep(study, choice.found, small.model)
+    if match_seconds is not None:
+        small, matched = _matched(study, small, match_seconds)
+        _keep(study, choice.found, small.model)
     with _timed(study.seconds, "export"):
         exported = export_onnx(small.model, study.example, study.folder / "model.onnx")
     with _timed(study.seconds, "measure"):
@@ -652,7 +677,7 @@ def _finish(
             after=Network(exported, latency["after"], after),
             agreement=same,
             surgery_difference=small.difference,
-            notes=(*choice.notes, *repaired, *filter(None, [study.calibration.resume.note])),
+            notes=(*choice.notes, *repaired, *matched, *filter(None, [study.calibration.resume.note])),
             seconds=study.seconds,
         )
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sned.calibration.patterns import Pattern
-from sned.calibration.thinning import _fitted, thinned, worth
+from sned.calibration.thinning import _fitted, thinned
 
 SINGLE = Pattern.parse("weight")
 
@@ -55,16 +55,13 @@ def test_the_fit_on_a_support_solves_the_normal_equations() -> None:
         assert torch.allclose(found[row : row + 1], best(weight[row : row + 1], second, keep), atol=1e-3)
 
 
-def test_worth_is_the_error_of_the_best_repair() -> None:
-    weight, second = problem(2, 6)
-    every = worth(weight, second, ridge=0.0)
-    for row in range(2):
-        for j in range(6):
-            keep = tuple(i for i in range(6) if i != j)
-            one = weight[row : row + 1]
-            assert float(every[row, j]) == pytest.approx(
-                error(one, best(one, second, keep), second), rel=1e-6
-            )
+def test_the_first_to_leave_is_the_one_whose_best_repair_is_closest() -> None:
+    weight, second = problem(1, 6)
+    thin = thinned(weight, second, 1, Pattern.parse("weight"), 5 / 6, ridge=0.0)
+    errors = [
+        error(weight, best(weight, second, tuple(i for i in range(6) if i != j)), second) for j in range(6)
+    ]
+    assert (thin == 0).flatten().nonzero().flatten().tolist() == [errors.index(min(errors))]
 
 
 @pytest.mark.parametrize("name", ["weight", "2:4", "1x4", "2x2"])

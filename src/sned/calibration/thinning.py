@@ -31,12 +31,6 @@ WIDE = 1024
 """From this width on sums are in float32."""
 
 
-def worth(weight: Tensor, second: Tensor, *, ridge: float = RIDGE) -> Tensor:
-    """`[outputs, width]`: what losing each entry alone would cost, after the best repair (see the module)."""
-    lower, _ = factor(second, ridge)
-    return weight.double().square() / torch.cholesky_inverse(lower).diagonal()
-
-
 def thinned(
     weight: Tensor, second: Tensor, window: int, pattern: Pattern, density: float, *, ridge: float = RIDGE
 ) -> Tensor:

@@ -45,6 +45,14 @@ def command(
             "--evaluate", metavar="FILE:NAME", help="How good a model is, higher is better: file.py:accuracy."
         ),
     ] = None,
+    match_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--match-seconds",
+            metavar="SECONDS",
+            help="After repair, spend this long matching the original's answers on the calibration inputs.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -182,6 +190,7 @@ def command(
             search_by=search,
             rules=given,
             without=without or (),
+            match_seconds=match_seconds,
             out=out,
             progress=progress(),
         )

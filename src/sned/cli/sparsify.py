@@ -56,8 +56,7 @@ def command(
         if out is not None:
             save(sparse.model, out)
     if json:
-        zeros = {name: 1 - share for name, share in sparse.density.items()}
-        show_json({"sparsity": sparse.sparsity, "divergence": sparse.divergence, "zeros": zeros})
+        show_json({"sparsity": sparse.sparsity, "divergence": sparse.divergence, "zeros": dict(sparse.zeros)})
     else:
         show(sparse.note)
     say(

@@ -6,6 +6,7 @@ In: a graph, the dense state, a plan, a calibration. Out: the state of the prune
 
 from sned.repair.batchnorm import blended, cut_replay, reestimate
 from sned.repair.glance import glance
+from sned.repair.match import Matched, match
 from sned.repair.reconstruct import Options, Solved, reconstruct
 from sned.repair.repair import Candidate, RepairReport, load_state, repair
 from sned.repair.sparsify import Sparse, sparsify
@@ -13,6 +14,7 @@ from sned.repair.thin import Thinned, thin
 
 __all__ = [
     "Candidate",
+    "Matched",
     "Options",
     "RepairReport",
     "Solved",
@@ -22,6 +24,7 @@ __all__ = [
     "cut_replay",
     "glance",
     "load_state",
+    "match",
     "reconstruct",
     "reestimate",
     "repair",

@@ -33,7 +33,7 @@ class Sparse:
         plan: the masks; `sned.apply` puts them on other weights.
         pattern: of the zeros.
         sparsity: share of zeros among the weights that were thinned.
-        density: share that stays of each of them, by name.
+        zeros: the same of each of them, by name.
         divergence: how far its answers are from the dense network's on inputs held out (0: the same).
         note: all that in a sentence.
     """
@@ -42,7 +42,7 @@ class Sparse:
     plan: Plan = field(repr=False)
     pattern: str
     sparsity: float
-    density: Mapping[str, float] = field(repr=False)
+    zeros: Mapping[str, float] = field(repr=False)
     divergence: float
     note: str
 
@@ -97,4 +97,5 @@ def sparsify(
         f"{found.sparsity:.1%} of the weights in {len(masks)} tensors are zero ({pattern}), from {learnt.note}; "
         f"divergence from the dense network on inputs held out: {best.divergence.key:.3g}."
     )
-    return Sparse(small, plan, pattern, found.sparsity, found.density, best.divergence.key, note)
+    zeros = {name: float(1 - mask.mean()) for name, mask in masks.items()}
+    return Sparse(small, plan, pattern, found.sparsity, zeros, best.divergence.key, note)

@@ -27,9 +27,10 @@ def magnitude(graph: Graph, group: Group, state: State, power: int) -> FloatArra
 
 
 def _norms(slices: Slices, tensor: torch.Tensor, power: int) -> FloatArray:
-    """`[size]`: `|W_u|_p^p` of what goes with each unit."""
+    """`[size]`: `|W_u|_p^p` of what goes with each unit, p = 1 or 2."""
     others = [axis for axis in range(tensor.ndim) if axis != slices.axis]
-    powers = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32)).abs().pow_(power)
+    values = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+    powers = values.square() if power == 2 else values.abs()
     lines = (powers.sum(others) if others else powers).cpu().double().numpy()
     found: FloatArray = lines[slices.positions].sum(axis=1)
     return found

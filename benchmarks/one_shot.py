@@ -1,6 +1,9 @@
-"""ResNet-56 on CIFAR-10, pruned without training: sned, and Torch-Pruning to the same MACs in the same run.
+"""Networks on CIFAR-10, pruned without training: sned, and Torch-Pruning to the same MACs in the same run.
 
-    python -m benchmarks.cifar10_resnet56 [--speed-up 2.11] [--latency 50%] [--inputs 1024] [--seed 0] [--out FILE]
+    python -m benchmarks.one_shot                                             ResNet-56, 2.11 times fewer MACs
+    python -m benchmarks.one_shot --speed-up 2.11 --match-seconds 240         and with label-free matching
+    python -m benchmarks.one_shot --latency 50%                               and by latency, beside the same by MACs
+    python -m benchmarks.one_shot --network resnet20 --speed-up 1.5           also: shufflenetv2_x0_5
 
 Calibration inputs are unlabelled training images; the test set is read once, at the end, for every row. Latencies are
 medians over interleaved runs in ONNX Runtime. The data are read from SNED_DATA (see `benchmarks/data.py`).
@@ -25,7 +28,7 @@ from torch import nn
 
 import sned
 from benchmarks.data import cifar10
-from benchmarks.networks import trained
+from benchmarks.networks import NETWORKS, trained
 from benchmarks.peers import macs, reestimate_batchnorm, torch_pruning
 from sned.export import export_onnx, feeds
 from sned.measure import measure_onnx
@@ -62,7 +65,7 @@ def networks(
     options: argparse.Namespace, calibration: Sequence[torch.Tensor]
 ) -> Iterator[tuple[str, nn.Module, float]]:
     """Every way to prune, with the seconds that it took."""
-    dense = trained("resnet56")
+    dense = trained(options.network)
     example = calibration[0][:1]
     yield "dense", dense, 0.0
     share = 1 / options.speed_up
@@ -70,9 +73,17 @@ def networks(
     if options.latency:
         budgets[f"sned, {options.latency} of the latency"] = sned.Budget(latency_ms=options.latency)
     for name, budget in budgets.items():
-        start = time.perf_counter()
-        result = sned.prune(dense, example, budget=budget, calibration=calibration, progress=RichProgress())
-        yield name, result.model, time.perf_counter() - start
+        for seconds in [None, options.match_seconds] if options.match_seconds else [None]:
+            start = time.perf_counter()
+            result = sned.prune(
+                dense,
+                example,
+                budget=budget,
+                calibration=calibration,
+                match_seconds=seconds,
+                progress=RichProgress(),
+            )
+            yield f"{name}, matched" if seconds else name, result.model, time.perf_counter() - start
     for criterion in ("l1-global", "l2-uniform"):
         peer = torch_pruning(dense, example, share, criterion=criterion, ignored=["fc"])
         yield f"Torch-Pruning {criterion}", peer.model, peer.seconds
@@ -82,10 +93,16 @@ def networks(
 
 def main() -> None:
     """Print the table, and write it as JSON where `--out` says."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--network", default="resnet56", choices=sorted(NETWORKS))
     parser.add_argument("--speed-up", type=float, default=2.11, help="times fewer MACs")
     parser.add_argument(
         "--latency", default="", help="also prune to this share of the measured latency, such as 50%%"
+    )
+    parser.add_argument(
+        "--match-seconds", type=float, default=0.0, help="also with this long of label-free matching"
     )
     parser.add_argument("--inputs", type=int, default=1024, help="unlabelled calibration images")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of calibration images")
@@ -110,7 +127,7 @@ def main() -> None:
     rows = [Row(name, count, right, timed[name].median_ms, s) for name, _, s, right, count in made]
     where = environment()
     table = Table(
-        title=f"ResNet-56, CIFAR-10, {len(labels)} test images; {where.machine}, 1 thread, {where.versions}"
+        title=f"{options.network}, CIFAR-10, {len(labels)} test images; {where.machine}, 1 thread, {where.versions}"
     )
     for column in ("", "MACs", "accuracy", "latency (ORT, median)", "seconds"):
         table.add_column(column)

@@ -1,0 +1,308 @@
+"""A few hundred gradient steps without labels: the pruned network learns to answer as the dense one does.
+
+Each step asks both networks and moves the pruned one towards the dense one's outputs, and towards what enters the dense
+one's layers, channel for channel, on the channels that are left:
+
+    loss = |s(x) - t(x)|² / var(t)  +  mean over layers of |a_l(x) - b_l(x)[kept_l]|² / var(b_l[kept_l])
+
+Images are shifted and mirrored at random: that needs no label, since both networks see the same.
+Running statistics of BatchNorm stay as repair left them; everything trainable is trained. What is returned is the
+network of the step that came closest to the dense one on inputs held out, or the one that was given.
+
+Reference: Hinton et al., Distilling the Knowledge in a Neural Network, 2015, section 2.1 (matching logits is the limit
+of high temperature); Romero et al., FitNets, 2015 (hidden layers as hints); Wang et al., Practical Network Acceleration
+with Tiny Sets, 2023 (features of a few hundred unlabelled inputs are enough).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from sned.calibration.divergence import divergence
+from sned.errors import CalibrationError
+from sned.graph.example import arguments, tensors_in
+from sned.graph.trace import state_of
+from sned.progress import SILENT, Progress
+from sned.repair.repair import HELD_OUT
+from sned.surgery.pytorch import PLAN_ATTRIBUTE
+
+LOOKS = 8
+"""How often the inputs held out are looked at, evenly over the steps or the time."""
+
+STEPS = 300
+"""Steps where neither a number of them nor a time is given."""
+
+BATCH = 64
+"""Inputs a step."""
+
+RATE = 3e-4
+"""Largest step size of Adam."""
+
+SMALLEST_IMAGE = 16
+"""Floating-point inputs of four axes, the last two at least this long, are taken for images."""
+
+FEWEST = 32
+"""Inputs below which there is nothing to learn from."""
+
+
+Kept = Mapping[str, Tensor | None]
+
+_Layer = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """What the steps did.
+
+    Attributes:
+        model: the network of the best step.
+        steps: how many were taken.
+        best: the number of the best one; 0 is the network that was given.
+        divergences: `(step, divergence from the dense network on inputs held out)` of every look.
+        seconds: how long it took.
+    """
+
+    model: nn.Module
+    steps: int
+    best: int
+    divergences: tuple[tuple[int, float], ...] = field(default=())
+    seconds: float = 0.0
+
+    @property
+    def note(self) -> str:
+        """That in a sentence."""
+        first, last = self.divergences[0][1], dict(self.divergences)[self.best]
+        return (
+            f"Matching: {self.steps} label-free steps in {self.seconds:.0f} s; divergence from the dense network on "
+            f"inputs held out {first:.3g} before, {last:.3g} at the best step ({self.best})."
+        )
+
+
+def match(
+    model: nn.Module,
+    dense: nn.Module,
+    batches: Iterable[Any],
+    *,
+    steps: int | None = None,
+    seconds: float | None = None,
+    rate: float = RATE,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Matched:
+    """Train a pruned network to answer, layer after layer, as the dense one does, without labels.
+
+    Ctrl-C ends it early with the best so far.
+
+    Args:
+        model: what is to learn; it is not touched. Masks hold.
+        dense: the network that it should answer as; it is not touched.
+        batches: inputs without labels, the calibration inputs say, in any order; the last fifth decides, as in
+            `repair`, and is not learnt from. All are held in memory.
+        steps: gradient steps, at most; 300 where neither they nor a time are given.
+        seconds: time, at most; the step size falls to nothing towards whichever end comes first.
+        rate: largest step size of Adam.
+        seed: of the draw of inputs.
+        progress: shown while it runs.
+
+    Raises:
+        CalibrationError: fewer inputs than there is something to learn from.
+    """
+    if steps is None and seconds is None:
+        steps = STEPS
+    inputs = _joined(batches)
+    count = len(tensors_in(inputs)[0])
+    if count < FEWEST:
+        raise CalibrationError(
+            f"Matching learns from at least {FEWEST} inputs, got {count}. Give more batches."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    start_held = count - int(count * HELD_OUT)
+    learnt, held = torch.arange(start_held), torch.arange(start_held, count)
+    teacher = copy.deepcopy(dense).eval()
+    student = copy.deepcopy(model).eval()
+    judge = _Judge(teacher, inputs, held)
+    kept = _inputs_kept(model, dense)
+    weights = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.Adam(weights, lr=rate)
+    best, state = 0, _snapshot(student)
+    looks = [(0, judge(student))]
+    start = time.perf_counter()
+    done, share = 0, 0.0
+    with progress.task("matching the dense network", total=100) as advance:
+        try:
+            while share < 1:
+                for group in optimiser.param_groups:
+                    group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * share))
+                _step(student, teacher, kept, optimiser, _drawn(inputs, learnt, generator))
+                done += 1
+                before, share = share, _share(done, steps, start, seconds)
+                advance(int(100 * share) - int(100 * before))
+                if share >= len(looks) / LOOKS:
+                    looks.append((done, judge(student)))
+                    if looks[-1][1] < min(look for _, look in looks[:-1]):
+                        best, state = done, _snapshot(student)
+        except KeyboardInterrupt:
+            pass  # the best so far is as good as it is
+    with torch.no_grad():
+        for name, tensor in state_of(student).items():
+            tensor.copy_(state[name])
+    student.train(model.training)
+    return Matched(student, done, best, tuple(looks), time.perf_counter() - start)
+
+
+def _share(done: int, steps: int | None, start: float, seconds: float | None) -> float:
+    """How much of the steps, or of the time, is gone."""
+    spent = (time.perf_counter() - start) / seconds if seconds else 0.0
+    taken = done / steps if steps else 0.0
+    return min(max(taken, spent), 1.0)
+
+
+def _step(
+    student: nn.Module, teacher: nn.Module, kept: Kept, optimiser: torch.optim.Optimizer, inputs: Any
+) -> None:
+    args, kwargs = arguments(inputs)
+    with torch.no_grad(), _entering(teacher, kept) as wanted_features:
+        wanted = _floating(teacher(*args, **kwargs))
+    with _entering(student, dict.fromkeys(kept)) as features:
+        given = _floating(student(*args, **kwargs))
+    loss = torch.stack([_relative(s, t) for s, t in zip(given, wanted, strict=True)]).sum()
+    if pairs := list(zip(features, wanted_features, strict=True)):
+        loss = loss + torch.stack([_relative(s, t) for s, t in pairs]).mean()
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+
+
+def _relative(given: Tensor, wanted: Tensor) -> Tensor:
+    return (given - wanted).square().mean() / wanted.var().clamp(min=1e-8)
+
+
+def _floating(output: Any) -> list[Tensor]:
+    return [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
+
+
+def _inputs_kept(model: nn.Module, dense: nn.Module) -> Kept:
+    """The channels of what enters each layer that are left, by the name of the layer; None where all are."""
+    made: dict[str, Tensor | None] = {}
+    wide = dict(dense.named_modules())
+    for path, module in model.named_modules():
+        weight, whole = getattr(module, "weight", None), getattr(wide.get(path), "weight", None)
+        if not isinstance(module, _Layer) or not isinstance(weight, Tensor) or not isinstance(whole, Tensor):
+            continue
+        if getattr(module, "groups", 1) > 1:
+            continue
+        left: Tensor | None = None
+        for plan in getattr(model, PLAN_ATTRIBUTE, ())[len(getattr(dense, PLAN_ATTRIBUTE, ())) :]:
+            axis = plan.kept.get(f"{path}.weight", {}).get(1)
+            if axis is not None:
+                at = torch.as_tensor(axis)
+                left = at if left is None else left[at]
+        if (whole.shape[1] if left is None else len(left)) == weight.shape[1]:
+            made[path] = left
+    return made
+
+
+@contextmanager
+def _entering(model: nn.Module, kept: Kept) -> Iterator[list[Tensor]]:
+    """What enters the named layers while the block runs, in the order of the calls, on the channels kept."""
+    seen: list[Tensor] = []
+
+    def note(module: nn.Module, given: tuple[Any, ...], left: Tensor | None) -> None:
+        if not isinstance(module, _Layer) or not given:
+            return
+        features = given[0]
+        if left is not None:
+            axis = -1 if isinstance(module, nn.Linear) else 1 - module.weight.ndim
+            features = features.index_select(axis, left.to(features.device))
+        seen.append(features)
+
+    handles = [
+        module.register_forward_pre_hook(partial(note, left=kept[path]))
+        for path, module in model.named_modules()
+        if path in kept
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _drawn(inputs: Any, learnt: Tensor, generator: torch.Generator) -> Any:
+    at = learnt[torch.randint(len(learnt), (min(BATCH, len(learnt)),), generator=generator)]
+    drawn = pytree.tree_map(lambda value: value[at] if isinstance(value, Tensor) else value, inputs)
+    return pytree.tree_map(lambda value: _varied(value, generator) if _is_images(value) else value, drawn)
+
+
+def _is_images(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.ndim == 4
+        and min(value.shape[2:]) >= SMALLEST_IMAGE
+    )
+
+
+def _varied(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image shifted by up to an eighth, and every other one mirrored; the dense network says what they are."""
+    height, width = images.shape[2:]
+    far = (height // 8, width // 8)
+    padded = torch.nn.functional.pad(images, (far[1], far[1], far[0], far[0]))
+    down, right = (torch.randint(2 * f + 1, (len(images),), generator=generator).tolist() for f in far)
+    mirrored = (torch.rand(len(images), generator=generator) < 0.5).tolist()
+    parts = [
+        padded[i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(zip(down, right, strict=True))
+    ]
+    return torch.stack([part.flip(-1) if flip else part for part, flip in zip(parts, mirrored, strict=True)])
+
+
+class _Judge:
+    """How far a network's answers are from the dense one's on inputs held out."""
+
+    def __init__(self, dense: nn.Module, inputs: Any, held: Tensor) -> None:
+        self._batches = [
+            pytree.tree_map(lambda v, at=at: v[at] if isinstance(v, Tensor) else v, inputs)
+            for at in held.split(BATCH)  # type: ignore[no-untyped-call]
+        ]
+        self._wanted = self._answers(dense)
+
+    def __call__(self, model: nn.Module) -> float:
+        return float(divergence(self._wanted, self._answers(model)).key)
+
+    def _answers(self, model: nn.Module) -> list[Tensor]:
+        parts: list[Sequence[Tensor]] = []
+        with torch.no_grad():
+            for batch in self._batches:
+                args, kwargs = arguments(batch)
+                parts.append(tensors_in(model(*args, **kwargs)))
+        return [torch.cat(list(one)).cpu() for one in zip(*parts, strict=True)]
+
+
+def _snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state_of(model).items()}
+
+
+def _joined(batches: Iterable[Any]) -> Any:
+    """All batches as one."""
+    held = list(_plain(batches))
+    if not held:
+        return torch.empty(0, 0)
+    return pytree.tree_map(
+        lambda *values: torch.cat(values) if isinstance(values[0], Tensor) else values[0], held[0], *held[1:]
+    )
+
+
+def _plain(batches: Iterable[Any]) -> Iterator[Any]:
+    for batch in batches:
+        yield tuple(batch) if isinstance(batch, list) else batch

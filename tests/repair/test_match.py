@@ -1,0 +1,126 @@
+"""Matching brings a pruned network closer to the dense one on inputs that it never saw, and keeps the best step."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import sned
+from sned.errors import CalibrationError
+from sned.repair.match import _entering, _inputs_kept, _is_images, _varied, match
+from sned.surgery import masks_of
+from sned.surgery.masks import hold_masks
+from tests.repair.networks import block, images
+
+
+def distance(a: nn.Module, b: nn.Module, x: torch.Tensor) -> float:
+    with torch.no_grad():
+        return float((a(x) - b(x)).square().mean() / b(x).var())
+
+
+def pruned() -> tuple[nn.Module, nn.Module]:
+    dense = block()
+    return sned.apply(dense, sned.plan(sned.trace(dense, images(2)), sparsity=0.4)), dense
+
+
+def test_answers_on_fresh_inputs_come_closer() -> None:
+    small, dense = pruned()
+    found = match(small, dense, images(160).split(40), steps=60, rate=1e-2)
+    assert distance(found.model, dense, images(64, seed=9)) < 0.5 * distance(small, dense, images(64, seed=9))
+    assert found.best > 0
+    assert dict(found.divergences)[found.best] == min(value for _, value in found.divergences)
+    assert "label-free steps" in found.note
+
+
+def test_both_networks_are_left_alone() -> None:
+    small, dense = pruned()
+    before = [{n: t.clone() for n, t in m.state_dict().items()} for m in (small, dense)]
+    match(small, dense, [images(64)], steps=4)
+    for model, state in zip((small, dense), before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_step_that_does_harm_is_not_kept() -> None:
+    small, dense = pruned()
+    found = match(small, dense, [images(64)], steps=8, rate=50.0)
+    assert found.best == 0
+    with torch.no_grad():
+        assert torch.equal(found.model(images(4)), small(images(4)))
+
+
+def test_masks_hold() -> None:
+    dense = block()
+    small = copy.deepcopy(dense)
+    mask = torch.rand(small.conv1.weight.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    hold_masks(small, {"conv1.weight": mask})
+    found = match(small, dense, [images(64)], steps=6, rate=1e-2)
+    assert not bool(found.model.conv1.weight[~mask].any())
+    assert torch.equal(masks_of(found.model)["conv1.weight"], mask)
+
+
+def test_time_ends_it_too() -> None:
+    small, dense = pruned()
+    found = match(small, dense, [images(64)], steps=10_000, seconds=0.5)
+    assert 0 < found.steps < 10_000
+    assert found.seconds < 10
+
+
+def test_interrupting_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    module = importlib.import_module("sned.repair.match")
+    whole, calls = module._step, []
+
+    def step(*arguments: object) -> None:
+        calls.append(1)
+        if len(calls) > 20:
+            raise KeyboardInterrupt
+        whole(*arguments)
+
+    monkeypatch.setattr(module, "_step", step)
+    small, dense = pruned()
+    found = match(small, dense, images(160).split(40), steps=80, rate=1e-2)
+    assert found.steps == 20
+    assert found.best in (10, 20)
+
+
+def test_too_few_inputs_are_refused() -> None:
+    small, dense = pruned()
+    with pytest.raises(CalibrationError, match="at least 32 inputs, got 8"):
+        match(small, dense, [images(8)])
+
+
+def test_what_enters_a_layer_is_compared_on_the_channels_that_are_left() -> None:
+    small, dense = pruned()
+    smaller = sned.apply(small, sned.plan(sned.trace(small, images(2)), sparsity=0.5))
+    for model in (small, smaller):
+        kept = _inputs_kept(model, dense)
+        assert "conv2" in kept
+        with torch.no_grad(), _entering(dense, kept) as wanted:
+            dense(images(4))
+        with torch.no_grad(), _entering(model, dict.fromkeys(kept)) as features:
+            model(images(4))
+        assert [f.shape for f in features] == [w.shape for w in wanted]
+        assert torch.equal(features[0], wanted[0]), "nothing is cut before the first layer"
+        assert torch.allclose(features[1], wanted[1]), "the first layer's channels are those of the dense one"
+
+
+def test_images_are_shifted_and_mirrored() -> None:
+    whole = torch.zeros(2000, 1, 16, 16)
+    whole[:, :, 8, 4] = 1.0
+    found = _varied(whole, torch.Generator().manual_seed(0))
+    assert found.shape == whole.shape
+    places = {tuple(image[0].nonzero()[0].tolist()) for image in found}
+    assert places == {(y, x) for y in range(6, 11) for x in (2, 3, 4, 5, 6, 9, 10, 11, 12, 13)}
+
+
+@pytest.mark.parametrize(
+    ("value", "are"),
+    [(torch.zeros(2, 3, 16, 16), True), (torch.zeros(2, 3, 8, 16), False), (torch.zeros(2, 3, 16), False)],
+)
+def test_what_counts_as_images(value: torch.Tensor, are: bool) -> None:
+    assert _is_images(value) is are
+    assert not _is_images(value.long())
