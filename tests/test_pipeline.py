@@ -321,6 +321,41 @@ def test_the_best_so_far_is_kept_when_the_user_stops(tmp_path: Path) -> None:
 # --- calibration inputs ----------------------------------------------------------------------------------------------
 
 
+def test_labels_serve_criteria_that_take_a_loss() -> None:
+    graph = sned.trace(small(), X)
+
+    def taylor(labels: Tensor | None) -> Any:
+        return sned.plan(graph, sparsity=0.5, saliency="taylor", calibration=BATCHES, labels=labels).removed
+
+    same, other = torch.zeros(32, dtype=torch.int64), torch.arange(32) % 4
+    assert taylor(same) == taylor(same)
+    assert len({str(taylor(labels)) for labels in (None, same, other)}) > 1
+    notes = pruned(labels=same).report.notes
+    assert "Labels were given and not looked at: 'reconstruction' needs none." in notes
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            torch.zeros(31, dtype=torch.int64),
+            "one for every calibration input, in their order, got 31 for 32",
+        ),
+        (torch.zeros(32), r"must be an int64 tensor .* got torch\.float32"),
+        ([0] * 32, "must be an int64 tensor .* got list"),
+        (torch.full((32,), 4), r"classes of the network's first output, \[32, 4\] .* from 4 to 4"),
+    ],
+)
+def test_labels_that_do_not_fit(labels: Any, message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        sned.plan(sned.trace(small(), X), sparsity=0.5, saliency="snip", calibration=BATCHES, labels=labels)
+
+
+def test_labels_without_inputs() -> None:
+    with pytest.raises(CalibrationError, match="belong to calibration inputs, and none were given"):
+        pruned(calibration=None, labels=torch.zeros(32, dtype=torch.int64))
+
+
 def failing() -> Iterator[Tensor]:
     yield BATCHES[0]
     raise FileNotFoundError("images/17.png")

@@ -32,7 +32,7 @@ from sned.progress import SILENT, Progress
 from sned.repair import RepairReport, glance, match, repair
 from sned.report import Report, to_html, to_json
 from sned.report.compose import Findings, Network, Whole, compose
-from sned.saliency import Evidence, Scores, criterion_named, score, sensitivities, weighed
+from sned.saliency import CRITERIA, Evidence, Scores, criterion_named, score, sensitivities, weighed
 from sned.search import Found, Problem, Rules, curve, remeasured, search, search_named
 from sned.search.space import amount
 from sned.surgery import save, trace
@@ -101,6 +101,7 @@ class Study:
     progress: Progress
     weigh: bool
     asked_for_saliency: bool
+    labelled: bool
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -122,6 +123,7 @@ def plan(
     search_by: str | None = None,
     rules: Rules | Mapping[str, Any] | str | Path | None = None,
     calibration: Iterable[Any] | None = None,
+    labels: torch.Tensor | None = None,
     progress: Progress = SILENT,
 ) -> Plan:
     """Choose which units go; nothing is changed yet.
@@ -138,6 +140,8 @@ def plan(
         rules: what must be respected: `Rules`, a dict of patterns such as `{"protect": ["stem.*"]}`, or the path of a
             TOML file with the same fields.
         calibration: batches of inputs, for criteria that look at activations.
+        labels: int64 `[n]`, classes of the calibration inputs in their order, for criteria that take a loss ("taylor",
+            "fisher", "snip", "grasp"); without them those use the network's own answers.
         progress: shown while it runs.
 
     Returns:
@@ -159,7 +163,7 @@ def plan(
         )
     state = state_of(graph.model)
     learnt = calibrate(graph, state, calibration, progress=progress) if calibration is not None else None
-    scores = _scores(Evidence(graph, state, learnt, progress=progress), saliency)
+    scores = _scores(Evidence(graph, state, learnt, _checked(labels, learnt), progress=progress), saliency)
     problem = Problem(graph, scores, rules=respected, sparsity=asked.sparsity)
     if asked.amounts:
         cost = cost_model(
@@ -176,6 +180,7 @@ def prune(
     *,
     budget: Budget | None = None,
     calibration: Iterable[Any] | None = None,
+    labels: torch.Tensor | None = None,
     evaluate: Evaluate | None = None,
     saliency: str | None = None,
     search_by: str | None = None,
@@ -193,6 +198,8 @@ def prune(
         budget: what may remain, and on which device; None where rules or `without` alone say what goes.
         calibration: batches of inputs as the model takes them, a few hundred, without labels. Without them units are
             chosen by their weights, and nothing is repaired.
+        labels: int64 `[n]`, classes of the calibration inputs in their order, for criteria that take a loss ("taylor",
+            "fisher", "snip", "grasp"); nothing else needs any.
         evaluate: how good a model is, a number, higher is better. Used to report; and to choose only where
             `budget.max_loss` asks for it, so give validation data then, not the test set.
         saliency: which units matter; by default from calibration inputs where there are any.
@@ -232,7 +239,17 @@ def prune(
     with _folder(out) as folder:
         resume = Resume(None if out is None else folder / RESUME)
         study = _study(
-            model, example_inputs, asked, calibration, saliency, respected, without, folder, progress, resume
+            model,
+            example_inputs,
+            asked,
+            calibration,
+            labels,
+            saliency,
+            respected,
+            without,
+            folder,
+            progress,
+            resume,
         )
         base = evaluated(model, evaluate) if evaluate else None
         chosen = _choose(study, search_by, evaluate, base)
@@ -249,6 +266,7 @@ def _study(
     example: Inputs,
     budget: Budget,
     batches: Iterable[Any] | None,
+    labels: torch.Tensor | None,
     saliency: str | None,
     rules: Rules,
     without: Sequence[str],
@@ -269,7 +287,8 @@ def _study(
         limit = SYNTHETIC if batches is None else INPUTS
         learnt = calibrate(graph, state, batches, limit=limit, progress=progress, resume=resume)
     with _timed(seconds, "score"):
-        scores = _scores(Evidence(graph, state, learnt, progress=progress), saliency)
+        known = _checked(labels, learnt)
+        scores = _scores(Evidence(graph, state, learnt, known, progress=progress), saliency)
     with _timed(seconds, "cost model"):
         costs = [
             cost_model(each, device, batch=budget.batch, threads=budget.threads, progress=progress)
@@ -294,6 +313,7 @@ def _study(
         progress,
         weigh,
         saliency is not None,
+        labels is not None,
         seconds,
     )
 
@@ -367,6 +387,7 @@ def _choose(study: Study, search_by: str | None, evaluate: Evaluate | None, base
         notes = (
             *_left_out(study),
             _ranked_by(study),
+            *_labels_unused(study),
             _chosen_by(study, name, asked=search_by is not None),
             *notes,
             *said,
@@ -401,6 +422,14 @@ def _ranked_by(study: Study) -> str:
         else ""
     )
     return f"Units were ranked by '{name}', as asked{caution}."
+
+
+def _labels_unused(study: Study) -> tuple[str, ...]:
+    name = study.scores.criterion
+    used = name in CRITERIA and CRITERIA[name].labelled
+    return (
+        (f"Labels were given and not looked at: '{name}' needs none.",) if study.labelled and not used else ()
+    )
 
 
 def _chosen_by(study: Study, name: str, *, asked: bool) -> str:
@@ -718,6 +747,26 @@ def _check_names(saliency: str | None, search_by: str | None) -> None:
         criterion_named(saliency)
     if search_by is not None:
         search_named(search_by)
+
+
+def _checked(labels: torch.Tensor | None, learnt: Calibration | None) -> torch.Tensor | None:
+    """Labels, if there is one for every calibration input."""
+    if labels is None:
+        return None
+    if learnt is None or learnt.synthetic:
+        raise CalibrationError(
+            "`labels` belong to calibration inputs, and none were given. Pass `calibration` too."
+        )
+    if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or len(labels.shape) == 0:
+        got = str(labels.dtype) if isinstance(labels, torch.Tensor) else type(labels).__name__
+        raise CalibrationError(
+            f"`labels` must be an int64 tensor with a class for every calibration input, got {got}."
+        )
+    if len(labels) < learnt.count:
+        raise CalibrationError(
+            f"`labels` must hold one for every calibration input, in their order, got {len(labels)} for {learnt.count}."
+        )
+    return labels
 
 
 def _rules(given: Rules | Mapping[str, Any] | str | Path | None) -> Rules:

@@ -57,12 +57,16 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A way to say which units matter: as the literature names it, one line for lists, and the function."""
+    """A way to say which units matter: as the literature names it, one line for lists, and the function.
+
+    `calibrated`: it needs calibration inputs; `labelled`: it looks at their labels where there are any.
+    """
 
     name: str
     summary: str
     run: Callable[[Evidence], Scores]
     calibrated: bool
+    labelled: bool = False
 
 
 CRITERIA: dict[str, Criterion] = {}
@@ -70,13 +74,13 @@ CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(
-    name: str, summary: str, *, calibrated: bool = False
+    name: str, summary: str, *, calibrated: bool = False, labelled: bool = False
 ) -> Callable[[Callable[[Evidence], Scores]], Callable[[Evidence], Scores]]:
     """Register a function from `Evidence` to `Scores` under a name; `calibrated`: it needs calibration
-    inputs."""
+    inputs; `labelled`: it looks at their labels."""
 
     def register(run: Callable[[Evidence], Scores]) -> Callable[[Evidence], Scores]:
-        CRITERIA[name] = Criterion(name, summary, run, calibrated)
+        CRITERIA[name] = Criterion(name, summary, run, calibrated, labelled)
         return run
 
     return register
