@@ -31,10 +31,12 @@ from sned.measure import Latency, agreement, evaluated, measure_onnx
 from sned.progress import SILENT, Progress
 from sned.repair import RepairReport, glance, match, repair
 from sned.report import Report, to_html, to_json
-from sned.report.compose import Findings, Network, compose
-from sned.saliency import Evidence, Scores, score, sensitivities, weighed
-from sned.search import Found, Problem, Rules, curve, remeasured, search
+from sned.report.compose import Findings, Network, Whole, compose
+from sned.saliency import CRITERIA, Evidence, Scores, criterion_named, score, sensitivities, weighed
+from sned.search import Found, Problem, Rules, curve, remeasured, search, search_named
+from sned.search.space import amount
 from sned.surgery import save, trace
+from sned.surgery import without as leave_out
 from sned.surgery.pytorch import Pruned, fill, pruned
 
 ROUNDS = 4
@@ -42,6 +44,18 @@ ROUNDS = 4
 
 NEAR = 0.94
 """A measured latency between this share of the one asked for and the whole of it is near enough."""
+
+STEPS = 6
+"""Networks that are evaluated at most to find the smallest within a loss, beside the largest."""
+
+SMALLEST = 0.05
+"""Share of a cost at which the search within a loss starts."""
+
+ROUNDING = 1e-9
+"""Of a loss."""
+
+RULES_ALONE = Budget(macs="100%")
+"""What is asked where rules or layers alone say what goes: nothing may get larger."""
 
 INPUTS = 1024
 """Calibration inputs read at most."""
@@ -66,7 +80,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Study:
-    """All that is known about a network before anything is removed."""
+    """All that is known about a network before anything is removed.
+
+    Where layers are left out, `graph`, `state`, `calibration`, `scores` and `cost` are of the network without them, and
+    `model`, `exported` and `whole` of the user's own.
+    """
 
     model: nn.Module
     example: Inputs
@@ -75,12 +93,15 @@ class Study:
     calibration: Calibration
     scores: Scores
     cost: MeasuredCost
+    whole: Whole
     budget: Budget
     rules: Rules
     folder: Path
     exported: Exported
     progress: Progress
     weigh: bool
+    asked_for_saliency: bool
+    labelled: bool
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -89,9 +110,8 @@ class Study:
         return Problem(self.graph, self.scores, self.cost, rules=self.rules)
 
     def dense_costs(self) -> dict[str, float]:
-        """Predicted costs of the whole network."""
-        sizes = np.array([[group.size for group in self.graph.groups]], np.float64)
-        return self.cost.evaluate(sizes).at(0)
+        """Predicted costs of the user's own network."""
+        return self.whole.costs()
 
 
 def plan(
@@ -101,8 +121,9 @@ def plan(
     budget: Budget | None = None,
     saliency: str | None = None,
     search_by: str | None = None,
-    rules: Rules | Mapping[str, Any] | None = None,
+    rules: Rules | Mapping[str, Any] | str | Path | None = None,
     calibration: Iterable[Any] | None = None,
+    labels: torch.Tensor | None = None,
     progress: Progress = SILENT,
 ) -> Plan:
     """Choose which units go; nothing is changed yet.
@@ -110,12 +131,17 @@ def plan(
     Args:
         graph: what `sned.trace` made.
         sparsity: fraction of the units of each group to remove, in [0, 1); or
-        budget: what may remain (MACs, parameters, predicted latency …).
+        budget: what may remain (MACs, parameters, predicted latency …); or neither, where the rules give groups a
+            sparsity.
         saliency: which units matter: a name in `sned.saliency.CRITERIA`; by default "l2", or, with calibration
-            inputs, "reconstruction" weighed by what the network answers.
-        search_by: how much goes where: a name in `sned.search.SEARCHES`; "uniform" for a sparsity, else "knapsack".
-        rules: what must be respected: `Rules`, or a dict of patterns such as `{"protect": ["stem.*"]}`.
+            inputs, "reconstruction".
+        search_by: how much goes where: a name in `sned.search.SEARCHES`; by default "uniform" for a sparsity,
+            "manual" for rules alone, else "knapsack".
+        rules: what must be respected: `Rules`, a dict of patterns such as `{"protect": ["stem.*"]}`, or the path of a
+            TOML file with the same fields.
         calibration: batches of inputs, for criteria that look at activations.
+        labels: int64 `[n]`, classes of the calibration inputs in their order, for criteria that take a loss ("taylor",
+            "fisher", "snip", "grasp"); without them those use the network's own answers.
         progress: shown while it runs.
 
     Returns:
@@ -123,34 +149,43 @@ def plan(
 
     Raises:
         BudgetError: neither or both of `sparsity` and `budget`, or the budget cannot be reached.
+        PlanError: the rules name what is not there, or contradict each other.
 
     Example:
         >>> plan = sned.plan(sned.trace(model, x), sparsity=0.5)
     """
-    asked = _one_of(sparsity, budget)
+    _check_names(saliency, search_by)
+    respected = _rules(rules)
+    asked = _one_of(sparsity, budget, respected)
+    if asked.max_loss is not None:
+        raise BudgetError(
+            "`max_loss` takes networks that are pruned, repaired and evaluated: use `sned.prune` for it."
+        )
     state = state_of(graph.model)
     learnt = calibrate(graph, state, calibration, progress=progress) if calibration is not None else None
-    scores = _scores(Evidence(graph, state, learnt, progress=progress), saliency)
-    problem = Problem(graph, scores, rules=_rules(rules), sparsity=asked.sparsity)
+    scores = _scores(Evidence(graph, state, learnt, _checked(labels, learnt), progress=progress), saliency)
+    problem = Problem(graph, scores, rules=respected, sparsity=asked.sparsity)
     if asked.amounts:
         cost = cost_model(
             graph, find_device(asked.device), batch=asked.batch, threads=asked.threads, progress=progress
         )
         dense = cost.evaluate(np.array([[group.size for group in graph.groups]], np.float64)).at(0)
         problem = replace(problem, cost=cost, limits=asked.limits(dense))
-    return search(search_by or _default_search(asked), problem).plan
+    return search(search_by or _default_search(asked, respected), problem).plan
 
 
 def prune(
     model: nn.Module,
     example_inputs: Inputs,
     *,
-    budget: Budget,
+    budget: Budget | None = None,
     calibration: Iterable[Any] | None = None,
+    labels: torch.Tensor | None = None,
     evaluate: Evaluate | None = None,
     saliency: str | None = None,
     search_by: str | None = None,
-    rules: Rules | Mapping[str, Any] | None = None,
+    rules: Rules | Mapping[str, Any] | str | Path | None = None,
+    without: Sequence[str] | str = (),
     match_seconds: float | None = None,
     out: str | Path | None = None,
     progress: Progress = SILENT,
@@ -160,14 +195,18 @@ def prune(
     Args:
         model: any trained `nn.Module`; it is not touched.
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
-        budget: what may remain, and on which device.
+        budget: what may remain, and on which device; None where rules or `without` alone say what goes.
         calibration: batches of inputs as the model takes them, a few hundred, without labels. Without them units are
             chosen by their weights, and nothing is repaired.
+        labels: int64 `[n]`, classes of the calibration inputs in their order, for criteria that take a loss ("taylor",
+            "fisher", "snip", "grasp"); nothing else needs any.
         evaluate: how good a model is, a number, higher is better. Used to report; and to choose only where
             `budget.max_loss` asks for it, so give validation data then, not the test set.
         saliency: which units matter; by default from calibration inputs where there are any.
-        search_by: how much goes where; by default "uniform" for a sparsity, else "knapsack".
-        rules: groups to protect, counts to keep to: `sned.search.Rules` or a dict with its fields.
+        search_by: how much goes where; by default "uniform" for a sparsity, "manual" for rules alone, else
+            "knapsack".
+        rules: groups to protect, counts to keep to: `sned.search.Rules`, a dict with its fields, or a TOML file of it.
+        without: layers and residual branches to leave out altogether, by their names in `graph.layers`.
         match_seconds: time to spend, after repair, on gradient steps towards the dense network's answers and features
             on the calibration inputs; no labels are needed. None for no such steps.
         out: a folder for the model, the plan, the ONNX files and the report. A run that was interrupted is resumed
@@ -180,7 +219,8 @@ def prune(
 
     Raises:
         ModelError: the model does not run on the example, holds NaN weights, or nothing in it can go.
-        BudgetError: the budget is below what is reachable; says the smallest reachable.
+        BudgetError: the budget is below what is reachable (says the smallest reachable), or contradicts itself.
+        PlanError: rules or `without` name what is not there, or rules contradict each other.
         CalibrationError: the calibration inputs are not what the model takes.
         SurgeryError, ExportError: the result does not compute what it must; nothing is handed over.
 
@@ -190,12 +230,26 @@ def prune(
     """
     if match_seconds is not None and not match_seconds > 0:
         raise BudgetError(f"`match_seconds` is a time, more than 0 seconds, got {match_seconds}.")
-    if budget.max_loss is not None and evaluate is None:
+    _check_names(saliency, search_by)
+    respected = _rules(rules)
+    without = (without,) if isinstance(without, str) else tuple(without)
+    asked = RULES_ALONE if budget is None and without else _one_of(None, budget, respected)
+    if asked.max_loss is not None and evaluate is None:
         raise BudgetError("`max_loss` is measured by `evaluate`: pass a function from a model to a number.")
     with _folder(out) as folder:
         resume = Resume(None if out is None else folder / RESUME)
         study = _study(
-            model, example_inputs, budget, calibration, saliency, _rules(rules), folder, progress, resume
+            model,
+            example_inputs,
+            asked,
+            calibration,
+            labels,
+            saliency,
+            respected,
+            without,
+            folder,
+            progress,
+            resume,
         )
         base = evaluated(model, evaluate) if evaluate else None
         chosen = _choose(study, search_by, evaluate, base)
@@ -212,8 +266,10 @@ def _study(
     example: Inputs,
     budget: Budget,
     batches: Iterable[Any] | None,
+    labels: torch.Tensor | None,
     saliency: str | None,
     rules: Rules,
+    without: Sequence[str],
     folder: Path,
     progress: Progress,
     resume: Resume,
@@ -222,16 +278,22 @@ def _study(
     device = find_device(budget.device)
     _check_weights(model)
     with _timed(seconds, "trace"):
-        graph = trace(model, example)
+        dense = trace(model, example)
+        graph = leave_out(dense, without) if without else dense
     _check_groups(graph)
-    state = state_of(model)
+    rules.choices(graph)  # a wrong name is found before anything is measured
+    state = state_of(graph.model)
     with _timed(seconds, "calibrate"):
         limit = SYNTHETIC if batches is None else INPUTS
         learnt = calibrate(graph, state, batches, limit=limit, progress=progress, resume=resume)
     with _timed(seconds, "score"):
-        scores = _scores(Evidence(graph, state, learnt, progress=progress), saliency)
+        known = _checked(labels, learnt)
+        scores = _scores(Evidence(graph, state, learnt, known, progress=progress), saliency)
     with _timed(seconds, "cost model"):
-        cost = cost_model(graph, device, batch=budget.batch, threads=budget.threads, progress=progress)
+        costs = [
+            cost_model(each, device, batch=budget.batch, threads=budget.threads, progress=progress)
+            for each in ([dense, graph] if without else [dense])
+        ]
     with _timed(seconds, "export"):
         exported = export_onnx(model, example, folder / "dense.onnx")
     weigh = saliency is None and not learnt.synthetic
@@ -242,13 +304,16 @@ def _study(
         state,
         learnt,
         scores,
-        cost,
+        costs[-1],
+        Whole(dense, costs[0]),
         budget,
         rules,
         folder,
         exported,
         progress,
         weigh,
+        saliency is not None,
+        labels is not None,
         seconds,
     )
 
@@ -302,6 +367,7 @@ class Choice:
     found: Found
     limits: dict[str, float]
     cost: MeasuredCost
+    whole: Whole
     scores: Scores
     curve: tuple[Found, ...]
     notes: tuple[str, ...] = ()
@@ -311,16 +377,84 @@ def _choose(study: Study, search_by: str | None, evaluate: Evaluate | None, base
     budget = study.budget
     with _timed(study.seconds, "search"):
         study, limits, notes = _anchored(study)
-        name = search_by or _default_search(budget)
+        name = search_by or _default_search(budget, study.rules)
         problem = _weighed(study, replace(study.problem, limits=limits, sparsity=budget.sparsity))
         points = curve(problem, _axis_of(budget), points=10)
+        found, said = _within(study, problem, name)
         if budget.max_loss is not None and evaluate is not None and base is not None:
-            found, said = _within_loss(study, problem, name, base - budget.max_loss, evaluate)
-            return Choice(found, limits, study.cost, problem.scores, points, (*notes, *said))
-        if "latency_ms" not in limits:
-            return Choice(search(name, problem), limits, study.cost, problem.scores, points, notes)
-        found, said = _within_latency(study, problem, name)
-        return Choice(found, limits, study.cost, problem.scores, points, (*notes, *said))
+            found, more = _within_loss(study, problem, name, found, base, evaluate)
+            said = (*said, *more)
+        notes = (
+            *_left_out(study),
+            _ranked_by(study),
+            *_labels_unused(study),
+            _chosen_by(study, name, asked=search_by is not None),
+            *notes,
+            *said,
+        )
+        return Choice(found, limits, study.cost, study.whole, problem.scores, points, notes)
+
+
+def _left_out(study: Study) -> tuple[str, ...]:
+    """Which layers are gone altogether, and what that means for the figures."""
+    names = ", ".join(study.graph.bypassed)
+    note = (
+        f"Left out, as asked: {names}. Search, repair and trade-off curve hold answers against the network without "
+        "them; agreement, accuracy and all figures before are those of yours."
+    )
+    return (note,) if names else ()
+
+
+def _ranked_by(study: Study) -> str:
+    """By which criterion units were ranked, and why by that."""
+    name = study.scores.criterion
+    if study.weigh:
+        return (
+            f"Units were ranked by '{name}', each group's error weighed by what it does to the answers: the default "
+            "where there are calibration inputs."
+        )
+    if not study.asked_for_saliency:
+        return f"Units were ranked by '{name}': the default, for want of calibration inputs, is their weights alone."
+    random = study.calibration.synthetic and criterion_named(name).calibrated
+    caution = (
+        ", on random inputs, for want of real ones: pass `calibration` to rank them by real ones"
+        if random
+        else ""
+    )
+    return f"Units were ranked by '{name}', as asked{caution}."
+
+
+def _labels_unused(study: Study) -> tuple[str, ...]:
+    name = study.scores.criterion
+    used = name in CRITERIA and CRITERIA[name].labelled
+    return (
+        (f"Labels were given and not looked at: '{name}' needs none.",) if study.labelled and not used else ()
+    )
+
+
+def _chosen_by(study: Study, name: str, *, asked: bool) -> str:
+    """Which search said how much goes where, and why that one."""
+    if asked:
+        return f"How much goes where was chosen by '{name}', as asked."
+    reason = {
+        "uniform": "the default for a sparsity",
+        "manual": "rules alone say how much goes",
+    }.get(name, "the default for a budget: the least error within it")
+    return f"How much goes where was chosen by '{name}', {reason}."
+
+
+def _within(study: Study, problem: Problem, name: str) -> tuple[Found, tuple[str, ...]]:
+    """The best plan within the limits; what limits latency is measured."""
+    if "latency_ms" in problem.limits:
+        return _within_latency(study, problem, name)
+    found = search(name, problem)
+    whole = not _changes(found) and study.budget.max_loss is None
+    return found, ("The network keeps the budget as it is, so nothing was removed.",) if whole else ()
+
+
+def _changes(found: Found) -> bool:
+    """Whether a plan takes anything away."""
+    return bool(found.plan.removed or found.plan.bypassed)
 
 
 def _anchored(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
@@ -328,10 +462,11 @@ def _anchored(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
     median_ms = _once(
         study, "anchor", lambda: _measure(study, {"before": study.exported.path})["before"].median_ms
     )
-    sizes = np.array([group.size for group in study.graph.groups], np.float64)
-    predicted = study.cost.evaluate(sizes[None]).at(0)["latency_ms"]
-    cost = study.cost.anchored(sizes, median_ms, size_bytes=study.exported.size_bytes)
-    anchored = replace(study, cost=cost)
+    predicted = study.dense_costs()["latency_ms"]
+    whole = study.whole.anchored(median_ms, study.exported.size_bytes)
+    anchored = replace(
+        study, whole=whole, cost=replace(study.cost, scale=whole.cost.scale, file_bytes=whole.cost.file_bytes)
+    )
     note = (
         f"Latencies are summed over measured ops and scaled by {median_ms / predicted:.2f}, "
         "so that the whole network is predicted as it was measured."
@@ -375,7 +510,7 @@ def _measured_share(study: Study, found: Found) -> float:
     """Measured latency of a plan over that of the whole network, both in one interleaved run."""
 
     def measured() -> float:
-        small = pruned(study.model, study.graph, found.plan).model
+        small = pruned(study.graph.model, study.graph, found.plan).model
         with tempfile.TemporaryDirectory() as folder:
             exported = export_onnx(small, study.example, Path(folder) / "round.onnx")
             timed = _measure(study, {"before": study.exported.path, "after": exported.path})
@@ -413,16 +548,31 @@ def _measure(study: Study, files: Mapping[str, Path], runs: int = 60) -> dict[st
 
 
 def _within_loss(
-    study: Study, problem: Problem, name: str, floor: float, evaluate: Evaluate
+    study: Study, problem: Problem, name: str, largest: Found, base: float, evaluate: Evaluate
 ) -> tuple[Found, tuple[str, ...]]:
-    """The smallest plan whose repaired network still reaches `floor`, by bisection over the cost that is minimised."""
-    axis = _axis_of(study.budget)
+    """The smallest plan whose repaired network loses no more than is allowed, found by bisection over the cost that is
+    minimised; `largest` is the best one within the other limits.
+
+    Raises:
+        BudgetError: within the other limits more is lost.
+    """
+    allowed, axis = study.budget.max_loss or 0.0, _axis_of(study.budget)
     dense = study.dense_costs()[axis]
-    low, high = 0.05, 1.0
-    best = search(name, replace(problem, limits={**problem.limits, axis: problem.limits.get(axis, dense)}))
-    steps = 0
-    with study.progress.task("evaluating plans", total=6) as advance:
-        for _ in range(6):
+    lost: dict[int, float] = {}
+
+    def keeps(found: Found) -> bool:
+        loss = 0.0
+        if _changes(found):
+            small, _ = _made(study, found)
+            loss = base - evaluated(small.model, evaluate)
+        lost[id(found)] = loss
+        if loss <= allowed + ROUNDING:
+            _keep(study, found, small.model if _changes(found) else None)
+            return True
+        return False
+
+    def bisected(best: Found, low: float, high: float) -> Found:
+        for _ in range(STEPS):
             middle = (low + high) / 2
             try:
                 found = search(name, replace(problem, limits={**problem.limits, axis: middle * dense}))
@@ -431,15 +581,36 @@ def _within_loss(
                 continue
             finally:
                 advance(1)
-            steps += 1
-            small, _ = _made(study, found)
-            if evaluated(small.model, evaluate) >= floor:
+            if keeps(found):
                 high, best = middle, found
-                _keep(study, found, small.model)
             else:
                 low = middle
+        return best
+
+    with study.progress.task("evaluating plans", total=STEPS) as advance:
+        share = largest.costs[axis] / dense
+        if not keeps(largest):
+            whole = search(name, replace(problem, limits={axis: dense}))
+            problem = replace(problem, limits={})
+            raise _contradiction(study, lost[id(largest)], bisected(whole, share, 1.0).costs[axis])
+        best = bisected(largest, min(SMALLEST, share / 2), share)
+    if not _changes(best):
+        return best, (
+            f"Nothing was removed: each of {len(lost) - 1} smaller networks lost more than {allowed:g}.",
+        )
     return best, (
-        f"{steps} repaired networks were evaluated to find the smallest {axis} within the loss allowed.",
+        f"{len(lost)} repaired networks were evaluated to find the smallest {axis} within the loss allowed; the chosen "
+        f"one loses {lost[id(best)]:.4g} of at most {allowed:g}, by the very data that chose it.",
+    )
+
+
+def _contradiction(study: Study, loss: float, closest: float) -> BudgetError:
+    budget, axis = study.budget, _axis_of(study.budget)
+    rest = ", ".join(f"{name}={value}" for name, value in budget.amounts.items())
+    return BudgetError(
+        f"`max_loss` and the rest of the budget must go together, but the best network within {rest} loses {loss:.4g} "
+        f"by `evaluate`, and at most {budget.max_loss:g} may go. The smallest {axis} found within that loss is "
+        f"{amount(closest)}: ask for as much, or allow more loss."
     )
 
 
@@ -448,8 +619,11 @@ def _axis_of(budget: Budget) -> str:
     return next(iter(budget.amounts), "latency_ms")
 
 
-def _default_search(budget: Budget) -> str:
-    return "uniform" if budget.sparsity is not None else "knapsack"
+def _default_search(budget: Budget, rules: Rules) -> str:
+    if budget.sparsity is not None:
+        return "uniform"
+    alone = rules.sparsity and budget.amounts == RULES_ALONE.amounts and budget.max_loss is None
+    return "manual" if alone else "knapsack"
 
 
 # --- the network itself ----------------------------------------------------------------------------------------------
@@ -458,7 +632,7 @@ def _default_search(budget: Budget) -> str:
 def _made(study: Study, found: Found) -> tuple[Pruned, tuple[str, ...]]:
     """The pruned network of a plan, verified, and repaired where there are inputs to do so; and what was done."""
     with _timed(study.seconds, "surgery"):
-        small = pruned(study.model, study.graph, found.plan)
+        small = pruned(study.graph.model, study.graph, found.plan)
     if study.calibration.synthetic:
         return small, ("Nothing was repaired: that takes calibration inputs, a few hundred without labels.",)
     with _timed(study.seconds, "repair"):
@@ -477,10 +651,8 @@ def _repaired(told: RepairReport) -> tuple[str, ...]:
     )
 
 
-def _matched(study: Study, small: Pruned, seconds: float | None) -> tuple[Pruned, tuple[str, ...]]:
+def _matched(study: Study, small: Pruned, seconds: float) -> tuple[Pruned, tuple[str, ...]]:
     """The network after `seconds` of matching the dense one, and what came of it."""
-    if seconds is None:
-        return small, ()
     if study.calibration.synthetic:
         return small, ("Nothing was matched: that takes calibration inputs, a few hundred without labels.",)
     with _timed(study.seconds, "match"):
@@ -499,9 +671,12 @@ def _finish(
     keep: bool,
 ) -> Result:
     _keep(study, choice.found)
+    matched: tuple[str, ...] = ()
     small, repaired = _made(study, choice.found)
-    small, matched = _matched(study, small, match_seconds)
     _keep(study, choice.found, small.model)
+    if match_seconds is not None:
+        small, matched = _matched(study, small, match_seconds)
+        _keep(study, choice.found, small.model)
     with _timed(study.seconds, "export"):
         exported = export_onnx(small.model, study.example, study.folder / "model.onnx")
     with _timed(study.seconds, "measure"):
@@ -521,6 +696,7 @@ def _finish(
             budget=study.budget,
             limits=choice.limits,
             cost=choice.cost,
+            whole=choice.whole,
             scores=choice.scores,
             found=choice.found,
             curve=tuple((found, quality(found)) for found in choice.curve),
@@ -551,15 +727,53 @@ def _agreement(study: Study, small: nn.Module) -> float | None:
 # --- small things ----------------------------------------------------------------------------------------------------
 
 
-def _one_of(sparsity: float | None, budget: Budget | None) -> Budget:
+def _one_of(sparsity: float | None, budget: Budget | None, rules: Rules) -> Budget:
+    """What is asked, as a budget."""
+    if budget is not None and not isinstance(budget, Budget):
+        raise BudgetError(f'`budget` must be a `sned.Budget`, such as Budget(macs="50%"), got {budget!r}.')
+    if sparsity is None and budget is None and rules.sparsity:
+        return RULES_ALONE
     if (sparsity is None) == (budget is None):
-        raise BudgetError("Say how much may remain: give either `sparsity`, such as 0.5, or a `Budget`.")
+        raise BudgetError(
+            "Say how much may remain: give either `sparsity`, such as 0.5, or a `Budget`; or rules that give groups a "
+            "sparsity."
+        )
     return budget if budget is not None else Budget(sparsity=sparsity)
 
 
-def _rules(given: Rules | Mapping[str, Any] | None) -> Rules:
+def _check_names(saliency: str | None, search_by: str | None) -> None:
+    """A name that is mistyped is told before any work is done."""
+    if saliency is not None:
+        criterion_named(saliency)
+    if search_by is not None:
+        search_named(search_by)
+
+
+def _checked(labels: torch.Tensor | None, learnt: Calibration | None) -> torch.Tensor | None:
+    """Labels, if there is one for every calibration input."""
+    if labels is None:
+        return None
+    if learnt is None or learnt.synthetic:
+        raise CalibrationError(
+            "`labels` belong to calibration inputs, and none were given. Pass `calibration` too."
+        )
+    if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or len(labels.shape) == 0:
+        got = str(labels.dtype) if isinstance(labels, torch.Tensor) else type(labels).__name__
+        raise CalibrationError(
+            f"`labels` must be an int64 tensor with a class for every calibration input, got {got}."
+        )
+    if len(labels) < learnt.count:
+        raise CalibrationError(
+            f"`labels` must hold one for every calibration input, in their order, got {len(labels)} for {learnt.count}."
+        )
+    return labels
+
+
+def _rules(given: Rules | Mapping[str, Any] | str | Path | None) -> Rules:
     if given is None:
         return Rules()
+    if isinstance(given, str | Path):
+        return Rules.from_toml(Path(given))
     return given if isinstance(given, Rules) else Rules.from_data(given)
 
 

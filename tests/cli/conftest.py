@@ -50,6 +50,11 @@ def labelled():
         yield inputs, torch.zeros(16, dtype=torch.long)
 
 
+def failing():
+    yield torch.randn(16, 3, 8, 8)
+    raise OSError("disk gone")
+
+
 def nothing():
     return []
 

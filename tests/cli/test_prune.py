@@ -22,6 +22,32 @@ from tests.cli.conftest import USER_FILE, Shell
 KEPT = {"dense.onnx", "model.onnx", "model.safetensors", "plan.json", "report.html", "report.json"}
 
 
+RULES = 'protect = ["more.0"]\nsparsity = {"features.0" = 0.5}\n'
+
+
+def test_rules_alone_from_a_file(shell: Shell, user_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text(RULES, encoding="utf-8")
+    ended = shell(
+        "prune", f"{user_file}:make_model", "-e", "1,3,8,8", "--rules", tmp_path / "rules.toml",
+        "--saliency", "synflow", "--json",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    report = from_json(ended.out)
+    assert [(group.before, group.after) for group in report.groups] == [(8, 4), (8, 8)]
+    notes = " ".join(report.notes)
+    assert "ranked by 'synflow', as asked." in notes
+    assert "chosen by 'manual', rules alone say how much goes" in notes
+
+
+def test_a_layer_is_left_out(shell: Shell, user_file: Path) -> None:
+    ended = shell("prune", f"{user_file}:make_model", "-e", "1,3,8,8", "--without", "more", "--json")
+    assert ended.code == 0, ended.err
+    report = from_json(ended.out)
+    assert [(group.name, group.before, group.after) for group in report.groups] == [("features.0", 8, 8)]
+    assert report.before.parameters - report.after.parameters == 8 * 8 * 9 + 8 + 2 * 8
+    assert any("Left out, as asked: more." in note for note in report.notes)
+
+
 def test_every_field_of_a_budget_is_a_flag() -> None:
     flags = inspect.signature(command).parameters
     assert set(Budget.model_fields) <= set(flags)
@@ -83,6 +109,20 @@ def test_a_sparsity_as_json_without_a_folder(shell: Shell, user_file: Path) -> N
         (
             ("{f}:make_model", "-e", "1,3,8,8", "--max-loss", "0.1"),
             r"`--max-loss` needs `--evaluate FILE:NAME`",
+        ),
+        (("{f}:make_model", "-e", "1,3,8,8", "--macs", "1.2.3M"), r"`macs` must be a number above 0"),
+        (
+            ("{f}:make_model", "-e", "1,3,8,8", "--macs", "50%", "--search", "knapsak"),
+            r"Did you mean 'knapsack'",
+        ),
+        (
+            ("{f}:make_model", "-e", "1,3,8,8", "--macs", "50%", "--saliency", "tailor"),
+            r"Did you mean 'taylor'",
+        ),
+        (("{f}:make_model", "-e", "1,3,8,8", "--rules", "absent.toml"), r"'absent\.toml', does not exist"),
+        (
+            ("{f}:make_model", "-e", "1,3,8,8", "--macs", "50%", "-c", "{f}:failing"),
+            r"`calibration` failed with OSError at batch 1: disk gone",
         ),
         (("{f}:make_model", "-e", "1,3,8,8", "--macs", "10"), r"(?i)smallest|least|lowest"),
         (("{f}:make_model", "-e", "1,3,8,8", "--macs", "50%", "--device", "hots"), r"Did you mean 'host'\?"),

@@ -61,7 +61,7 @@ def test_few_inputs_do_both_and_that_is_said() -> None:
     calibration = calibrate(graph, state_of(model), [images(3)])
     _, report = repair(graph, state_of(model), graph.plan(REMOVED), calibration)
     assert (report.fitted, report.judged) == (3, 3)
-    assert any("Only 3 inputs" in note for note in report.notes)
+    assert any("Only 3 calibration inputs" in note for note in report.notes)
     assert any("Few patches for 1 layers (head first)" in note for note in report.notes)
 
 

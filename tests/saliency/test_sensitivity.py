@@ -112,6 +112,29 @@ def test_weighed_curves_pass_through_the_points() -> None:
         assert np.array_equal(result.order[group.name], scores.order[group.name])
 
 
+def test_answers_that_are_no_numbers_are_as_bad_as_can_be() -> None:
+    class Fragile(nn.Module):
+        """The logarithm of a sum that is below zero as soon as a unit is missing."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 4)
+            with torch.no_grad():
+                self.a.weight.zero_()
+                self.a.bias.fill_(1.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.log(self.a(x).sum(1, keepdim=True) - 3.5)
+
+    graph = trace(Fragile().eval(), torch.zeros(2, 3))
+    state = state_of(graph.model)
+    given = Evidence(graph, state, calibrate(graph, state, [torch.randn(8, 3)]))
+    scores = score("l2", given)
+    found = sensitivities(given, scores, points=(0.25, 0.5), repair=False)
+    assert found["a"].divergence.tolist() == [1e6, 1e6]
+    assert np.isfinite(weighed(scores, found).error["a"]).all()
+
+
 def test_one_point_scales_the_curve() -> None:
     curve = np.array([0.0, 1.0, 3.0, 9.0, 10.0])
     np.testing.assert_allclose(bent(curve, Sensitivity((2,), np.array([0.6]))), curve / 5)

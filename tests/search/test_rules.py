@@ -115,5 +115,7 @@ def test_manual_checks_limits() -> None:
         {"macs": 100.0},
         rules=Rules(sparsity={"1": 0.5}),
     )
-    with pytest.raises(BudgetError, match="macs of at most 100 was asked, the smallest reachable is"):
+    with pytest.raises(
+        BudgetError, match="must meet the budget: macs of at most 100 was asked, they reach 200"
+    ):
         search("manual", problem)

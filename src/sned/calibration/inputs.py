@@ -188,7 +188,7 @@ def read_inputs(example: Example, batches: Iterable[Any], limit: int, folder: Pa
             "Pass a list with that one batch in it, or a data loader."
         )
     kept = KeptInputs(example, folder)
-    for number, inputs in enumerate(batches):
+    for number, inputs in enumerate(_each(batches)):
         kept.add(inputs, number, limit - len(kept))
         if len(kept) >= limit:
             break
@@ -199,3 +199,17 @@ def read_inputs(example: Example, batches: Iterable[Any], limit: int, folder: Pa
             "pass a fresh one, or a list; or leave it out, and random inputs are used."
         )
     return kept
+
+
+def _each(batches: Iterable[Any]) -> Iterator[Any]:
+    """The user's batches; what goes wrong in making them is told as such."""
+    number = 0
+    try:
+        for inputs in batches:
+            yield inputs
+            number += 1
+    except Exception as error:
+        raise CalibrationError(
+            f"`calibration` failed with {type(error).__name__} at batch {number}: {error}. "
+            "Go through it once by itself, and put right what is wrong there."
+        ) from error

@@ -43,7 +43,9 @@ def factor(second: Tensor, ridge: float) -> tuple[Tensor, float]:
         ValueError: no ridge does: the matrix holds NaN or is far from positive semi-definite.
     """
     matrix = second.double()
-    scale = max(float(matrix.diagonal().mean()), torch.finfo(torch.float32).tiny)
+    scale = float(matrix.diagonal().mean())
+    if scale <= 0:  # entries that never change leave nothing, or rounding of either sign
+        scale = max(float(matrix.abs().max()), torch.finfo(torch.float32).tiny)
     for attempt in range(_ATTEMPTS):
         used = ridge * 10.0**attempt if ridge else (10.0 ** (attempt - 12) if attempt else 0.0)
         shifted = matrix.clone()

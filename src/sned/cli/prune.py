@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _AMOUNT = "What may remain: a number, 50%, or 2x (a half)."
 _ASKED = "Budget"
+_CHOICE = "What goes"
 
 
 def _amount(name: str, what: str) -> Any:
@@ -81,6 +82,42 @@ def command(
             rich_help_panel=_ASKED,
         ),
     ] = None,
+    saliency: Annotated[
+        str | None,
+        typer.Option(
+            "--saliency",
+            metavar="NAME",
+            help="Which units matter: reconstruction (the default with --calibration), l2 (without), taylor …",
+            rich_help_panel=_CHOICE,
+        ),
+    ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            "--search",
+            metavar="NAME",
+            help="How much goes where: knapsack (the default), uniform, global or manual.",
+            rich_help_panel=_CHOICE,
+        ),
+    ] = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(
+            "--rules",
+            metavar="FILE",
+            help="TOML with groups to protect, sparsities of groups, counts to keep to; `sned inspect` has names.",
+            rich_help_panel=_CHOICE,
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without",
+            metavar="LAYER",
+            help="A layer or residual branch to leave out altogether; may be given again for more.",
+            rich_help_panel=_CHOICE,
+        ),
+    ] = None,
     device: Device = "host",
     runtime: Annotated[str, typer.Option("--runtime", help="What will run the file.")] = "onnxruntime",
     batch: Batch = 1,
@@ -101,30 +138,44 @@ def command(
     sned prune model.py:make_model -w model.pt -e 1,3,32,32 -c model.py:batches --macs 50% --out out/
 
     sned prune model.py:make_model -e 1,3,32,32 --evaluate model.py:accuracy --max-loss 0.01 --out out/
+
+    sned prune model.py:make_model -e 1,3,32,32 --rules rules.toml --out out/
+
+    Rules are TOML such as [bold]protect = \\["stem"][/bold] and [bold]sparsity = {"layer1.*" = 0.5}[/bold]; where
+    they alone say how much goes, no budget is needed. A run that was stopped goes on from where it was when it is
+    given the same [bold]--out[/bold] again.
     """
-    asked = _budget(
-        latency_ms=latency_ms,
-        energy_mj=energy_mj,
-        size_bytes=size_bytes,
-        macs=macs,
-        parameters=parameters,
-        peak_memory_bytes=peak_memory_bytes,
-        sparsity=sparsity,
-        max_loss=max_loss,
-        device=device,
-        runtime=runtime,
-        batch=batch,
-        threads=threads,
-        dtype=dtype,
-    )
+    fields: dict[str, Any] = {
+        "latency_ms": latency_ms,
+        "energy_mj": energy_mj,
+        "size_bytes": size_bytes,
+        "macs": macs,
+        "parameters": parameters,
+        "peak_memory_bytes": peak_memory_bytes,
+        "sparsity": sparsity,
+        "max_loss": max_loss,
+        "device": device,
+        "runtime": runtime,
+        "batch": batch,
+        "threads": threads,
+        "dtype": dtype,
+    }
     if max_loss is not None and evaluate is None:
         raise BudgetError(
             "`--max-loss` needs `--evaluate FILE:NAME`, a function that says how good a model is."
         )
     from sned.devices import find_device
+    from sned.devices.budget import AMOUNTS
     from sned.pipeline import prune
+    from sned.search import Rules
 
-    find_device(asked.device)  # a wrong name is found before anything is built
+    given = Rules() if rules is None else Rules.from_toml(rules)
+    if (given.sparsity or without) and all(
+        fields[name] is None for name in (*AMOUNTS, "sparsity", "max_loss")
+    ):
+        fields["macs"] = "100%"  # rules and layers say what goes: nothing may get larger
+    asked = _budget(**fields)
+    find_device(device)  # a wrong name is found before anything is built
     built, inputs = load_model(model, weights), load_example(example)
     batches = load_batches(calibration) if calibration else None
     measure = load_evaluate(evaluate) if evaluate else None
@@ -135,6 +186,10 @@ def command(
             budget=asked,
             calibration=batches,
             evaluate=measure,
+            saliency=saliency,
+            search_by=search,
+            rules=given,
+            without=without or (),
             match_seconds=match_seconds,
             out=out,
             progress=progress(),
@@ -166,7 +221,7 @@ def _budget(**fields: Any) -> "Budget":
 def _expanded(value: Any) -> Any:
     """ "40M" → 40000000.0; all else as it is, for `Budget` to judge."""
     found = (
-        re.fullmatch(r"([\d.]+)\s*([kmgt])b?", value.strip(), re.IGNORECASE)
+        re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kmgt])b?", value.strip(), re.IGNORECASE)
         if isinstance(value, str)
         else None
     )

@@ -217,7 +217,9 @@ def _notes(
         names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
         notes.append(f"Not solved for, because several ops share the weight or it is too wide: {names}.")
     if start == 0:
-        notes.append(f"Only {fitted} inputs: they were fitted to and decided as well. Give more than 20.")
+        notes.append(
+            f"Only {fitted} calibration inputs: they were fitted to and decided as well. Give more than 20."
+        )
     few = [s.name for s in consumers if s.patches < 2 * s.width]
     if few:
         notes.append(

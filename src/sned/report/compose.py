@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -17,6 +17,7 @@ from sned.report.environment import environment
 from sned.report.model import Asked, Check, Curve, GroupLoss, LayerLoss, Point, Report, State
 from sned.report.shares import shares
 from sned.saliency import Scores
+from sned.saliency.scores import FloatArray
 from sned.search import Found
 from sned.surgery.pytorch import TOLERANCE
 from sned.timing import Latency
@@ -35,14 +36,39 @@ class Network:
 
 
 @dataclass(frozen=True, eq=False)
+class Whole:
+    """The user's own network, all its layers and units there, and the model of its costs."""
+
+    graph: Graph
+    cost: MeasuredCost
+
+    @property
+    def sizes(self) -> FloatArray:
+        """`[groups]`: all units."""
+        return np.array([group.size for group in self.graph.groups], np.float64)
+
+    def costs(self) -> dict[str, float]:
+        """Predicted costs."""
+        return self.cost.evaluate(self.sizes[None]).at(0)
+
+    def anchored(self, latency_ms: float, size_bytes: float) -> Whole:
+        """The same, so that predictions agree with what was measured."""
+        return replace(self, cost=self.cost.anchored(self.sizes, latency_ms, size_bytes=size_bytes))
+
+
+@dataclass(frozen=True, eq=False)
 class Findings:
-    """All that a run found out, in the terms of the stages that found it."""
+    """All that a run found out, in the terms of the stages that found it.
+
+    Where layers were left out, `graph`, `cost` and `scores` are of the network without them.
+    """
 
     model: nn.Module
     graph: Graph
     budget: Budget
     limits: Mapping[str, float]
     cost: MeasuredCost
+    whole: Whole
     scores: Scores
     found: Found
     curve: tuple[tuple[Found, float], ...]
@@ -58,15 +84,12 @@ class Findings:
 
 def compose(findings: Findings) -> Report:
     """The `Report` of a run; nothing is measured here."""
-    dense = np.array([group.size for group in findings.graph.groups], np.int64)
-    before, after = (
-        findings.cost.layers(counts.astype(np.float64)) for counts in (dense, findings.found.counts)
-    )
-    layers = tuple(_layer(a, b) for a, b in zip(before, after, strict=True))
+    layers = _layers(findings)
+    small = findings.cost.evaluate(findings.found.counts[None].astype(np.float64)).at(0)
     return Report(
         asked=_asked(findings),
-        before=_state(findings, findings.before, dense),
-        after=_state(findings, findings.after, findings.found.counts),
+        before=_state(findings, findings.before, findings.whole.costs()),
+        after=_state(findings, findings.after, small),
         environment=environment(),
         groups=_groups(findings),
         layers=layers,
@@ -108,8 +131,7 @@ def _shown(example: Example) -> str:
     return ", ".join(f"{' × '.join(map(str, leaf.shape))} {leaf.dtype}" for leaf in example.leaves())
 
 
-def _state(findings: Findings, network: Network, counts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> State:
-    costs = findings.cost.evaluate(counts[None].astype(np.float64)).at(0)
+def _state(findings: Findings, network: Network, costs: Mapping[str, float]) -> State:
     return State(
         accuracy=network.accuracy,
         agreement=findings.agreement if network is findings.after else None,
@@ -136,6 +158,19 @@ def _groups(findings: Findings) -> tuple[GroupLoss, ...]:
         )
         for group, kept, share in zip(findings.graph.groups, findings.found.counts, worth, strict=True)
     )
+
+
+def _layers(findings: Findings) -> tuple[LayerLoss, ...]:
+    """Every layer before and after; nothing is left of those that were left out."""
+    left: dict[tuple[str, str], list[LayerCost]] = {}
+    for layer in findings.cost.layers(findings.found.counts.astype(np.float64)):
+        left.setdefault((layer.module, layer.kind), []).append(layer)
+    pairs = []
+    for before in findings.whole.cost.layers(findings.whole.sizes):
+        same = left.get((before.module, before.kind))
+        gone = replace(before, latency_ms=0.0, macs=0.0, parameters=0.0)
+        pairs.append(_layer(before, same.pop(0) if same else gone))
+    return tuple(pairs)
 
 
 def _layer(before: LayerCost, after: LayerCost) -> LayerLoss:
@@ -193,7 +228,8 @@ def _checks(findings: Findings) -> tuple[Check, ...]:
 def _gained_nothing(findings: Findings, layers: tuple[LayerLoss, ...]) -> tuple[str, ...]:
     """Say first that a plan gained no time, and which layers the time goes to."""
     before, after = findings.before.latency.median_ms, findings.after.latency.median_ms
-    if after <= before * LITTLE or not findings.found.plan.removed:
+    plan = findings.found.plan
+    if after <= before * LITTLE or not (plan.removed or plan.bypassed):
         return ()
     slowest = sorted(layers, key=lambda layer: -(layer.latency_after_ms or 0))[:3]
     names = ", ".join(f"{layer.name or 'the call itself'} ({layer.kind})" for layer in slowest)

@@ -20,7 +20,7 @@ from sned.saliency import (
     wanda,
     zeros,
 )
-from sned.saliency.registry import CRITERIA, Criterion, Evidence, score
+from sned.saliency.registry import CRITERIA, Criterion, Evidence, criterion_named, score
 from sned.saliency.scores import Scores, from_importance, least_important
 from sned.saliency.sensitivity import Sensitivity, sensitivities, weighed
 
@@ -31,6 +31,7 @@ __all__ = [
     "Scores",
     "Sensitivity",
     "batchnorm",
+    "criterion_named",
     "fisher",
     "from_importance",
     "geometric_median",

@@ -17,7 +17,12 @@ from sned.saliency.scores import Scores, from_importance
 from sned.saliency.units import owned
 
 
-@criterion("fisher", "second-order change of the loss without a unit (diagonal Fisher)", calibrated=True)
+@criterion(
+    "fisher",
+    "second-order change of the loss without a unit (diagonal Fisher)",
+    calibrated=True,
+    labelled=True,
+)
 def fisher(evidence: Evidence) -> Scores:
     """Units without which the loss changes least, to second order, go first.
 

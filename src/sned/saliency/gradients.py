@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch.nn.functional import cross_entropy
 
+from sned.errors import CalibrationError
 from sned.graph.example import arguments, tensors_in
 from sned.graph.replay import Replay
 from sned.saliency.registry import Evidence, State
@@ -85,6 +86,7 @@ def mean(each: Iterable[State]) -> dict[str, torch.Tensor]:
 
 def _loss(answer: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
     if labels is not None:
+        _check_labels(answer, labels)
         return cross_entropy(answer, labels.to(answer.device))
     fixed = answer.detach().cpu()
     if answer.ndim == 2 and answer.shape[1] > 1:
@@ -92,3 +94,14 @@ def _loss(answer: torch.Tensor, labels: torch.Tensor | None, generator: torch.Ge
         return cross_entropy(answer, drawn.to(answer.device))
     noise = torch.randn(fixed.shape, generator=generator) * fixed.float().std()
     return (answer - (fixed + noise).to(answer)).square().mean() / 2
+
+
+def _check_labels(answer: torch.Tensor, labels: torch.Tensor) -> None:
+    """Labels name the classes of the first output."""
+    fits = answer.ndim >= 2 and labels.shape == (len(answer), *answer.shape[2:])
+    if not fits or bool((labels < 0).any()) or bool((labels >= answer.shape[1]).any()):
+        raise CalibrationError(
+            f"Labels must be classes of the network's first output, {list(answer.shape)} for this batch, got "
+            f"{list(labels.shape)} from {int(labels.min())} to {int(labels.max())}. Leave `labels` out where the "
+            "network is no classifier."
+        )

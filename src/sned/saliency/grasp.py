@@ -23,7 +23,7 @@ from sned.saliency.scores import Scores, from_importance
 from sned.saliency.units import owned
 
 
-@criterion("grasp", "what a unit does for the flow of gradients (GraSP)", calibrated=True)
+@criterion("grasp", "what a unit does for the flow of gradients (GraSP)", calibrated=True, labelled=True)
 def grasp(evidence: Evidence) -> Scores:
     """Units without which gradients flow best go first.
 

@@ -57,12 +57,16 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A way to say which units matter: as the literature names it, one line for lists, and the function."""
+    """A way to say which units matter: as the literature names it, one line for lists, and the function.
+
+    `calibrated`: it needs calibration inputs; `labelled`: it looks at their labels where there are any.
+    """
 
     name: str
     summary: str
     run: Callable[[Evidence], Scores]
     calibrated: bool
+    labelled: bool = False
 
 
 CRITERIA: dict[str, Criterion] = {}
@@ -70,16 +74,28 @@ CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(
-    name: str, summary: str, *, calibrated: bool = False
+    name: str, summary: str, *, calibrated: bool = False, labelled: bool = False
 ) -> Callable[[Callable[[Evidence], Scores]], Callable[[Evidence], Scores]]:
     """Register a function from `Evidence` to `Scores` under a name; `calibrated`: it needs calibration
-    inputs."""
+    inputs; `labelled`: it looks at their labels."""
 
     def register(run: Callable[[Evidence], Scores]) -> Callable[[Evidence], Scores]:
-        CRITERIA[name] = Criterion(name, summary, run, calibrated)
+        CRITERIA[name] = Criterion(name, summary, run, calibrated, labelled)
         return run
 
     return register
+
+
+def criterion_named(name: str) -> Criterion:
+    """The criterion called `name`.
+
+    Raises:
+        UserError: there is none; close names are listed.
+    """
+    found = CRITERIA.get(name)
+    if found is None:
+        raise UserError(f"No saliency criterion is called {name!r}. {close_names(name, CRITERIA)}")
+    return found
 
 
 def score(name: str, evidence: Evidence) -> Scores:
@@ -89,7 +105,4 @@ def score(name: str, evidence: Evidence) -> Scores:
         UserError: no criterion is called so; close names are listed.
         CalibrationError: it needs calibration inputs and there are none.
     """
-    found = CRITERIA.get(name)
-    if found is None:
-        raise UserError(f"No saliency criterion is called {name!r}. {close_names(name, CRITERIA)}")
-    return found.run(evidence)
+    return criterion_named(name).run(evidence)

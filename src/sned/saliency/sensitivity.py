@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch.nn.functional import kl_div, log_softmax
 
+from sned.calibration.divergence import relative_error, softened
 from sned.calibration.walk import Live, Walk
 from sned.graph.example import arguments, tensors_in
 from sned.graph.ir import Group
@@ -43,6 +43,9 @@ INPUTS = 64
 
 NOTHING = 1e-9
 """A divergence below this is rounding; it stands in for none, so that logarithms exist."""
+
+HOPELESS = 1e6
+"""The largest divergence that counts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,12 +218,8 @@ def divergence(dense: torch.Tensor, other: torch.Tensor) -> float:
         other: of the same shape.
     """
     if dense.ndim == 2 and dense.shape[1] > 1:
-        spread = (dense - dense.mean(dim=1, keepdim=True)).square().mean().sqrt()
-        temperature = max(float(spread), torch.finfo(torch.float32).tiny)
-        p, q = (log_softmax(logits / temperature, dim=1) for logits in (dense, other))
-        return max(float(kl_div(q, p, reduction="batchmean", log_target=True)), 0.0)
-    variance = max(float((dense - dense.mean()).square().mean()), torch.finfo(torch.float32).tiny)
-    return float((dense - other).square().mean()) / (2 * variance)
+        return softened(dense, other)
+    return relative_error(dense, other) / 2
 
 
 class _Base:
@@ -262,7 +261,9 @@ def _relative(counts: tuple[int, ...], measured: Sequence[float]) -> Sensitivity
     """Divergences from that of the whole group, which comes first where it was measured."""
     values = np.array(measured[-len(counts) :])
     whole = measured[0] if len(measured) > len(counts) else 0.0
-    return Sensitivity(counts, np.maximum(values - whole, 0.0))
+    # A cut after which the network answers no numbers is as bad as can be, and still a number.
+    moved = np.nan_to_num(values - whole, nan=HOPELESS, posinf=HOPELESS)
+    return Sensitivity(counts, np.clip(moved, 0.0, HOPELESS))
 
 
 def _finished(cut: Walk, run: _Run, start: int, stop: int) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ from sned.saliency.scores import Scores, from_importance
 from sned.saliency.units import owned
 
 
-@criterion("snip", "how strongly the loss feels a unit's connections (SNIP)", calibrated=True)
+@criterion("snip", "how strongly the loss feels a unit's connections (SNIP)", calibrated=True, labelled=True)
 def snip(evidence: Evidence) -> Scores:
     """Units whose connections the loss feels least go first.
 

@@ -6,7 +6,7 @@ Out: a plan, checked against the true cost of the whole.
 
 from sned.search import global_ranking, knapsack, manual, uniform
 from sned.search.curve import curve
-from sned.search.registry import SEARCHES, Searcher, search
+from sned.search.registry import SEARCHES, Searcher, search, search_named
 from sned.search.remeasured import remeasured
 from sned.search.rules import Rules
 from sned.search.space import UNITS, Found, Problem
@@ -24,5 +24,6 @@ __all__ = [
     "manual",
     "remeasured",
     "search",
+    "search_named",
     "uniform",
 ]

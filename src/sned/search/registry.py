@@ -34,6 +34,18 @@ def searcher(name: str, summary: str) -> Callable[[Run], Run]:
     return register
 
 
+def search_named(name: str) -> Searcher:
+    """The search called `name`.
+
+    Raises:
+        UserError: there is none; close names are listed.
+    """
+    found = SEARCHES.get(name)
+    if found is None:
+        raise UserError(f"No search is called {name!r}. {close_names(name, SEARCHES)}")
+    return found
+
+
 def search(name: str, problem: Problem) -> Found:
     """Run the search called `name`.
 
@@ -42,7 +54,4 @@ def search(name: str, problem: Problem) -> Found:
         BudgetError: the limits cannot be met; the text says the smallest reachable and by which plan.
         PlanError: the problem's rules do not fit the graph.
     """
-    found = SEARCHES.get(name)
-    if found is None:
-        raise UserError(f"No search is called {name!r}. {close_names(name, SEARCHES)}")
-    return found.run(problem)
+    return search_named(name).run(problem)

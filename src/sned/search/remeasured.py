@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sned.errors import BudgetError
 from sned.saliency.registry import Evidence
 from sned.saliency.sensitivity import sensitivities, weighed
 from sned.search.knapsack import knapsack
@@ -46,5 +47,9 @@ def _gone(problem: Problem, share: float) -> dict[str, int]:
     dense = space.costs(space.dense[None])[0]
     bounds = dense - share * np.maximum(dense - space.bounds, 0.0)
     limits = dict(zip(space.limits, bounds.tolist(), strict=True))
-    found = knapsack(replace(problem, limits=limits, sparsity=None))
+    try:
+        found = knapsack(replace(problem, limits=limits, sparsity=None))
+    except BudgetError:
+        # Then all of the way is out of reach too, and what was asked is what an error should speak of.
+        found = knapsack(replace(problem, limits=space.limits, sparsity=None))
     return {name: len(units) for name, units in found.plan.removed.items()}

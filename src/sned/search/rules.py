@@ -49,8 +49,13 @@ class Rules:
         """Read rules from a dict with any of the fields; a bare number counts for every group.
 
         Raises:
-            PlanError: an unknown field, or a value of the wrong kind.
+            PlanError: no dict, an unknown field, or a value of the wrong kind.
         """
+        if not isinstance(data, Mapping):
+            raise PlanError(
+                f"Rules for groups must be a dict with fields such as `protect`, a TOML file with them, or "
+                f"`sned.search.Rules`, got {type(data).__name__}."
+            )
         for name in data:
             if name not in FIELDS:
                 raise PlanError(f"Rules for groups have no field {name!r}. {close_names(name, FIELDS)}")
@@ -73,6 +78,10 @@ class Rules:
             return Rules.from_data(tomllib.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise NotFoundError(f"The file with rules for groups, '{path}', does not exist.") from error
+        except OSError as error:
+            raise NotFoundError(
+                f"The file with rules for groups, '{path}', cannot be read: {error.strerror}."
+            ) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise PlanError(f"'{path}' must be TOML, but reading it failed: {error}.") from error
 
@@ -85,6 +94,7 @@ class Rules:
         """
         _check_names(graph, [*self.sparsity, *self.protect, *self.at_least, *self.multiple_of])
         _check_values(graph, self)
+        _check_contradictions(graph, self)
         return tuple(self._choices(group) for group in graph.groups)
 
     def _choices(self, group: Group) -> IntArray:
@@ -153,6 +163,26 @@ def _check_values(graph: Graph, rules: Rules) -> None:
                     f"`at_least` asks to keep {count} units of {pattern!r}, which has {largest}. "
                     f"Ask for at most {largest}, or protect it."
                 )
+
+
+def _check_contradictions(graph: Graph, rules: Rules) -> None:
+    """A sparsity that is asked of one group by its name must not be taken back by another rule."""
+    for group in graph.groups:
+        fraction = rules.sparsity.get(group.name)
+        if not fraction:
+            continue
+        protected = next((p for p in rules.protect if matches(p, group.name)), None)
+        if protected is not None:
+            raise PlanError(
+                f"{group.name!r} cannot both lose units and stay whole, but `sparsity` asks for {fraction:g} of it and "
+                f"`protect` names {protected!r}. Leave one of them out."
+            )
+        least = rules.at_least.get(group.name, 1)
+        if least > math.ceil(group.size * (1 - fraction) - ROUNDING * group.size):
+            raise PlanError(
+                f"`sparsity` asks {fraction:g} of the {group.size} units of {group.name!r} to go, and `at_least` "
+                f"{least} of them to stay. Lower one of them."
+            )
 
 
 def _table(name: str, value: object) -> Mapping[str, object]:

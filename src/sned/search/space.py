@@ -167,17 +167,20 @@ class Space:
 
     def unreachable(self, levels: IntArray) -> BudgetError:
         """Say that the limits cannot be met, and that `levels` is as near as it gets."""
+        return BudgetError(
+            f"The budget lies below what is reachable: {self.missed(levels, 'the smallest reachable is')}. "
+            "Ask for more than that, or protect less."
+        )
+
+    def missed(self, levels: IntArray, reached: str) -> str:
+        """The limits that a choice does not keep, what it reaches, and what it keeps, in words."""
         costs = self.costs(levels[None])[0]
         missed = [
-            f"{name} of at most {amount(bound)} was asked, the smallest reachable is {amount(cost)}"
+            f"{name} of at most {amount(bound)} was asked, {reached} {amount(cost)}"
             for (name, bound), cost in zip(self.limits.items(), costs, strict=True)
             if cost > bound * (1 + SLACK)
         ]
-        plan = summary(self.groups, self.counts(levels))
-        return BudgetError(
-            f"The budget lies below what is reachable: {'; '.join(missed)}, by a plan that keeps {plan}. "
-            "Ask for more than that, or protect less."
-        )
+        return f"{'; '.join(missed)}, by a plan that keeps {summary(self.groups, self.counts(levels))}"
 
 
 def amount(value: float) -> str:
