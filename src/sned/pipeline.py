@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from sned.calibration import Calibration, calibrate
-from sned.devices import Budget, MeasuredCost, cost_model, find_device
+from sned.devices import Budget, Cost, FleetCost, cost_for, find_devices, limits_for
 from sned.errors import BudgetError, CalibrationError, ModelError
 from sned.export import Exported, export_onnx, feeds
 from sned.files import atomic_write_text
@@ -70,7 +70,7 @@ class Study:
     state: Mapping[str, torch.Tensor]
     calibration: Calibration
     scores: Scores
-    cost: MeasuredCost
+    cost: Cost | FleetCost
     budget: Budget
     rules: Rules
     folder: Path
@@ -83,6 +83,11 @@ class Study:
     def problem(self) -> Problem:
         """The search problem without limits."""
         return Problem(self.graph, self.scores, self.cost, rules=self.rules)
+
+    @property
+    def measured(self) -> bool:
+        """Whether networks can be timed on the device from here."""
+        return self.cost.basis == "measured"
 
     def dense_costs(self) -> dict[str, float]:
         """Predicted costs of the whole network."""
@@ -129,11 +134,9 @@ def plan(
     scores = _scores(Evidence(graph, state, learnt, progress=progress), saliency)
     problem = Problem(graph, scores, rules=_rules(rules), sparsity=asked.sparsity)
     if asked.amounts:
-        cost = cost_model(
-            graph, find_device(asked.device), batch=asked.batch, threads=asked.threads, progress=progress
-        )
+        cost = cost_for(graph, asked, progress=progress)
         dense = cost.evaluate(np.array([[group.size for group in graph.groups]], np.float64)).at(0)
-        problem = replace(problem, cost=cost, limits=asked.limits(dense))
+        problem = replace(problem, cost=cost, limits=limits_for(asked, cost, dense))
     return search(search_by or _default_search(asked), problem).plan
 
 
@@ -202,7 +205,7 @@ def _study(
     progress: Progress,
 ) -> Study:
     seconds: dict[str, float] = {}
-    device = find_device(budget.device)
+    find_devices(budget.device)  # a wrong name is found before anything else
     _check_weights(model)
     with _timed(seconds, "trace"):
         graph = trace(model, example)
@@ -214,7 +217,7 @@ def _study(
     with _timed(seconds, "score"):
         scores = _scores(Evidence(graph, state, learnt, progress=progress), saliency)
     with _timed(seconds, "cost model"):
-        cost = cost_model(graph, device, batch=budget.batch, threads=budget.threads, progress=progress)
+        cost = cost_for(graph, budget, progress=progress)
     with _timed(seconds, "export"):
         exported = export_onnx(model, example, folder / "dense.onnx")
     weigh = saliency is None and not learnt.synthetic
@@ -284,7 +287,7 @@ class Choice:
 
     found: Found
     limits: dict[str, float]
-    cost: MeasuredCost
+    cost: Cost | FleetCost
     scores: Scores
     curve: tuple[Found, ...]
     notes: tuple[str, ...] = ()
@@ -300,14 +303,16 @@ def _choose(study: Study, search_by: str | None, evaluate: Evaluate | None, base
         if budget.max_loss is not None and evaluate is not None and base is not None:
             found, said = _within_loss(study, problem, name, base - budget.max_loss, evaluate)
             return Choice(found, limits, study.cost, problem.scores, points, (*notes, *said))
-        if "latency_ms" not in limits:
+        if "latency_ms" not in limits or not study.measured:
             return Choice(search(name, problem), limits, study.cost, problem.scores, points, notes)
         found, said = _within_latency(study, problem, name)
         return Choice(found, limits, study.cost, problem.scores, points, (*notes, *said))
 
 
 def _anchored(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
-    """The cost model scaled to the measured latency of the whole network, and the limits that follow from it."""
+    """The cost model scaled to what was measured of the whole network, and the limits that follow from it."""
+    if not study.measured:
+        return _estimated(study)
     latency = _measure(study, {"before": study.exported.path})["before"]
     sizes = np.array([group.size for group in study.graph.groups], np.float64)
     predicted = study.cost.evaluate(sizes[None]).at(0)["latency_ms"]
@@ -317,7 +322,25 @@ def _anchored(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
         f"Latencies are summed over measured ops and scaled by {latency.median_ms / predicted:.2f}, "
         "so that the whole network is predicted as it was measured."
     )
-    return anchored, study.budget.limits(anchored.dense_costs()), (note,)
+    return anchored, limits_for(study.budget, cost, anchored.dense_costs()), (note,)
+
+
+def _estimated(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
+    """The cost model of devices on which nothing can be measured from here; only the size of the file is known."""
+    sizes = np.array([group.size for group in study.graph.groups], np.float64)
+    size = study.exported.size_bytes if study.budget.dtype == "float32" else None
+    anchored = replace(study, cost=study.cost.anchored(sizes, size_bytes=size))
+    notes = [
+        f"Latencies are {study.cost.origin}: nothing was measured on {study.budget.device}.",
+        *study.cost.notes,
+    ]
+    if study.cost.assumed:
+        notes.append(f"Assumed: {'; '.join(study.cost.assumed[:6])}.")
+    if study.budget.dtype != "float32":
+        notes.append(
+            f"Costs are those of {study.budget.dtype}; the exported file is float32 and still to be converted."
+        )
+    return anchored, limits_for(study.budget, anchored.cost, anchored.dense_costs()), tuple(notes)
 
 
 def _within_latency(study: Study, problem: Problem, name: str) -> tuple[Found, tuple[str, ...]]:
@@ -431,8 +454,10 @@ def _finish(
     small, repaired = _made(study, choice.found)
     with _timed(study.seconds, "export"):
         exported = export_onnx(small.model, study.example, study.folder / "model.onnx")
-    with _timed(study.seconds, "measure"):
-        latency = _measure(study, {"before": study.exported.path, "after": exported.path}, runs=200)
+    latency: dict[str, Latency] = {}
+    if study.measured:
+        with _timed(study.seconds, "measure"):
+            latency = _measure(study, {"before": study.exported.path, "after": exported.path}, runs=200)
     with _timed(study.seconds, "evaluate"):
         same = _agreement(study, small.model)
         after = evaluated(small.model, evaluate) if evaluate else None
@@ -453,8 +478,8 @@ def _finish(
             curve=tuple((found, quality(found)) for found in choice.curve),
             chosen_quality=quality(choice.found),
             calibration=study.calibration,
-            before=Network(study.exported, latency["before"], base),
-            after=Network(exported, latency["after"], after),
+            before=Network(study.exported, latency.get("before"), base),
+            after=Network(exported, latency.get("after"), after),
             agreement=same,
             surgery_difference=small.difference,
             notes=(*choice.notes, *repaired),

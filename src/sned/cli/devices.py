@@ -1,5 +1,6 @@
 """`sned devices`: what networks can be cut for."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,28 +12,36 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sned.devices import Device
+    from sned.devices.profile import DeviceSet
 
 app = typer.Typer(no_args_is_help=True, help="List the devices, or show what is known of one.")
 
 
 def list_(json: Json = False) -> None:
-    """List the devices of the catalogue.
+    """List the devices of the catalogue, and the sets of them that a budget can name.
 
     [bold]Example:[/bold]
 
     sned devices list
     """
-    from sned.devices import list_devices
+    from sned.devices import list_devices, list_sets
 
-    devices = list_devices()
+    devices, sets = list_devices(), list_sets()
     if json:
-        show_json([device.model_dump(mode="json") for device in devices])
-    else:
-        show(_catalogue(devices))
+        held = [{"name": name, "kind": "set", **held.model_dump(mode="json")} for name, held in sets.items()]
+        show_json([*(device.model_dump(mode="json") for device in devices), *held])
+        return
+    show(_catalogue(devices))
+    show(_sets(sets))
 
 
 def show_(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As `sned devices list` shows it.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="As `sned devices list` shows it, or the path of a profile (.toml)."
+        ),
+    ],
     json: Json = False,
 ) -> None:
     """Show what is known of a device, and where each figure comes from.
@@ -41,13 +50,16 @@ def show_(
 
     sned devices show host
     """
-    from sned.devices import find_device
+    from sned.devices import find_devices
 
-    device = find_device(name)
+    devices = find_devices(name)
     if json:
-        show_json(device.model_dump(mode="json"))
-    else:
+        data = [device.model_dump(mode="json") for device in devices]
+        show_json(data[0] if len(data) == 1 else data)
+        return
+    for device in devices:
         show(_profile(device))
+        show(_reckoned(device))
 
 
 def _catalogue(devices: "list[Device]") -> "Table":
@@ -68,25 +80,61 @@ def _catalogue(devices: "list[Device]") -> "Table":
     return table
 
 
+def _sets(sets: "Mapping[str, DeviceSet]") -> "Table":
+    from rich.table import Table
+
+    table = Table(title="Sets: a budget must hold on every member", title_justify="left")
+    for heading in ("name", "what", "members"):
+        table.add_column(heading, overflow="fold")
+    for name, held in sets.items():
+        table.add_row(name, held.title, ", ".join(held.members))
+    return table
+
+
+def _reckoned(device: "Device") -> str:
+    """What the cost model makes of a profile, and what it assumed."""
+    from sned.devices.figures import figures
+
+    made = figures(device)
+    rates = zip(made.levels, made.bytes_per_us, strict=True)
+    roofs = ", ".join(f"{name} {rate / 1e3:.3g} GB/s" for name, rate in rates)
+    assumed = "\n".join(f"· {sentence}" for sentence in made.assumed)
+    return (
+        f"Reckoned with, one thread and float32: {made.macs_per_us / 1e3:.3g} GMACs/s at the peak; {roofs}.\n"
+        f"Estimates stand on these assumptions:\n{assumed}\n"
+    )
+
+
 def _profile(device: "Device") -> "Table":
     from rich.table import Table
 
     table = Table(title=f"{device.title} ({device.name})", title_justify="left")
     table.add_column("figure", style="dim")
     table.add_column("value", overflow="fold")
-    table.add_column("source", style="dim")
+    table.add_column("how")
+    table.add_column("source", style="dim", overflow="fold")
     for figure, value in device.model_dump().items():
-        if figure in ("name", "title", "sources"):
+        if figure in ("name", "title", "sources", "measured"):
             continue
-        table.add_row(figure, _written(figure, value), device.sources.get(figure, ""))
+        table.add_row(figure, _written(figure, value), _how(device, figure), device.sources.get(figure, ""))
     return table
+
+
+def _how(device: "Device", figure: str) -> str:
+    if figure not in device.sources:
+        return ""
+    if device.measurable:
+        return "read"
+    return "measured" if figure in device.measured else "published"
 
 
 def _written(figure: str, value: Any) -> str:
     """One figure in words; "not known" is said, not hidden."""
     if value is None:
         return "not known"
-    special = {"clusters": _clusters, "caches": _caches, "memory_bytes": _memory}.get(figure)
+    special = {
+        "clusters": _clusters, "caches": _caches, "memory_bytes": _memory, "flash_bytes": _memory, "energy": _energy,
+    }.get(figure)  # fmt: skip
     if special is not None:
         return special(value)
     return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
@@ -96,13 +144,25 @@ def _clusters(clusters: Any) -> str:
     return ", ".join(map(_cluster, clusters))
 
 
+def _energy(energy: Any) -> str:
+    parts = [f"{value:g} pJ a MAC in {name}" for name, value in energy["mac_pj"].items()]
+    return ", ".join(
+        [*parts, *(f"{value:g} pJ a byte from {name}" for name, value in energy["byte_pj"].items())]
+    )
+
+
 def _cluster(cluster: Any) -> str:
     details = [f"{cluster[part]}{unit}" for part, unit in _CLUSTER_PARTS if cluster[part] is not None]
     cores = f"{cluster['count']} core{'s' if cluster['count'] != 1 else ''}"
     return f"{cores} ({', '.join(details)})" if details else cores
 
 
-_CLUSTER_PARTS = (("name", ""), ("clock_ghz", " GHz"), ("simd_bits", " bits"))
+_CLUSTER_PARTS = (
+    ("name", ""),
+    ("clock_ghz", " GHz"),
+    ("simd_bits", "-bit vectors"),
+    ("fma_units", " at a time"),
+)
 
 
 def _caches(caches: Any) -> str:

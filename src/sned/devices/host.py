@@ -22,8 +22,8 @@ import numpy as np
 from onnx import ModelProto
 
 from sned.devices.grids import Point
-from sned.devices.kernels import FloatArray
-from sned.devices.layout import Family
+from sned.devices.kernels import FloatArray, Workload
+from sned.devices.layout import Chosen, Family, Launch, kernel_times
 from sned.devices.probe import CHAIN_BYTES, chain, chain_length, nodes, open_op, yardstick
 from sned.devices.recipes import RECIPES
 from sned.devices.store import Store
@@ -42,6 +42,9 @@ SAMPLE_MS = 0.3
 RUNS = 15
 DISTURBED = 0.25
 """A median this fraction above the 10th percentile means that half of the samples were disturbed."""
+
+BYTES = 4
+"""Of a weight in float32, the only type that is timed."""
 
 YARDSTICK = "yardstick"
 _TIMED_SHARE = 0.6
@@ -105,7 +108,26 @@ class OpTables:
     tables: Mapping[Family, Table]
     cold: Cold
 
-    def microseconds(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
+    def microseconds(self, work: Workload, sizes: FloatArray) -> FloatArray:
+        """Time every kernel of a network: `[kernels, P]` for `sizes[P, S]`."""
+
+        def time(launch: Launch, chosen: Chosen) -> FloatArray:
+            del chosen
+            return self.op_us(launch.family, launch.widths)
+
+        times = kernel_times(work, sizes, self.block, time)
+        held = {
+            index: kernel.weights.at(sizes) * BYTES
+            for index, kernel in enumerate(work.kernels)
+            if kernel.weights.factor
+        }
+        if held:
+            total = np.sum(list(held.values()), axis=0)
+            for index, own in held.items():
+                times[index] += self.cold_us(total, own)
+        return times
+
+    def op_us(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
         """Time one op of a family at `P` widths, given as one `[P]` array an axis."""
         return self.tables[family](RECIPES[family.recipe].coordinates(widths, self.block))
 

@@ -9,12 +9,13 @@ import numpy as np
 from torch import nn
 
 from sned.calibration import Calibration
-from sned.devices import Budget, LayerCost, MeasuredCost
+from sned.devices import Budget, Cost, FleetCost, LayerCost
+from sned.devices.budget import ON, PER_DEVICE
 from sned.export import Exported
 from sned.graph import Graph
 from sned.graph.example import Example
 from sned.report.environment import environment
-from sned.report.model import Asked, Check, Curve, GroupLoss, LayerLoss, Point, Report, State
+from sned.report.model import Asked, Check, Curve, GroupLoss, LayerLoss, Point, Report, Roofs, State
 from sned.report.shares import shares
 from sned.saliency import Scores
 from sned.search import Found
@@ -25,12 +26,15 @@ LITTLE = 0.97
 """A pruned network that takes more than this share of the time gained nothing worth the loss."""
 
 
+_ON_EACH = tuple(f"{name}{ON}" for name in PER_DEVICE)
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
-    """One of the two networks as it was measured."""
+    """One of the two networks as it was measured; `latency` is None where the device is not this machine."""
 
     exported: Exported
-    latency: Latency
+    latency: Latency | None
     accuracy: float | None
 
 
@@ -42,7 +46,7 @@ class Findings:
     graph: Graph
     budget: Budget
     limits: Mapping[str, float]
-    cost: MeasuredCost
+    cost: Cost | FleetCost
     scores: Scores
     found: Found
     curve: tuple[tuple[Found, float], ...]
@@ -72,8 +76,10 @@ def compose(findings: Findings) -> Report:
         layers=layers,
         frozen=findings.graph.frozen,
         curve=_curve(findings),
+        roofs=roofs(findings.cost) if isinstance(findings.cost, Cost) else None,
         checks=_checks(findings),
-        notes=(*_gained_nothing(findings, layers), *findings.notes, *findings.scores.notes),
+        warning=_gained_nothing(findings, layers),
+        notes=(*findings.notes, *findings.scores.notes),
         seconds=dict(findings.seconds),
     )
 
@@ -86,10 +92,11 @@ def _asked(findings: Findings) -> Asked:
     others = {"sparsity": budget.sparsity, "max_loss": budget.max_loss}
     given = {name: value for name, value in others.items() if value is not None}
     limits = {**findings.limits, **given}
-    if isinstance(budget.latency_ms, str):  # a share of what was measured in the same interleaved run
-        limits["latency_ms"] = (
-            findings.before.latency.median_ms * float(budget.latency_ms.removesuffix("%")) / 100
-        )
+    measured = findings.before.latency
+    if (
+        isinstance(budget.latency_ms, str) and measured is not None
+    ):  # a share of what was measured in the same interleaved run
+        limits["latency_ms"] = measured.median_ms * float(budget.latency_ms.removesuffix("%")) / 100
     return Asked(
         model=type(findings.model).__name__,
         example=_shown(findings.graph.example),
@@ -101,6 +108,8 @@ def _asked(findings: Findings) -> Asked:
         threads=budget.threads,
         calibration=findings.calibration.note,
         accuracy="evaluate" if findings.after.accuracy is not None else "",
+        basis=findings.cost.basis,
+        origin=findings.cost.origin,
     )
 
 
@@ -120,6 +129,7 @@ def _state(findings: Findings, network: Network, counts: np.ndarray[tuple[int], 
         size_bytes=float(network.exported.size_bytes),
         peak_memory_bytes=costs.get("peak_memory_bytes"),
         energy_mj=costs.get("energy_mj"),
+        on_devices={name: value for name, value in costs.items() if name.startswith(_ON_EACH)},
     )
 
 
@@ -148,7 +158,18 @@ def _layer(before: LayerCost, after: LayerCost) -> LayerLoss:
         after.macs,
         before.parameters,
         after.parameters,
+        before.bound,
+        after.bound,
+        before.bytes_moved,
+        after.bytes_moved,
     )
+
+
+def roofs(cost: Cost) -> Roofs:
+    """What bounds layers on the device of a cost model."""
+    figures = cost.figures
+    gb_s = {name: float(rate) / 1e3 for name, rate in zip(figures.levels, figures.bytes_per_us, strict=True)}
+    return Roofs(cost.device, figures.macs_per_us / 1e3, gb_s, figures.assumed)
 
 
 def _curve(findings: Findings) -> Curve:
@@ -190,14 +211,42 @@ def _checks(findings: Findings) -> tuple[Check, ...]:
     )
 
 
-def _gained_nothing(findings: Findings, layers: tuple[LayerLoss, ...]) -> tuple[str, ...]:
-    """Say first that a plan gained no time, and which layers the time goes to."""
-    before, after = findings.before.latency.median_ms, findings.after.latency.median_ms
+def _gained_nothing(findings: Findings, layers: tuple[LayerLoss, ...]) -> str:
+    """Say that a plan removed parameters and gained no time, and which layers are to blame; else nothing."""
+    measured = findings.before.latency is not None and findings.after.latency is not None
+    before, after = (_latency(findings, network) for network in (findings.before, findings.after))
     if after <= before * LITTLE or not findings.found.plan.removed:
-        return ()
-    slowest = sorted(layers, key=lambda layer: -(layer.latency_after_ms or 0))[:3]
-    names = ", ".join(f"{layer.name or 'the call itself'} ({layer.kind})" for layer in slowest)
+        return ""
+    how = "measured" if measured else "estimated"
     return (
-        f"This plan gained no latency: {before:.3g} ms before, {after:.3g} ms after. Most time goes to {names}. "
-        "Ask for a latency instead, or protect less.",
+        f"This plan removes parameters and gains no latency: {before:.3g} ms before, {after:.3g} ms after ({how}). "
+        f"{_to_blame(layers)}"
+        "Ask for a latency instead of a size, or let sned choose other groups."
     )
+
+
+def _latency(findings: Findings, network: Network) -> float:
+    if network.latency is not None:
+        return network.latency.median_ms
+    dense = np.array([group.size for group in findings.graph.groups], np.int64)
+    counts = dense if network is findings.before else findings.found.counts
+    return findings.cost.evaluate(counts[None].astype(np.float64)).at(0)["latency_ms"]
+
+
+def _to_blame(layers: tuple[LayerLoss, ...]) -> str:
+    """The layers that lost most parameters and take as long as before, and what they wait for."""
+    lost = {layer: (layer.parameters_before or 0) - (layer.parameters_after or 0) for layer in layers}
+    idle = [
+        layer for layer in layers
+        if lost[layer] > 0 and (layer.latency_after_ms or 0) > LITTLE * (layer.latency_before_ms or 0)
+    ]  # fmt: skip
+    worst = sorted(idle, key=lambda layer: -lost[layer])[:3]
+    if not worst:
+        slowest = sorted(layers, key=lambda layer: -(layer.latency_after_ms or 0))[:3]
+        return f"Most time goes to {', '.join(_called(layer) for layer in slowest)}. "
+    return f"Smaller, and no faster: {', '.join(_called(layer) for layer in worst)}. "
+
+
+def _called(layer: LayerLoss) -> str:
+    waits = f", waits for {layer.bound_after}" if layer.bound_after else ""
+    return f"{layer.name or 'the call itself'} ({layer.kind}{waits})"
