@@ -19,6 +19,7 @@ from sned.devices.budget import AMOUNTS
 from sned.devices.probe import block_size, environment, nodes, open_op, yardstick
 from sned.devices.profile import parse_device
 from sned.devices.store import Store
+from sned.devices.timer import runner
 from sned.errors import DeviceError, MeasureError, PlanError
 from sned.graph import Graph, trace
 from sned.progress import Advance
@@ -62,7 +63,7 @@ def test_the_network_takes_about_as_long_as_predicted(graph: Graph, cost: Cost, 
     torch.onnx.export(trained(Residual()), (INPUTS,), str(path), dynamo=False)
     session = open_session(path)
     run = partial(session.run, None, {session.get_inputs()[0].name: INPUTS.numpy()})
-    standard = timed._runner(yardstick(cost.tables.block), 1)
+    standard = runner(yardstick(cost.tables.block), 1)
     times = interleaved({"network": run, "yardstick": standard}, runs=60, settle=1)
     predicted = cost.evaluate(sizes(graph)).latency_ms[0] / cost.tables.yardstick_us
     measured = times["network"].p10_ms / times["yardstick"].p10_ms / 1e3

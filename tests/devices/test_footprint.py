@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from sned.devices.footprint import elements, energy_mj, peak_elements
 from sned.devices.figures import figures
+from sned.devices.footprint import elements, energy_mj, peak_elements
 from sned.devices.kernel_rules import workload
 from sned.devices.kernels import Workload
 from sned.devices.profile import parse_device

@@ -1,20 +1,23 @@
 """`sned devices`: what networks can be cut for."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sned.cli.options import Json
-from sned.cli.output import help_of, show, show_json
+from sned.cli.options import Json, Threads
+from sned.cli.output import help_of, progress, say, show, show_json
+from sned.errors import DeviceError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from sned.devices import Device
+    from sned.devices.calibration import Calibration
     from sned.devices.profile import DeviceSet
 
-app = typer.Typer(no_args_is_help=True, help="List the devices, or show what is known of one.")
+app = typer.Typer(no_args_is_help=True, help="List the devices, show what is known of one, or calibrate one.")
 
 
 def list_(json: Json = False) -> None:
@@ -60,6 +63,97 @@ def show_(
     for device in devices:
         show(_profile(device))
         show(_reckoned(device))
+
+
+def calibrate(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="host; another device with --from.")] = "host",
+    threads: Threads = 1,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1, help="How long at most; 1800 tells more than the usual 300.")
+    ] = 300.0,
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE.json", help="Read in a calibration that was made elsewhere."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Also write it here.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Time a designed set of ops in ONNX Runtime, so that networks can be costed without timing theirs.
+
+    It takes five minutes at most, goes on where it was interrupted, and tells how well it predicts ops that it held
+    out. A calibration that another computer or a phone made is read in with [bold]--from[/bold]; the format is in
+    docs/calibration-format.md.
+
+    [bold]Examples:[/bold]
+
+    sned devices calibrate host --threads 2
+
+    sned devices calibrate pixel-9 --from pixel-9.json
+    """
+    from sned.devices import find_device
+    from sned.devices.calibration import save_calibration
+    from sned.devices.model import version_notes
+
+    device = find_device(name)
+    made = _made(device, threads, seconds, from_)
+    path = save_calibration(made)
+    if out is not None:
+        from sned.files import atomic_write_text
+
+        atomic_write_text(out, made.model_dump_json(exclude_none=True))
+    for note in version_notes(device, made):
+        say(note)
+    if json:
+        show_json(
+            {
+                **made.model_dump(mode="json", exclude={"samples", "cold"}),
+                "samples": len(made.samples),
+                "path": str(path),
+            }
+        )
+    else:
+        show(_calibrated(made, str(path)))
+
+
+def _made(device: "Device", threads: int, seconds: float, file: Path | None) -> "Calibration":
+    """Read from a file, or measured."""
+    if file is not None:
+        from sned.devices.calibration import read_calibration
+
+        made = read_calibration(file)
+        if made.device != device.name:
+            raise DeviceError(
+                f"'{file}' is a calibration of '{made.device}', and '{device.name}' was asked for. "
+                f"Run `sned devices calibrate {made.device} --from {file}`."
+            )
+        return made
+    if not device.measurable:
+        raise DeviceError(
+            f"Only this machine can be timed from here, got '{device.name}'. Calibrate it where it is, and read the "
+            f"file in: `sned devices calibrate {device.name} --from FILE.json`."
+        )
+    from sned.devices.calibrate import calibrate_host
+
+    return calibrate_host(threads=threads, seconds=seconds, progress=progress())
+
+
+def _calibrated(made: "Calibration", path: str) -> str:
+    from sned.report.figures import percent
+
+    ops = len({sample.op for sample in made.samples})
+    said = (
+        f"{made.device}: {len(made.samples)} times of {ops} kinds of ops in {made.runtime} {made.runtime_version}, "
+        f"{made.threads} thread{'s'[: made.threads != 1]}; kept in {path}."
+    )
+    if made.fit is None:
+        return said
+    f = made.fit
+    return (
+        f"{said}\nOf {f.samples} ops held out, {percent(f.within_10, 0)} are told within 10 % and "
+        f"{percent(f.within_20, 0)} within 20 %; half of them within {percent(f.median_error)}."
+    )
 
 
 def _catalogue(devices: "list[Device]") -> "Table":
@@ -179,3 +273,4 @@ def _memory(value: float) -> str:
 
 app.command("list", help=help_of(list_))(list_)
 app.command("show", help=help_of(show_))(show_)
+app.command("calibrate", help=help_of(calibrate))(calibrate)

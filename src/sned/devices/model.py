@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from sned.devices.budget import Budget
+from sned.devices.calibration import Calibration, find_calibration
 from sned.devices.cost import Basis, Cost, FleetCost
 from sned.devices.figures import BYTES, figures
-from sned.devices.host import Wanted, measure
+from sned.devices.fitted import fit
+from sned.devices.host import OpTables, Wanted, measure
 from sned.devices.kernel_rules import workload
-from sned.devices.kernels import FloatArray
+from sned.devices.kernels import FloatArray, Workload
 from sned.devices.layout import Launch, launches
 from sned.devices.probe import block_size, environment
 from sned.devices.profile import Device, find_devices
@@ -62,21 +64,71 @@ def cost_model(
     here = device.measurable and runtime == "onnxruntime" and dtype == "float32"
     block = block_size() if here else 1
     roofline = Roofline(figures(device, threads=threads, dtype=dtype, block=block), block)
+    held = (
+        None
+        if basis in ("measured", "estimated") or (basis is None and here)
+        else find_calibration(device.name, runtime, threads, dtype, calibrations)
+    )
     if basis is None:
-        basis = "measured" if here else "estimated"
+        basis = "measured" if here else "estimated" if held is None else "calibrated"
+    if basis == "calibrated":
+        if held is None:
+            raise DeviceError(
+                f"There is no calibration of '{device.name}' for {runtime}, {threads} threads and {dtype}. Run "
+                f"`sned devices calibrate {device.name}`, or leave the basis out."
+            )
+        return _calibrated(work, device, held, dtype)
     if basis == "measured":
         if not here:
             raise DeviceError(
                 f"Ops can be measured on this machine in onnxruntime and float32, got '{device.name}', {runtime} and "
                 f"{dtype}. Leave the basis out, or calibrate the device elsewhere and read the calibration in."
             )
-        edges = np.concatenate([work.least, work.dense])
-        wanted = [_wanted(launch) for launch in launches(work, edges, block)]
+        wanted = _all_wanted(work, block)
         weights = float(sum(kernel.weights.at(work.dense)[0] for kernel in work.kernels)) * BYTES[dtype]
         store = Store.open(environment(threads)) if store is None else store
         tables = measure(wanted, block, store, seconds=seconds, largest_footprint=weights, progress=progress)
         return Cost(work, roofline, tables, "measured", device.name)
     return Cost(work, roofline, device=device.name, capacity=_capacity(device))
+
+
+def _calibrated(work: Workload, device: Device, held: Calibration, dtype: str) -> Cost:
+    roofline = Roofline(figures(device, threads=held.threads, dtype=dtype, block=held.block), held.block)
+    fitted = fit([sample.timed() for sample in held.samples], roofline)
+    tables = OpTables(
+        block=held.block,
+        call_us=held.call_us,
+        yardstick_us=0.0,
+        tables=fitted.tables(_all_wanted(work, held.block), held.block),
+        cold=held.cold_weights(),
+    )
+    return Cost(
+        work,
+        roofline,
+        tables,
+        "calibrated",
+        device.name,
+        capacity=_capacity(device),
+        notes=version_notes(device, held),
+    )
+
+
+def version_notes(device: Device, held: Calibration) -> tuple[str, ...]:
+    """A calibration from another version of the runtime than the one that is installed here."""
+    import onnxruntime
+
+    if held.runtime != "onnxruntime" or held.runtime_version == onnxruntime.__version__:
+        return ()
+    return (
+        f"The calibration of '{device.name}' was made with onnxruntime {held.runtime_version}, and "
+        f"{onnxruntime.__version__} is installed here: its kernels may take another time. Calibrate again.",
+    )
+
+
+def _all_wanted(work: Workload, block: int) -> list[Wanted]:
+    """Every family that a network can need, from its narrowest plan to the whole of it."""
+    edges = np.concatenate([work.least, work.dense])
+    return [_wanted(launch) for launch in launches(work, edges, block)]
 
 
 def cost_for(graph: Graph, budget: Budget, *, progress: Progress = SILENT) -> Cost | FleetCost:
