@@ -150,7 +150,7 @@ def _network(name: str, subject: Subject, threads: int, prunings: int) -> list[R
             "kind": "prediction", "network": name, "pruning": place, "threads": threads, "measured_ms": first[place],
             "again_ms": second[place], "calibrated_ms": float(calibrated[place]),
             "anchored_ms": float(calibrated[place] * first[0] / calibrated[0]), "estimated_ms": float(estimated[place]),
-            "machine": environment().processor,
+            "machine": environment().machine,
         }
         for place in range(len(plans))
     ]  # fmt: skip
@@ -223,7 +223,7 @@ def _budget(name: str, subject: Subject, share: float, threads: int) -> Record:
     predicted = result.report.after.predicted_latency_ms
     return {
         "kind": "budget", "network": name, "budget": share, "threads": threads, "before_ms": before, "after_ms": after,
-        "predicted_ms": predicted, "of_asked": after / before / share, "machine": environment().processor,
+        "predicted_ms": predicted, "of_asked": after / before / share, "machine": environment().machine,
     }  # fmt: skip
 
 

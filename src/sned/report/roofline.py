@@ -46,6 +46,10 @@ def draw(roofs: Roofs, series: dict[str, list[tuple[float, float]]]) -> Picture 
             axes.scatter([x for x, _ in found], [y for _, y in found], 26, color=colour, label=name, zorder=3)
         axes.set_xlim(low, high)
         axes.set_ylim(min(y for _, y in points) / 2, roofs.gmacs_s * 2)
+        for axis in (axes.xaxis, axes.yaxis):
+            # Powers written as formulas do not become text of the page.
+            axis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.set_minor_formatter("")
         axes.set_xlabel("multiply-accumulates for each byte moved")
         axes.set_ylabel("billions of MACs a second")
         axes.legend(loc="lower right", ncols=2)
@@ -61,7 +65,7 @@ def _roofs(axes: "Axes", roofs: Roofs, low: float, high: float) -> None:
     for name, rate in roofs.gb_s.items():
         ridge = roofs.gmacs_s / rate
         axes.plot([low, ridge], [low * rate, roofs.gmacs_s], color=GRID, linewidth=1.4, zorder=1)
-        if low < ridge:
+        if 1.5 * low < ridge:
             # In the middle of the slope, on a logarithmic scale.
             x = (low * ridge) ** 0.5
             axes.annotate(
