@@ -165,7 +165,7 @@ def random_plans(graph: Graph, count: int) -> Array:
         np.clip(rng.normal(level, 0.15, len(each)), 0.1, 1.0) for level in np.linspace(LOWEST, 0.95, count)
     ]
     kept = [np.clip(np.rint(each * share), 1, each) for share in shares]
-    return np.array([each, *kept]) * cells
+    return np.asarray(np.array([each, *kept]) * cells, np.float64)
 
 
 def _measured(

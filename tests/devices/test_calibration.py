@@ -166,9 +166,7 @@ def test_a_machine_that_is_too_busy_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("sned.devices.calibrate.FOOTPRINTS_MB", (0.3,))
     monkeypatch.setattr("sned.devices.calibrate.NOISY", -1.0)
     monkeypatch.setattr("sned.devices.timer.DISTURBED", -1.0)
-    with pytest.raises(
-        MeasureError, match=r"too busy to be calibrated: of .* close what else is running"
-    ):
+    with pytest.raises(MeasureError, match=r"too busy to be calibrated: of .* close what else is running"):
         calibrate_host(seconds=0.5, store=Store.open(environment(1), tmp_path))
 
 

@@ -159,3 +159,10 @@ def test_the_host_is_found(name: str) -> None:
 def test_unknown_devices(name: str, text: str) -> None:
     with pytest.raises(DeviceError, match=text):
         find_device(name)
+
+
+def test_the_profile_in_the_documentation_is_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "devices.md").read_text(encoding="utf-8")
+    device = parse_device(text.split("```toml\n")[1].split("```")[0])
+    assert set(device.unknown) == {"flash_bytes", "accelerator"}
+    assert device.measured == ("memory_bandwidth_gb_s",)

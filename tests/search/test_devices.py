@@ -24,7 +24,10 @@ def test_a_relative_budget_holds_on_every_member(graph: Graph) -> None:
     kept = plan.counts(graph).astype(float)
     before, after = cost.evaluate(sizes(graph)), cost.evaluate(kept)
     assert len(after.members) == 12
-    shares = {name: float(after.members[name].latency_ms[0] / before.members[name].latency_ms[0]) for name in after.members}
+    shares = {
+        name: float(after.members[name].latency_ms[0] / before.members[name].latency_ms[0])
+        for name in after.members
+    }
     assert max(shares.values()) <= 0.55 * (1 + 1e-9)
     assert max(shares.values()) > 0.5
     assert after.latency_ms[0] == max(costs.latency_ms[0] for costs in after.members.values())
@@ -41,11 +44,17 @@ def test_an_absolute_budget_holds_on_the_slowest(graph: Graph) -> None:
 
 def test_what_cannot_be_met_names_the_device(graph: Graph) -> None:
     latency = {
-        name: float(cost_for(graph, Budget(macs=1, device=name)).evaluate(np.array([[g.cell_count for g in graph.groups]])).latency_ms[0])
+        name: float(
+            cost_for(graph, Budget(macs=1, device=name))
+            .evaluate(np.array([[g.cell_count for g in graph.groups]]))
+            .latency_ms[0]
+        )
         for name in ("galaxy-a06", "iphone-17")
     }
     between = (latency["galaxy-a06"] + latency["iphone-17"]) / 2
-    with pytest.raises(BudgetError, match=r"latency_ms on 'galaxy-a06' of at most .* by a plan that keeps 1 of 32") as raised:
+    with pytest.raises(
+        BudgetError, match=r"latency_ms on 'galaxy-a06' of at most .* by a plan that keeps 1 of 32"
+    ) as raised:
         sned.plan(graph, budget=Budget(latency_ms=between, device="samsung-iphone-2026,galaxy-a06"))
     assert "iphone-17" not in str(raised.value)
     with pytest.raises(BudgetError, match=r"; and 9 more, by a plan"):
@@ -74,15 +83,23 @@ def test_a_plan_must_fit_a_microcontroller(graph: Graph) -> None:
     wide = trace(trained(Residual(256)), torch.randn(1, 3, 48, 48))
     kept = sned.plan(wide, budget=budget).counts(wide).astype(float)
     costs = cost_for(wide, budget).evaluate(kept)
-    assert costs.peak_memory_bytes[0] <= ram < cost_for(wide, budget).evaluate(sizes(wide)).peak_memory_bytes[0]
+    assert (
+        costs.peak_memory_bytes[0] <= ram < cost_for(wide, budget).evaluate(sizes(wide)).peak_memory_bytes[0]
+    )
     assert costs.size_bytes[0] <= flash
 
 
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"device": "nano-33-ble"}, r"`runtime` must be one that 'nano-33-ble' has \(litert-micro\), got 'onnxruntime'"),
-        ({"device": "pixel-9", "threads": 9}, r"`threads` must lie between 1 and the 8 cores of 'pixel-9', got 9"),
+        (
+            {"device": "nano-33-ble"},
+            r"`runtime` must be one that 'nano-33-ble' has \(litert-micro\), got 'onnxruntime'",
+        ),
+        (
+            {"device": "pixel-9", "threads": 9},
+            r"`threads` must lie between 1 and the 8 cores of 'pixel-9', got 9",
+        ),
         ({"device": "phones"}, "There is no device 'phones' in the catalogue. Did you mean 'phones-2026'"),
         ({"device": "my-board.toml"}, "The device profile 'my-board.toml' cannot be read"),
     ],
@@ -103,6 +120,8 @@ def test_a_network_of_one_batch_size_only() -> None:
 
     fixed = trace(trained(Fixed()), torch.randn(3, 8))
     assert not fixed.batched
-    with pytest.raises(DeviceError, match="runs at a batch size of 3 only, that of its example, got `batch` 5"):
+    with pytest.raises(
+        DeviceError, match="runs at a batch size of 3 only, that of its example, got `batch` 5"
+    ):
         cost_for(fixed, Budget(macs="50%", device="pixel-9", batch=5))
     assert find_device("pixel-9").cores == 8

@@ -88,9 +88,10 @@ def _family(recipe: str, **statics: Static) -> Family:
 
 
 def _window(kernel: int, stride: int, side: int, *, dilated: bool = True) -> dict[str, Static]:
-    out = (side + 2 * (kernel // 2) - kernel) // stride + 1
+    padding = kernel // 2 if kernel % 2 else 0
+    out = (side + 2 * padding - kernel) // stride + 1
     square: dict[str, Static] = {
-        "kernel": (kernel, kernel), "stride": (stride, stride), "padding": (kernel // 2,) * 2,
+        "kernel": (kernel, kernel), "stride": (stride, stride), "padding": (padding, padding),
         "spatial": (side, side), "output": (out, out),
     }  # fmt: skip
     return {**square, "dilation": (1, 1)} if dilated else square
@@ -264,7 +265,7 @@ _BLOCKED = frozenset(
 _SHARES: Mapping[str, float] = {
     "blocked_conv": 34, "plain_conv": 9, "direct_conv": 3, "blocked_depthwise": 8, "plain_depthwise": 5,
     "blocked_grouped": 4, "plain_grouped": 4, "deconv": 0.5, "gemm": 9, "matmul": 6, "blocked_pool": 2,
-    "plain_pool": 2, "reorder_input": 2.5, "reorder_output": 2.5, "elementwise": 8, "concat": 1.5, "norm": 1.5,
+    "plain_pool": 3, "reorder_input": 2.5, "reorder_output": 2.5, "elementwise": 8, "concat": 1.5, "norm": 1.5,
     "rows": 3, "reduce": 2, "copy": 2, "reshape": 0.1,
 }  # fmt: skip
 """How much of a calibration each kind of op is given."""

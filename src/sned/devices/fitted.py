@@ -21,7 +21,7 @@ from sned.devices.demand import demand
 from sned.devices.design import Shape
 from sned.devices.grids import SET
 from sned.devices.host import Wanted, joined
-from sned.devices.kernels import FloatArray
+from sned.devices.kernels import BoolArray, FloatArray
 from sned.devices.layout import Family
 from sned.devices.recipes import RECIPES
 from sned.devices.roofline import Roofline
@@ -31,9 +31,15 @@ FEWEST = 12
 """Samples below which a kind of op gets its median ratio and nothing finer."""
 
 NEIGHBOURS = 60
-SMOOTHING = 0.02
+SMOOTHING = 0.1
 RIDGE = 0.01
 LEAST_US = 0.05
+OUTLIERS = 0.05
+"""Of the samples of a kind of op: so many at most are put down to other work on the machine."""
+
+DISTURBED = 0.35
+"""Logarithm of how much longer than the others say that is."""
+
 DENSITY = 6
 
 
@@ -100,8 +106,9 @@ def fit(samples: Sequence[Timed], roofline: Roofline) -> Fitted:
         names[recipe] = tuple(texts)
         target = np.array([_ratio(sample, roofline) for sample in held])
         medians += target.tolist()
-        rows = [_features(s.shape.family, s.shape.columns, roofline.block, names[recipe])[0] for s in held]
-        models[recipe] = _model(np.array(rows), target)
+        rows = np.array([_features(s.shape.family, s.shape.columns, roofline.block, texts)[0] for s in held])
+        kept = _undisturbed(rows, target)
+        models[recipe] = _model(rows[kept], target[kept])
     return Fitted(roofline, models, names, float(np.median(medians)))
 
 
@@ -132,6 +139,23 @@ def _features(family: Family, widths: Sequence[FloatArray], block: int, texts: S
     held = {str(value) for _, value in family.statics}
     columns += [np.full(count, 2.0 if text in held else 0.0) for text in texts]
     return np.stack(columns, axis=1) if columns else np.zeros((count, 1))
+
+
+def _undisturbed(rows: FloatArray, target: FloatArray) -> BoolArray:
+    """Which samples to learn from: not those few that took far longer than the others say.
+
+    Other work on the machine only ever adds to a time, and long ops cannot dodge it.
+    """
+    kept: BoolArray = np.ones(len(target), np.bool_)
+    if len(target) < 4 * FEWEST:
+        return kept
+    odd = np.arange(len(target)) % 2 == 1
+    longer = np.empty(len(target))
+    for half in (odd, ~odd):
+        longer[~half] = target[~half] - _model(rows[half], target[half])(rows[~half])
+    worst = np.argsort(-longer)[: int(OUTLIERS * len(target))]
+    kept[worst[longer[worst] > DISTURBED]] = False
+    return kept
 
 
 _IN_SETS = frozenset({"direct_conv", "blocked_conv", "blocked_grouped"})

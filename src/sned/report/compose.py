@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
 from sned.calibration import Calibration
-from sned.devices import Budget, Cost, FleetCost, LayerCost
+from sned.devices import Budget, Cost, CostModel, FleetCost, LayerCost
 from sned.devices.budget import ON, PER_DEVICE
 from sned.export import Exported
 from sned.graph import Graph
 from sned.graph.example import Example
+from sned.graph.ir import IntArray
 from sned.report.environment import environment
 from sned.report.model import Asked, Check, Curve, GroupLoss, LayerLoss, Point, Report, Roofs, State
 from sned.report.shares import shares
@@ -27,6 +28,10 @@ LITTLE = 0.97
 
 
 _ON_EACH = tuple(f"{name}{ON}" for name in PER_DEVICE)
+
+
+STAIR, STAIR_LEVEL = 1e-3, 1e-6
+"""Of the whole latency: what one unit costs at the end of a stair, at least, and on it, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +84,11 @@ def compose(findings: Findings) -> Report:
         roofs=roofs(findings.cost) if isinstance(findings.cost, Cost) else None,
         checks=_checks(findings),
         warning=_gained_nothing(findings, layers),
-        notes=(*findings.notes, *findings.scores.notes),
+        notes=(
+            *findings.notes,
+            *stairs(findings.graph, findings.cost, findings.found.counts),
+            *findings.scores.notes,
+        ),
         seconds=dict(findings.seconds),
     )
 
@@ -223,6 +232,48 @@ def _gained_nothing(findings: Findings, layers: tuple[LayerLoss, ...]) -> str:
         f"{_to_blame(layers)}"
         "Ask for a latency instead of a size, or let sned choose other groups."
     )
+
+
+def stairs(graph: Graph, cost: CostModel, counts: IntArray) -> tuple[str, ...]:
+    """Say where a plan stands on the stairs of the kernels: they compute channels in tiles, and round the last one up.
+
+    A cut group stands at the end of a stair where one unit more would cost latency and one less would gain none; it
+    stands on a stair where one unit more would cost none, which is latency that the plan did not gain.
+
+    Args:
+        graph: with `G` groups.
+        cost: a model of the costs of that graph.
+        counts: `[G]`, units kept.
+    """
+    sizes = np.array([group.size for group in graph.groups])
+    cells = np.array([group.cell_count for group in graph.groups])
+    cut = np.flatnonzero((counts < sizes) & (counts > cells))
+    if not len(cut):
+        return ()
+    steps = np.zeros((2, len(cut), len(counts)))
+    steps[0, np.arange(len(cut)), cut], steps[1, np.arange(len(cut)), cut] = cells[cut], -cells[cut]
+    plans = np.concatenate([counts[None], (counts + steps).reshape(-1, len(counts))]).astype(np.float64)
+    latency = cost.evaluate(plans).latency_ms
+    more, less = latency[1 : len(cut) + 1] / latency[0] - 1, 1 - latency[len(cut) + 1 :] / latency[0]
+    ends = int(((more > STAIR) & (less < more / 2)).sum())
+    idle = [graph.groups[group].name for group, gain in zip(cut, more, strict=True) if gain <= STAIR_LEVEL]
+    said = []
+    if ends:
+        said.append(
+            f"{ends} of {len(cut)} cut groups keep as many units as their kernels compute at once: one more would cost "
+            "latency, one less would gain little."
+        )
+    if idle:
+        said.append(
+            f"{len(idle)} of {len(cut)} cut groups could keep more units at no latency ({_first(idle)}): kernels round "
+            "them up. A latency budget would have kept them."
+        )
+    return tuple(said)
+
+
+def _first(names: Sequence[str], limit: int = 3) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
 def _latency(findings: Findings, network: Network) -> float:
