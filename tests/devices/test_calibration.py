@@ -1,6 +1,7 @@
 """Calibrations: what is learnt from op times, the file format, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,35 @@ def test_this_machine_is_calibrated_and_goes_on_where_it_was(
     }
     assert len(Store.open(environment(1), tmp_path).yardsticks) >= kept
     assert parse_calibration(json.loads(made.model_dump_json())) == made
+
+
+def test_a_machine_that_is_slower_today_is_told_as_such(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = find_device("host")
+    save_calibration(made_up(host, count=300, yardstick_us=50.0), tmp_path)
+    latencies = []
+    for now in (50.0, 75.0):
+        monkeypatch.setattr("sned.devices.model.yardstick_us", lambda block, threads, now=now: now)
+        cost = cost_model(graph, host, basis="calibrated", calibrations=tmp_path)
+        latencies.append(float(cost.evaluate(sizes(graph)).latency_ms[0]))
+    assert latencies[1] == pytest.approx(1.5 * latencies[0])
+
+
+def test_some_disturbed_samples_do_no_harm(phone: Device) -> None:
+    """Other work on the machine only adds: three in a hundred take three times as long."""
+    roofline = Roofline(figures(phone))
+    clean = [sample.timed() for sample in made_up(phone, count=600).samples]
+    disturbed = [
+        replace(sample, microseconds=3 * sample.microseconds) if place % 33 == 0 else sample
+        for place, sample in enumerate(clean)
+    ]
+    fitted = fit(disturbed, roofline)
+    gemms = [sample for sample in clean if sample.shape.family.recipe == "gemm"]
+    error = [
+        abs(np.log(float(fitted.op_us(s.shape.family, s.shape.columns)[0]) / s.microseconds)) for s in gemms
+    ]
+    assert np.percentile(error, 98) < 0.2
 
 
 def test_a_machine_that_is_too_busy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

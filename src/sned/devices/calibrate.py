@@ -19,7 +19,7 @@ from sned.devices.profile import Device, find_device
 from sned.devices.recipes import RECIPES
 from sned.devices.roofline import Roofline
 from sned.devices.store import Store
-from sned.devices.timer import Probe, Timer
+from sned.devices.timer import YARDSTICK, Probe, Timer
 from sned.errors import DeviceError, MeasureError
 from sned.progress import SILENT, Progress
 
@@ -149,6 +149,7 @@ def _calibration(
             begin_us=tuple(cold.begin_us),
             byte_us=tuple(cold.stream_us),
         ),
+        yardstick_us=known[YARDSTICK],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         fit=held_out_fit(timed, Roofline(figures(device, threads=threads, block=block), block)),
     )

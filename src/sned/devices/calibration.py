@@ -152,6 +152,8 @@ class Calibration(_Strict):
         call_us: what a run costs besides its ops.
         samples: ops and times.
         cold: what far-away weights cost; None where that was not measured.
+        yardstick_us: what the op took that the others were timed against. On this machine it is timed again whenever
+            the calibration is used, so that a machine that is slower today is told as such.
         created: when, ISO 8601.
         fit: on samples held out; None where it was not tried.
     """
@@ -168,6 +170,7 @@ class Calibration(_Strict):
     call_us: Annotated[float, Field(ge=0)]
     samples: Annotated[tuple[Sample, ...], Field(min_length=FEWEST_SAMPLES)]
     cold: ColdWeights | None = None
+    yardstick_us: Micro | None = None
     created: str = ""
     fit: Fit | None = None
 

@@ -105,7 +105,7 @@ class Cost:
         tables: times of ops, where these were measured or calibrated; None: latencies are estimates from the profile.
         basis: what latencies stand on.
         device: name of the device.
-        scale: factor on every latency, 1 unless `anchored`.
+        scale: factor on every latency: 1, unless `anchored` or calibrated on a machine that is slower today.
         file_bytes: what a file holds besides weights, 0 unless `anchored`.
         capacity: limits that any plan must keep to run there at all, by the name of the cost.
         notes: what the user ought to know of where the figures come from.

@@ -20,6 +20,7 @@ from sned.devices.probe import block_size, environment
 from sned.devices.profile import Device, find_devices
 from sned.devices.roofline import Roofline
 from sned.devices.store import Store
+from sned.devices.timer import yardstick_us
 from sned.errors import DeviceError
 from sned.graph.ir import Graph
 from sned.progress import SILENT, Progress
@@ -94,11 +95,14 @@ def cost_model(
 
 def _calibrated(work: Workload, device: Device, held: Calibration, dtype: str) -> Cost:
     roofline = Roofline(figures(device, threads=held.threads, dtype=dtype, block=held.block), held.block)
+    pace = 1.0
+    if device.measurable and held.yardstick_us is not None:
+        pace = yardstick_us(held.block, held.threads) / held.yardstick_us
     fitted = fit([sample.timed() for sample in held.samples], roofline)
     tables = OpTables(
         block=held.block,
         call_us=held.call_us,
-        yardstick_us=0.0,
+        yardstick_us=held.yardstick_us or 0.0,
         tables=fitted.tables(_all_wanted(work, held.block), held.block),
         cold=held.cold_weights(),
     )
@@ -108,6 +112,7 @@ def _calibrated(work: Workload, device: Device, held: Calibration, dtype: str) -
         tables,
         "calibrated",
         device.name,
+        scale=pace,
         capacity=_capacity(device),
         notes=version_notes(device, held),
     )

@@ -47,6 +47,15 @@ class Probe:
     model: partial[ModelProto]
 
 
+def yardstick_us(block: int, threads: int, seconds: float = 0.2) -> float:
+    """How long the yardstick takes on this machine now: microseconds, at the median."""
+    run = {YARDSTICK: runner(yardstick(block), threads)}
+    times = interleaved(
+        run, runs=200, warmup=5, threads=threads, min_sample_ms=SAMPLE_MS, max_seconds=seconds
+    )
+    return times[YARDSTICK].median_ms * 1e3
+
+
 class Timer:
     """Times points until a deadline; keeps in the store those that were not disturbed.
 
