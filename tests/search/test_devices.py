@@ -32,6 +32,10 @@ def test_a_relative_budget_holds_on_every_member(graph: Graph) -> None:
     assert max(shares.values()) > 0.5
     assert after.latency_ms[0] == max(costs.latency_ms[0] for costs in after.members.values())
     assert after.macs[0] == after.members["pixel-9"].macs[0]
+    slowest = cost_for(graph, Budget(macs=1, device="galaxy-a06"))
+    assert cost.layers(kept) == slowest.layers(kept)
+    assert cost.basis == "estimated"
+    assert cost.origin.startswith("the most on any of 12 devices, an estimate")
 
 
 def test_an_absolute_budget_holds_on_the_slowest(graph: Graph) -> None:

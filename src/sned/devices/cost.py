@@ -265,11 +265,13 @@ class FleetCost:
         return replace(_costs(most), members=members)
 
     def layers(self, counts: FloatArray) -> list[LayerCost]:
-        """Cost one plan on the device that takes longest for it."""
-        return max(
-            (cost.layers(counts) for cost in self.costs),
-            key=lambda layers: sum(layer.latency_ms for layer in layers),
-        )
+        """Cost one plan on the device that takes longest for the whole network."""
+        return self._slowest.layers(counts)
+
+    @property
+    def _slowest(self) -> Cost:
+        dense = np.array([self.costs[0].work.group_sizes], np.float64)
+        return max(self.costs, key=lambda cost: float(cost.evaluate(dense).latency_ms[0]))
 
     def anchored(
         self, counts: FloatArray, latency_ms: float | None = None, *, size_bytes: float | None = None
