@@ -4,8 +4,8 @@
 
 Trained CIFAR-10 networks are pruned, without training, to shares of their measured latency in ONNX Runtime on this
 machine; then with a budget of MACs, of which the share is bisected until the result takes as long as the first did.
-What is bisected is the latency alone: the test set is read once for each of the two networks, when both are made.
-Both are timed with the dense one in one interleaved run. Records are lines of JSON; those that are there already are not
+What is bisected is the latency alone: the test set is read once for each of the two networks, when both are made. Both
+are timed with the dense one in one interleaved run. Records are lines of JSON; those that are there already are not
 made again.
 """
 
