@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from sned.calibration import Calibration, Resume, calibrate
-from sned.devices import Budget, MeasuredCost, cost_model, find_device
+from sned.devices import Budget, Cost, FleetCost, cost_for, find_devices, limits_for
 from sned.errors import BudgetError, CalibrationError, ModelError
 from sned.export import Exported, export_onnx, feeds
 from sned.files import atomic_write_text
@@ -92,7 +92,7 @@ class Study:
     state: Mapping[str, torch.Tensor]
     calibration: Calibration
     scores: Scores
-    cost: MeasuredCost
+    cost: Cost | FleetCost
     whole: Whole
     budget: Budget
     rules: Rules
@@ -109,9 +109,19 @@ class Study:
         """The search problem without limits."""
         return Problem(self.graph, self.scores, self.cost, rules=self.rules)
 
+    @property
+    def measured(self) -> bool:
+        """Whether networks can be timed on the device from here."""
+        return self.cost.basis == "measured"
+
     def dense_costs(self) -> dict[str, float]:
         """Predicted costs of the user's own network."""
         return self.whole.costs()
+
+    def anchored(self, latency_ms: float | None, size_bytes: float | None) -> Study:
+        """The same, its cost models scaled to what was measured of the user's own network."""
+        whole = self.whole.anchored(latency_ms, size_bytes)
+        return replace(self, whole=whole, cost=self.cost.anchored_like(whole.cost))
 
 
 def plan(
@@ -166,11 +176,9 @@ def plan(
     scores = _scores(Evidence(graph, state, learnt, _checked(labels, learnt), progress=progress), saliency)
     problem = Problem(graph, scores, rules=respected, sparsity=asked.sparsity)
     if asked.amounts:
-        cost = cost_model(
-            graph, find_device(asked.device), batch=asked.batch, threads=asked.threads, progress=progress
-        )
+        cost = cost_for(graph, asked, progress=progress)
         dense = cost.evaluate(np.array([[group.size for group in graph.groups]], np.float64)).at(0)
-        problem = replace(problem, cost=cost, limits=asked.limits(dense))
+        problem = replace(problem, cost=cost, limits=limits_for(asked, cost, dense))
     return search(search_by or _default_search(asked, respected), problem).plan
 
 
@@ -275,7 +283,7 @@ def _study(
     resume: Resume,
 ) -> Study:
     seconds: dict[str, float] = {}
-    device = find_device(budget.device)
+    find_devices(budget.device)  # a wrong name is found before anything else
     _check_weights(model)
     with _timed(seconds, "trace"):
         dense = trace(model, example)
@@ -291,8 +299,7 @@ def _study(
         scores = _scores(Evidence(graph, state, learnt, known, progress=progress), saliency)
     with _timed(seconds, "cost model"):
         costs = [
-            cost_model(each, device, batch=budget.batch, threads=budget.threads, progress=progress)
-            for each in ([dense, graph] if without else [dense])
+            cost_for(each, budget, progress=progress) for each in ([dense, graph] if without else [dense])
         ]
     with _timed(seconds, "export"):
         exported = export_onnx(model, example, folder / "dense.onnx")
@@ -366,7 +373,7 @@ class Choice:
 
     found: Found
     limits: dict[str, float]
-    cost: MeasuredCost
+    cost: Cost | FleetCost
     whole: Whole
     scores: Scores
     curve: tuple[Found, ...]
@@ -458,20 +465,35 @@ def _changes(found: Found) -> bool:
 
 
 def _anchored(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
-    """The cost model scaled to the measured latency of the whole network, and the limits that follow from it."""
+    """The cost model scaled to what was measured of the whole network, and the limits that follow from it."""
+    if not study.measured:
+        return _estimated(study)
     median_ms = _once(
         study, "anchor", lambda: _measure(study, {"before": study.exported.path})["before"].median_ms
     )
     predicted = study.dense_costs()["latency_ms"]
-    whole = study.whole.anchored(median_ms, study.exported.size_bytes)
-    anchored = replace(
-        study, whole=whole, cost=replace(study.cost, scale=whole.cost.scale, file_bytes=whole.cost.file_bytes)
-    )
     note = (
         f"Latencies are summed over measured ops and scaled by {median_ms / predicted:.2f}, "
         "so that the whole network is predicted as it was measured."
     )
-    return anchored, study.budget.limits(anchored.dense_costs()), (note,)
+    study = study.anchored(median_ms, study.exported.size_bytes)
+    return study, limits_for(study.budget, study.cost, study.dense_costs()), (note,)
+
+
+def _estimated(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
+    """The cost model of devices on which nothing can be measured from here; only the size of the file is known."""
+    notes = [
+        f"Latencies are {study.cost.origin}: nothing was measured on {study.budget.device}.",
+        *study.cost.notes,
+    ]
+    if study.cost.assumed:
+        notes.append(f"Assumed: {'; '.join(study.cost.assumed[:6])}.")
+    if study.budget.dtype != "float32":
+        notes.append(
+            f"Costs are those of {study.budget.dtype}; the exported file is float32 and still to be converted."
+        )
+    study = study.anchored(None, study.exported.size_bytes if study.budget.dtype == "float32" else None)
+    return study, limits_for(study.budget, study.cost, study.dense_costs()), tuple(notes)
 
 
 def _within_latency(study: Study, problem: Problem, name: str) -> tuple[Found, tuple[str, ...]]:
@@ -679,8 +701,10 @@ def _finish(
         _keep(study, choice.found, small.model)
     with _timed(study.seconds, "export"):
         exported = export_onnx(small.model, study.example, study.folder / "model.onnx")
-    with _timed(study.seconds, "measure"):
-        latency = _measure(study, {"before": study.exported.path, "after": exported.path}, runs=200)
+    latency: dict[str, Latency] = {}
+    if study.measured:
+        with _timed(study.seconds, "measure"):
+            latency = _measure(study, {"before": study.exported.path, "after": exported.path}, runs=200)
     with _timed(study.seconds, "evaluate"):
         same = _agreement(study, small.model)
         after = evaluated(small.model, evaluate) if evaluate else None
@@ -702,8 +726,8 @@ def _finish(
             curve=tuple((found, quality(found)) for found in choice.curve),
             chosen_quality=quality(choice.found),
             calibration=study.calibration,
-            before=Network(study.exported, latency["before"], base),
-            after=Network(exported, latency["after"], after),
+            before=Network(study.exported, latency.get("before"), base),
+            after=Network(exported, latency.get("after"), after),
             agreement=same,
             surgery_difference=small.difference,
             notes=(*choice.notes, *repaired, *matched, *filter(None, [study.calibration.resume.note])),

@@ -74,10 +74,17 @@ def test_devices_are_listed_and_shown(shell: Shell) -> None:
     listed = shell("devices", "list")
     assert listed.code == 0
     assert "host" in listed.out
-    assert "host" in [device["name"] for device in json.loads(shell("devices", "list", "--json").out)]
+    names = [device["name"] for device in json.loads(shell("devices", "list", "--json").out)]
+    assert {"host", "pixel-9", "phones-2026"} <= set(names)
     shown = shell("devices", "show", "host")
     assert "read from this machine" in shown.out
     assert json.loads(shell("devices", "show", "HOST", "--json").out)["runtimes"] == ["onnxruntime"]
+    phone = shell("devices", "show", "pixel-9").out
+    assert re.search(r"Cortex-X4, 3\.1 GHz", phone)
+    assert "memory_bandwidth_gb_s │ not known" in phone
+    assert "its memory bandwidth is not known, 30 GB/s assumed" in phone
+    members = json.loads(shell("devices", "show", "samsung-iphone-2026", "--json").out)
+    assert [device["name"] for device in members] == ["galaxy-s26", "galaxy-s26-snapdragon", "iphone-17"]
 
 
 def test_a_device_that_is_not_there_lists_close_names(shell: Shell) -> None:

@@ -103,8 +103,18 @@ def test_a_sparsity_as_json_without_a_folder(shell: Shell, user_file: Path) -> N
         (("{f}:make_model", "-e", "1,3,8,8", "--macs", "50%", "--sparsity", "0.5"), r"Give one or the other"),
         (("{f}:make_model", "-e", "1,3,8,8", "--sparsity", "1.5"), r"`sparsity` must be in \[0, 1\)"),
         (
-            ("{f}:make_model", "-e", "1,3,8,8", "--energy-mj", "1"),
-            r"`energy_mj` cannot be budgeted on 'host' yet",
+            (
+                "{f}:make_model",
+                "-e",
+                "1,3,8,8",
+                "--macs",
+                "50%",
+                "--device",
+                "pixel-9",
+                "--runtime",
+                "coreml",
+            ),
+            r"`runtime` must be one that 'pixel-9' has \(onnxruntime, litert, executorch\), got 'coreml'",
         ),
         (
             ("{f}:make_model", "-e", "1,3,8,8", "--max-loss", "0.1"),

@@ -53,3 +53,21 @@ def test_this_machine() -> None:
     assert machine.cores() >= 1
     memory = machine.memory_bytes()
     assert memory is None or memory > 1 << 28
+
+
+def test_the_width_of_vectors_follows_from_the_instructions() -> None:
+    assert machine.simd_bits(("avx", "avx2", "avx512f")) == 512
+    assert machine.simd_bits(("sse4_2", "avx", "avx2")) == 256
+    assert machine.simd_bits(("asimd",)) == 128
+    assert machine.simd_bits(()) is None
+    assert machine.simd_bits(None) is None
+
+
+def test_the_clock_is_the_highest_or_the_one_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info, highest = tmp_path / "cpuinfo", tmp_path / "cpuinfo_max_freq"
+    monkeypatch.setattr(machine, "CLOCK", highest)
+    assert machine.clock_ghz(info) is None
+    info.write_text("cpu MHz\t\t: 2599.998\n", encoding="utf-8")
+    assert machine.clock_ghz(info) == 2.6
+    highest.write_text("4200000\n", encoding="utf-8")
+    assert machine.clock_ghz(info) == 4.2

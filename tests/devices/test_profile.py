@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sned.devices import find_device, list_devices, read_device
-from sned.devices.profile import Device, parse_device
+from sned.devices import find_device, find_devices, list_devices, list_sets, read_device
+from sned.devices.profile import FIGURES, Device, parse_device
 from sned.errors import DeviceError
 
 BOARD = """
@@ -34,7 +34,14 @@ def test_a_profile_is_read() -> None:
     assert device.cores == 4
     assert device.caches is not None
     assert [cache.size_bytes for cache in device.caches] == [32768, 524288]
-    assert device.unknown == ()
+    assert device.unknown == (
+        "flash_bytes",
+        "accelerator",
+        "energy",
+        "idle_power_w",
+        "max_power_w",
+        "thermal",
+    )
     assert not device.measurable
 
 
@@ -42,7 +49,8 @@ def test_what_is_not_known_says_so() -> None:
     device = parse_device('name = "x"\ntitle = "X"\nkind = "phone"\nruntimes = ["coreml"]')
     assert device.cores is None
     assert device.unknown == (
-        "processor", "clusters", "simd", "caches", "memory_bytes", "memory_bandwidth_gb_s",
+        "processor", "clusters", "simd", "caches", "memory_bytes", "memory_bandwidth_gb_s", "flash_bytes",
+        "accelerator", "energy", "idle_power_w", "max_power_w", "thermal",
     )  # fmt: skip
 
 
@@ -60,6 +68,12 @@ def test_what_is_not_known_says_so() -> None:
         ('title = "A board"\n', "", "must have a key `title`"),
         ('bandwidth_gb_s = "', 'bandwith = "', "names a figure 'memory_bandwith' that there is not"),
         ("[sources]", "[sources", "must be TOML"),
+        ("clock_ghz = 1.2", "clock_ghz = 1200.0", "impossible `clusters.0.clock_ghz`.*less than 20, got 1200"),
+        ("clock_ghz = 1.2", "clock = 1.2", "key `clusters.0.clock` that is not one.*Did you mean 'clock_ghz'"),
+        ("[sources]", "idle_power_w = 5.0\nmax_power_w = 4.0\n[sources]", "must be less than `max_power_w`.*5 and 4 W"),
+        ("[sources]", "energy = {mac_pj = {float32 = -1.0}}\n[sources]", "impossible `energy.mac_pj.float32`"),
+        ("[sources]", "energy = {mac_pj = {float8 = 1.0}}\n[sources]", "impossible `energy.mac_pj.float8"),
+        ("[sources]", 'measured = ["bandwidth"]\n[sources]', "`measured` of 'board-1' names a figure 'bandwidth'"),
         ('name = "board-1"', 'name = "Board 1"', "impossible `name`"),
     ],
 )  # fmt: skip
@@ -82,6 +96,52 @@ def test_every_device_of_the_catalogue_is_valid() -> None:
     assert all(isinstance(device, Device) for device in devices)
 
 
+def test_every_figure_of_the_catalogue_has_a_source() -> None:
+    for device in list_devices():
+        known = [name for name in ("processor", *FIGURES) if name not in device.unknown]
+        assert known or device.name == "host"
+        assert [name for name in known if name not in device.sources] == [], device.name
+        assert [name for name in device.sources if name in device.unknown] == [], device.name
+
+
+def test_the_catalogue_has_the_devices_that_people_ask_for() -> None:
+    kinds = {device.name: device.kind for device in list_devices()}
+    for name in (
+        "galaxy-s24",
+        "galaxy-s25",
+        "galaxy-s26",
+        "iphone-15",
+        "iphone-16",
+        "iphone-17",
+        "pixel-8",
+        "pixel-9",
+    ):
+        assert kinds[name] == "phone"
+    assert {"host", "phone", "board", "laptop", "server", "microcontroller"} == set(kinds.values())
+
+
+def test_sets_name_devices_that_there_are() -> None:
+    known = {device.name for device in list_devices()}
+    for name, held in list_sets().items():
+        assert set(held.members) <= known
+        assert [device.name for device in find_devices(name)] == list(held.members)
+        assert name not in known
+
+
+def test_a_name_can_mean_several_devices(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text(BOARD, encoding="utf-8")
+    found = find_devices(f"samsung-iphone-2026, iphone-17,{path}")
+    assert [device.name for device in found] == [
+        "galaxy-s26",
+        "galaxy-s26-snapdragon",
+        "iphone-17",
+        "board-1",
+    ]
+    with pytest.raises(DeviceError, match="Did you mean 'phones-2026'"):
+        find_devices("phone-2026")
+
+
 @pytest.mark.parametrize("name", ["host", "HOST", "Host"])
 def test_the_host_is_found(name: str) -> None:
     device = find_device(name)
@@ -99,3 +159,10 @@ def test_the_host_is_found(name: str) -> None:
 def test_unknown_devices(name: str, text: str) -> None:
     with pytest.raises(DeviceError, match=text):
         find_device(name)
+
+
+def test_the_profile_in_the_documentation_is_valid() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "devices.md").read_text(encoding="utf-8")
+    device = parse_device(text.split("```toml\n")[1].split("```")[0])
+    assert set(device.unknown) == {"flash_bytes", "accelerator"}
+    assert device.measured == ("memory_bandwidth_gb_s",)

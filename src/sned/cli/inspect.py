@@ -1,16 +1,23 @@
 """`sned inspect`: what of a network can go, and what cannot."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from sned.cli.bounds import bound_data, bound_tables
 from sned.cli.inputs import load_example, load_model
-from sned.cli.options import Batch, Device, Example, Json, Model, Threads, Weights
+from sned.cli.options import Batch, Device, Dtype, Example, Json, Model, Runtime, Threads, Weights
 from sned.cli.output import progress, show, show_json
+from sned.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from sned.devices import Cost, LayerCost
+    from sned.devices import Device as DeviceProfile
     from sned.graph import Graph, Group
     from sned.report.shares import Share
 
@@ -24,6 +31,14 @@ def command(
     device: Device = "host",
     batch: Batch = 1,
     threads: Threads = 1,
+    runtime: Runtime = "onnxruntime",
+    dtype: Dtype = "float32",
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE.html", help="Write what bounds each layer, with a roofline picture."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show the groups of units that go together, what each is worth, and what has to stay.
@@ -35,25 +50,48 @@ def command(
     [bold]Example:[/bold]
 
     sned inspect torchvision:resnet18 --example 1,3,224,224
+
+    sned inspect torchvision:resnet18 --example 1,3,224,224 --device pixel-9 --report layers.html
     """
-    from sned.devices import cost_model, find_device
+    from sned.devices import cost_model, find_devices
     from sned.report.shares import shares
     from sned.surgery import trace
 
-    target = find_device(device)
+    target = _one(find_devices(device), device)
     built, inputs = load_model(model, weights), load_example(example)
     shown = progress()
     with shown.task("tracing", total=1) as advance:
         graph = trace(built, inputs)
         advance(1)
-    cost = cost_model(graph, target, batch=batch, threads=threads, progress=shown)
+    cost = cost_model(
+        graph, target, runtime=runtime, batch=batch, threads=threads, dtype=dtype, progress=shown
+    )
     dense = cost.evaluate(_sizes(graph)).at(0)
     worth = shares(graph, cost)
+    layers = cost.layers(_sizes(graph)[0])
+    if report is not None:
+        _write_report(report, cost, layers, f"{type(built).__name__} on {device}")
     if json:
-        show_json(_data(graph, worth, dense))
+        show_json({**_data(graph, worth, dense), **bound_data(cost, layers)})
     else:
-        for part in _tables(graph, worth, dense, f"{device}, batch {batch}"):
+        for part in _tables(graph, worth, dense, f"{device}, batch {batch}: {cost.origin}"):
             show(part)
+        for part in bound_tables(cost, layers):
+            show(part)
+
+
+def _one(found: "Sequence[DeviceProfile]", name: str) -> "DeviceProfile":
+    if len(found) > 1:
+        members = ", ".join(device.name for device in found)
+        raise UserError(f"`sned inspect` looks at one device, got the set '{name}'. Give one of {members}.")
+    return found[0]
+
+
+def _write_report(path: Path, cost: "Cost", layers: "Sequence[LayerCost]", title: str) -> None:
+    from sned.files import atomic_write_text
+    from sned.report.bounds import to_page
+
+    atomic_write_text(path, to_page(cost, layers, title))
 
 
 def _sizes(graph: "Graph") -> Any:

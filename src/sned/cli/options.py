@@ -30,7 +30,19 @@ Weights = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads inside an operator.")]
+Runtime = Annotated[str, typer.Option("--runtime", help="What will run the file.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype", help="Of weights and activations: float32, float16 or int8; only float32 is measured."
+    ),
+]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Inputs a run.")]
 Device = Annotated[
-    str, typer.Option("--device", metavar="NAME", help="What will run the model: see `sned devices list`.")
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="What will run the model: a device or set of `sned devices list`, or a profile (.toml).",
+    ),
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sned.cli.inputs import load_batches, load_evaluate, load_example, load_model
-from sned.cli.options import Batch, Device, Example, Json, Model, Threads, Weights
+from sned.cli.options import Batch, Device, Dtype, Example, Json, Model, Runtime, Threads, Weights
 from sned.cli.output import progress, say, show
 from sned.cli.stopping import keeping
 from sned.errors import BudgetError
@@ -69,7 +69,9 @@ def command(
     ] = None,
     macs: Annotated[str | None, _amount("macs", "Multiply-accumulates of a run.")] = None,
     parameters: Annotated[str | None, _amount("parameters", "Number of parameters.")] = None,
-    peak_memory_bytes: Annotated[str | None, _amount("peak-memory-bytes", "Memory needed to run.")] = None,
+    peak_memory_bytes: Annotated[
+        str | None, _amount("peak-memory-bytes", "Memory of the activations held at once.")
+    ] = None,
     sparsity: Annotated[
         float | None,
         typer.Option("--sparsity", help="Fraction of each group's units to remove.", rich_help_panel=_ASKED),
@@ -119,10 +121,10 @@ def command(
         ),
     ] = None,
     device: Device = "host",
-    runtime: Annotated[str, typer.Option("--runtime", help="What will run the file.")] = "onnxruntime",
+    runtime: Runtime = "onnxruntime",
     batch: Batch = 1,
     threads: Threads = 1,
-    dtype: Annotated[str, typer.Option("--dtype", help="Of weights and activations.")] = "float32",
+    dtype: Dtype = "float32",
     json: Json = False,
 ) -> None:
     """Cut a model down to a budget, repair it without training, and prove what was gained.
@@ -164,7 +166,7 @@ def command(
         raise BudgetError(
             "`--max-loss` needs `--evaluate FILE:NAME`, a function that says how good a model is."
         )
-    from sned.devices import find_device
+    from sned.devices import find_devices
     from sned.devices.budget import AMOUNTS
     from sned.pipeline import prune
     from sned.search import Rules
@@ -175,7 +177,7 @@ def command(
     ):
         fields["macs"] = "100%"  # rules and layers say what goes: nothing may get larger
     asked = _budget(**fields)
-    find_device(device)  # a wrong name is found before anything is built
+    find_devices(asked.device)  # a wrong name is found before anything is built
     built, inputs = load_model(model, weights), load_example(example)
     batches = load_batches(calibration) if calibration else None
     measure = load_evaluate(evaluate) if evaluate else None

@@ -14,6 +14,12 @@ from sned.errors import BudgetError, close_names
 AMOUNTS = ("latency_ms", "energy_mj", "size_bytes", "macs", "parameters", "peak_memory_bytes")
 """What a budget can limit; `limits` knows these names, and so does `Costs`."""
 
+PER_DEVICE = ("latency_ms", "energy_mj")
+"""Those of them that differ between devices."""
+
+ON = "@"
+"""Between the name of an amount and that of a device of a set: "latency_ms@pixel-9"."""
+
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 
 
@@ -94,14 +100,15 @@ class Budget(BaseModel):
         size_bytes: size of the exported file.
         macs: multiply-accumulates of one run.
         parameters: number of parameters.
-        peak_memory_bytes: memory needed to run.
+        peak_memory_bytes: of the activations held at once; weights are `size_bytes`.
         sparsity: fraction of the units of each group to remove, in [0, 1); instead of all amounts.
         max_loss: how much of the figure that `evaluate` returns may be lost, in [0, 1).
-        device: name of a device in the catalogue.
+        device: name of a device in the catalogue, or of a set, or the path of a profile (.toml), or several of these
+            with commas: the budget must then hold on every one, and a relative latency is each device's own.
         runtime: that runs the network there.
         batch: inputs at once, at least 1.
         threads: inside an op, at least 1.
-        dtype: of weights and activations.
+        dtype: of weights and activations. Only float32 is measured; others are estimated.
 
     Raises:
         BudgetError: nothing is asked, a value cannot be, or two contradict each other.
@@ -122,10 +129,12 @@ class Budget(BaseModel):
     sparsity: Fraction = None
     max_loss: Fraction = None
     device: str = "host"
-    runtime: Literal["onnxruntime"] = "onnxruntime"
+    runtime: Literal["onnxruntime", "litert", "litert-micro", "coreml", "executorch", "openvino"] = (
+        "onnxruntime"
+    )
     batch: Whole = 1
     threads: Whole = 1
-    dtype: Literal["float32"] = "float32"
+    dtype: Literal["float32", "float16", "int8"] = "float32"
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -161,10 +170,11 @@ class Budget(BaseModel):
         """Resolve the amounts to absolute ones.
 
         Args:
-            dense: what the network costs unpruned, by the names of the amounts.
+            dense: what the network costs unpruned, by the names of the amounts; on a set of devices also by
+                "latency_ms@pixel-9".
 
         Returns:
-            The largest value allowed of each amount that is limited.
+            The largest value allowed of each amount that is limited; on a set, of each device.
 
         Raises:
             BudgetError: an amount is limited that `dense` does not tell (missing or nan).
@@ -176,13 +186,23 @@ class Budget(BaseModel):
                 f"`{missing[0]}` cannot be budgeted on '{self.device}' yet: no model tells it. "
                 f"Limit one of {told or 'nothing'} instead."
             )
-        return {name: _resolved(value, dense[name]) for name, value in self.amounts.items()}
+        return {
+            place: _resolved(value, dense[place])
+            for name, value in self.amounts.items()
+            for place in _places(name, dense)
+        }
 
     def __str__(self) -> str:
         asked = _shown(self.amounts) if self.amounts else ""
         others = {"sparsity": self.sparsity, "max_loss": self.max_loss}
         more = ", ".join(f"{name}={value:g}" for name, value in others.items() if value is not None)
         return ", ".join(part for part in (asked, more) if part) + f" on {self.device}"
+
+
+def _places(name: str, dense: Mapping[str, float]) -> list[str]:
+    """Where an amount is limited: on every device of a set, if it is one that differs between them."""
+    members = [place for place in dense if place.startswith(f"{name}{ON}")]
+    return members if members and name in PER_DEVICE else [name]
 
 
 def _resolved(value: float | str, dense: float) -> float:
@@ -201,5 +221,5 @@ def _worded(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"A budget has no field `{name}`. {close_names(name, Budget.model_fields)}"
     if first["type"] == "literal_error":
-        return f"`{name}` must be {first['ctx']['expected']} today, got {first['input']!r}."
+        return f"`{name}` must be {first['ctx']['expected']}, got {first['input']!r}."
     return f"`{name}`: {first['msg'][:1].lower()}{first['msg'][1:]}, got {first['input']!r}."

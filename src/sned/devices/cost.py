@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
 
 import numpy as np
 
-from sned.devices.host import OpTables, Wanted, measure
-from sned.devices.kernel_rules import workload
+from sned.devices.budget import ON
+from sned.devices.figures import Figures
+from sned.devices.footprint import elements, energy_mj, peak_elements
+from sned.devices.host import OpTables
 from sned.devices.kernels import FloatArray, Kernel, Workload
-from sned.devices.layout import Launch, launches
-from sned.devices.probe import block_size, environment
-from sned.devices.profile import Device
-from sned.devices.store import Store
-from sned.errors import DeviceError, PlanError
-from sned.graph.ir import Graph
-from sned.progress import SILENT, Progress
-
-BYTES = 4
-"""Of a weight in float32, the only type that is costed today."""
+from sned.devices.layout import launches
+from sned.devices.roofline import Roofline
+from sned.errors import PlanError
 
 CHUNK = 4096
 """Plans evaluated at a time: the arrays in between then stay in the cache."""
+
+Basis = Literal["measured", "calibrated", "estimated"]
+"""What latencies stand on: the network's own ops timed, a calibration of the device, or its profile alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +34,8 @@ class Costs:
         parameters: elements of all parameters; buffers do not count.
         size_bytes: of an exported file, BatchNorms folded; of its weights only, unless `anchored`.
         energy_mj: of one run.
-        peak_memory_bytes: of weights and activations together.
+        peak_memory_bytes: of activations, when most are held at once; weights are not among them.
+        members: of a set of devices, what each costs by name; the fields above are then the most on any.
     """
 
     latency_ms: FloatArray
@@ -45,10 +44,18 @@ class Costs:
     size_bytes: FloatArray
     energy_mj: FloatArray
     peak_memory_bytes: FloatArray
+    members: Mapping[str, Costs] = field(default_factory=dict)
+
+    def columns(self) -> dict[str, FloatArray]:
+        """The fields by name, and those of each member of a set as "latency_ms@pixel-9"."""
+        own = {name: values for name, values in vars(self).items() if name != "members"}
+        for device, costs in self.members.items():
+            own |= {f"{name}{ON}{device}": values for name, values in costs.columns().items()}
+        return own
 
     def at(self, plan: int) -> dict[str, float]:
         """The figures of one plan by name, without those that are not modelled."""
-        figures = {name: float(values[plan]) for name, values in vars(self).items()}
+        figures = {name: float(values[plan]) for name, values in self.columns().items()}
         return {name: value for name, value in figures.items() if not np.isnan(value)}
 
 
@@ -62,6 +69,9 @@ class LayerCost:
         latency_ms: reorders that it makes necessary included.
         macs: multiply-accumulates.
         parameters: elements of the parameters that it is the first to read.
+        bound: what of the hardware it waits for: "compute", a level of cache, "memory", or "overhead" (it has so
+            little to do that beginning takes longest). By the device's profile, wherever the latency comes from.
+        bytes_moved: weights and activations.
     """
 
     module: str
@@ -69,6 +79,8 @@ class LayerCost:
     latency_ms: float
     macs: float
     parameters: float
+    bound: str = ""
+    bytes_moved: float = 0.0
 
 
 class CostModel(Protocol):
@@ -84,20 +96,49 @@ class CostModel(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class MeasuredCost:
-    """A `CostModel` that adds up measured times of single ops.
+class Cost:
+    """What plans of a network cost on one device.
 
     Attributes:
         work: what the network makes the runtime do.
-        tables: what that takes.
-        scale: factor on every latency, 1 unless `anchored`.
+        roofline: what the device's profile tells; energy, memory and what binds come from here always.
+        tables: times of ops, where these were measured or calibrated; None: latencies are estimates from the profile.
+        basis: what latencies stand on.
+        device: name of the device.
+        scale: factor on every latency: 1, unless `anchored` or calibrated on a machine that is slower today.
         file_bytes: what a file holds besides weights, 0 unless `anchored`.
+        capacity: limits that any plan must keep to run there at all, by the name of the cost.
+        notes: what the user ought to know of where the figures come from.
     """
 
     work: Workload
-    tables: OpTables
+    roofline: Roofline
+    tables: OpTables | None = None
+    basis: Basis = "estimated"
+    device: str = "host"
     scale: float = 1.0
     file_bytes: float = 0.0
+    capacity: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def figures(self) -> Figures:
+        """The figures of the device that are reckoned with."""
+        return self.roofline.figures
+
+    @property
+    def origin(self) -> str:
+        """In a few words, how latencies were obtained."""
+        return {
+            "measured": "from ops timed on this machine",
+            "calibrated": "from a calibration of the device",
+            "estimated": "an estimate from the device's data sheet",
+        }[self.basis]
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """A sentence for each figure that was assumed because the profile does not tell it."""
+        return self.figures.assumed
 
     def evaluate(self, counts: FloatArray) -> Costs:
         """Cost `P` plans that keep `counts[P, G]` units of the graph's groups.
@@ -107,47 +148,58 @@ class MeasuredCost:
         """
         plans = self._checked(np.atleast_2d(np.asarray(counts, dtype=np.float64)))
         parts = [self._evaluate(plans[i : i + CHUNK]) for i in range(0, max(1, len(plans)), CHUNK)]
-        names = vars(parts[0])
-        return Costs(**{name: np.concatenate([vars(part)[name] for part in parts]) for name in names})
+        names = parts[0].columns()
+        return _costs({name: np.concatenate([part.columns()[name] for part in parts]) for name in names})
 
     def layers(self, counts: FloatArray) -> list[LayerCost]:
         """Cost one plan, `counts[G]`, step by step in running order; the latencies add up to the plan's."""
         sizes = self.work.sizes_of(self._checked(np.asarray(counts, dtype=np.float64)[None]))
-        latency = np.zeros(len(self.work.kernels))
-        for launch in launches(self.work, sizes, self.tables.block):
-            if launch.where[0]:
-                latency[launch.kernel] += self._microseconds(launch)[0]
-        latency += [float(cold[0]) for cold in self._cold(sizes)]
+        latency = self._times(sizes)[:, 0]
+        bounds, moved = self._bounds(sizes)
         seen: set[str] = set()
-        made = [LayerCost("", "call", self.tables.call_us * self.scale / 1e3, 0.0, 0.0)]
-        for kernel, microseconds in zip(self.work.kernels, latency, strict=True):
+        made = [LayerCost("", "call", self._call_us * self.scale / 1e3, 0.0, 0.0, "overhead")]
+        for index, kernel in enumerate(self.work.kernels):
             first = [
                 n for n in dict.fromkeys(kernel.parameters) if n in self.work.parameters and n not in seen
             ]
             seen.update(first)
-            parameters = sum(float(self.work.parameters[name].at(sizes)[0]) for name in first)
-            macs = float(kernel.macs.at(sizes)[0])
             made.append(
                 LayerCost(
-                    kernel.module, _kind(kernel), float(microseconds) * self.scale / 1e3, macs, parameters
+                    module=kernel.module,
+                    kind=_kind(kernel),
+                    latency_ms=float(latency[index]) * self.scale / 1e3,
+                    macs=float(kernel.macs.at(sizes)[0]),
+                    parameters=sum(float(self.work.parameters[name].at(sizes)[0]) for name in first),
+                    bound=bounds[index],
+                    bytes_moved=float(moved[index]),
                 )
             )
         return made
 
     def anchored(
-        self, counts: FloatArray, latency_ms: float, *, size_bytes: float | None = None
-    ) -> MeasuredCost:
+        self, counts: FloatArray, latency_ms: float | None = None, *, size_bytes: float | None = None
+    ) -> Cost:
         """The same model, so that it tells of one plan what was measured of it.
 
         Args:
             counts: `[G]`, units kept in each group, usually all.
-            latency_ms: measured, above zero; all latencies are scaled alike.
+            latency_ms: measured, above zero; all latencies are scaled alike. None: they stay as they are.
             size_bytes: of the exported file; what it holds besides weights counts for every plan.
         """
         predicted = self.evaluate(counts).at(0)
         beside = 0.0 if size_bytes is None else size_bytes - predicted["size_bytes"]
-        scale = self.scale * latency_ms / predicted["latency_ms"]
+        scale = self.scale if latency_ms is None else self.scale * latency_ms / predicted["latency_ms"]
         return replace(self, scale=scale, file_bytes=max(0.0, self.file_bytes + beside))
+
+    def anchored_like(self, other: Cost | FleetCost) -> Cost:
+        """The same model, scaled as `other` is: a model of the same device, of a network with more layers."""
+        anchor = next(each for each in other.costs if each.device == self.device)
+        return replace(self, scale=anchor.scale, file_bytes=anchor.file_bytes)
+
+    @property
+    def costs(self) -> tuple[Cost, ...]:
+        """The models of the devices that this one speaks of: itself."""
+        return (self,)
 
     def _checked(self, counts: FloatArray) -> FloatArray:
         sizes, least = np.array(self.work.group_sizes), np.array(self.work.group_least)
@@ -164,92 +216,125 @@ class MeasuredCost:
         return counts
 
     def _evaluate(self, counts: FloatArray) -> Costs:
-        sizes = self.work.sizes_of(counts)
-        latency = np.full(len(counts), self.tables.call_us)
-        for launch in launches(self.work, sizes, self.tables.block):
-            if launch.where.all():
-                latency += self._microseconds(launch)
-            elif launch.where.any():
-                chosen = np.flatnonzero(launch.where)
-                widths = tuple(width[chosen] for width in launch.widths)
-                latency[chosen] += self.tables.microseconds(launch.family, widths)
-        for cold in self._cold(sizes):
-            latency += cold
-        unknown = np.full(len(counts), np.nan)
-        stored = sum((extent.at(sizes) for extent in self.work.stored), np.zeros(len(counts)))
+        work, nothing = self.work, np.zeros(len(counts))
+        sizes = work.sizes_of(counts)
+        values = elements(work, sizes)
+        latency = (self._times(sizes).sum(axis=0) + self._call_us) * self.scale / 1e3
+        stored = sum((extent.at(sizes) for extent in work.stored), nothing)
         return Costs(
-            latency_ms=latency * self.scale / 1e3,
-            macs=sum((kernel.macs.at(sizes) for kernel in self.work.kernels), np.zeros(len(counts))),
-            parameters=sum(
-                (extent.at(sizes) for extent in self.work.parameters.values()), np.zeros(len(counts))
-            ),
-            size_bytes=stored * BYTES + self.file_bytes,
-            energy_mj=unknown,
-            peak_memory_bytes=unknown,
+            latency_ms=latency,
+            macs=sum((kernel.macs.at(sizes) for kernel in work.kernels if kernel.macs.factor), nothing),
+            parameters=sum((extent.at(sizes) for extent in work.parameters.values()), nothing),
+            size_bytes=stored * self.figures.bytes + self.file_bytes,
+            energy_mj=energy_mj(work, sizes, values, self.figures, latency),
+            peak_memory_bytes=peak_elements(work, values) * self.figures.bytes,
         )
 
-    def _microseconds(self, launch: Launch) -> FloatArray:
-        return self.tables.microseconds(launch.family, launch.widths)
+    @property
+    def _call_us(self) -> float:
+        return self.roofline.call_us if self.tables is None else self.tables.call_us
 
-    def _cold(self, sizes: FloatArray) -> list[FloatArray]:
-        """What each kernel loses because the weights of the others push its own out of the cache."""
-        held = [kernel.weights.at(sizes) * BYTES for kernel in self.work.kernels]
-        total = np.sum(held, axis=0) if held else np.zeros(len(sizes))
-        return [self.tables.cold_us(total, own) for own in held]
+    def _times(self, sizes: FloatArray) -> FloatArray:
+        """Microseconds of every kernel, `[kernels, P]`."""
+        source = self.roofline if self.tables is None else self.tables
+        return source.microseconds(self.work, sizes)
+
+    def _bounds(self, sizes: FloatArray) -> tuple[list[str], FloatArray]:
+        """For the first plan, what each kernel waits for most, and the bytes that it moves."""
+        footprint = self.roofline.footprint(self.work, sizes)
+        longest = np.zeros(len(self.work.kernels))
+        bounds, moved = [""] * len(longest), np.zeros(len(longest))
+        for launch in launches(self.work, sizes, self.roofline.block):
+            if not launch.where[0]:
+                continue
+            name, asked = self.roofline.binding(launch, footprint)
+            took = float(
+                self.roofline.launch_us(launch.family, tuple(w[:1] for w in launch.widths), footprint[:1])[0]
+            )
+            moved[launch.kernel] += float(asked.moved[0] + asked.weights[0]) * self.figures.bytes
+            if took > longest[launch.kernel]:
+                longest[launch.kernel], bounds[launch.kernel] = took, name
+        return bounds, moved
+
+
+@dataclass(frozen=True, eq=False)
+class FleetCost:
+    """What plans cost on every device of a set: each figure is the most on any of them.
+
+    Attributes:
+        costs: of each device, at least one, all of the same network.
+    """
+
+    costs: Sequence[Cost]
+
+    def evaluate(self, counts: FloatArray) -> Costs:
+        """Cost `P` plans that keep `counts[P, G]` units of the graph's groups."""
+        members = {cost.device: cost.evaluate(counts) for cost in self.costs}
+        columns = [costs.columns() for costs in members.values()]
+        most = {name: np.max([column[name] for column in columns], axis=0) for name in columns[0]}
+        return replace(_costs(most), members=members)
+
+    def layers(self, counts: FloatArray) -> list[LayerCost]:
+        """Cost one plan on the device that takes longest for the whole network."""
+        return self._slowest.layers(counts)
+
+    @property
+    def _slowest(self) -> Cost:
+        dense = np.array([self.costs[0].work.group_sizes], np.float64)
+        return max(self.costs, key=lambda cost: float(cost.evaluate(dense).latency_ms[0]))
+
+    def anchored(
+        self, counts: FloatArray, latency_ms: float | None = None, *, size_bytes: float | None = None
+    ) -> FleetCost:
+        """The same models, told how large the exported file is; see `Cost.anchored`."""
+        return replace(
+            self, costs=[cost.anchored(counts, latency_ms, size_bytes=size_bytes) for cost in self.costs]
+        )
+
+    def anchored_like(self, other: Cost | FleetCost) -> FleetCost:
+        """The same models, each scaled as that of the same device in `other`."""
+        return replace(self, costs=[cost.anchored_like(other) for cost in self.costs])
+
+    @property
+    def capacity(self) -> Mapping[str, float]:
+        """The limits that a plan must keep to run on every device."""
+        limits = [item for cost in self.costs for item in cost.capacity.items()]
+        return {name: min(value for other, value in limits if other == name) for name, _ in limits}
+
+    @property
+    def basis(self) -> Basis:
+        """What latencies stand on, on the device of which least is known."""
+        order: tuple[Basis, ...] = ("estimated", "calibrated", "measured")
+        return min((cost.basis for cost in self.costs), key=order.index)
+
+    @property
+    def device(self) -> str:
+        """The names of the devices."""
+        return ", ".join(cost.device for cost in self.costs)
+
+    @property
+    def origin(self) -> str:
+        """In a few words, how latencies were obtained."""
+        worst = next(cost for cost in self.costs if cost.basis == self.basis)
+        return f"the most on any of {len(self.costs)} devices, {worst.origin}"
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """A sentence for each figure that was assumed, and for which device."""
+        return tuple(f"{cost.device}: {sentence}" for cost in self.costs for sentence in cost.assumed)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user ought to know of where the figures come from."""
+        return tuple(dict.fromkeys(note for cost in self.costs for note in cost.notes))
+
+
+def _costs(columns: Mapping[str, FloatArray]) -> Costs:
+    return Costs(
+        columns["latency_ms"], columns["macs"], columns["parameters"], columns["size_bytes"], columns["energy_mj"],
+        columns["peak_memory_bytes"],
+    )  # fmt: skip
 
 
 def _kind(kernel: Kernel) -> str:
     return kernel.op.lower() if kernel.kind in ("elementwise", "copy", "rows", "reduce") else kernel.kind
-
-
-def cost_model(
-    graph: Graph,
-    device: Device,
-    *,
-    batch: int = 1,
-    threads: int = 1,
-    seconds: float = 20.0,
-    store: Store | None = None,
-    progress: Progress = SILENT,
-) -> MeasuredCost:
-    """Make the cost model of a network on a device; on one that can be measured, time the ops that it needs.
-
-    Args:
-        graph: the traced network.
-        device: from `find_device`.
-        batch: inputs at once, at least 1.
-        threads: inside an op, at least 1 and at most the cores of the device.
-        seconds: how long to measure at most.
-        store: where measured times are kept; by default the user's cache folder.
-        progress: told of each op measured.
-
-    Raises:
-        DeviceError: the device cannot be measured from here, or has fewer cores.
-    """
-    if not device.measurable:
-        raise DeviceError(
-            f"Costs can be told for devices that sned can measure, got '{device.name}', which it cannot. "
-            "Only 'host' works today: use `device=\"host\"` and run sned on the machine that you mean."
-        )
-    if batch < 1:
-        raise DeviceError(f"`batch` must be at least 1, got {batch}.")
-    if threads < 1 or (device.cores is not None and threads > device.cores):
-        raise DeviceError(
-            f"`threads` must lie between 1 and the {device.cores} cores of '{device.name}', got {threads}."
-        )
-    work = workload(graph, batch)
-    block = block_size()
-    edges = np.concatenate([work.least, work.dense])
-    wanted = [_wanted(launch) for launch in launches(work, edges, block)]
-    weights = float(sum(kernel.weights.at(work.dense)[0] for kernel in work.kernels)) * BYTES
-    store = Store.open(environment(threads)) if store is None else store
-    tables = measure(wanted, block, store, seconds=seconds, largest_footprint=weights, progress=progress)
-    return MeasuredCost(work, tables)
-
-
-def _wanted(launch: Launch) -> Wanted:
-    return Wanted(launch.family, *(tuple(_edge(launch.widths, edge)) for edge in (0, 1)))
-
-
-def _edge(widths: Sequence[FloatArray], edge: int) -> list[float]:
-    return [float(width[edge]) for width in widths]

@@ -93,6 +93,33 @@ def conv_coordinates(round_inputs: bool) -> Coordinates:
     return coordinates
 
 
+def conv_widths(round_inputs: bool) -> Coordinates:
+    """Take `conv_coordinates` back, as far as rounding allows."""
+
+    def widths(coordinates: Sequence[FloatArray], block: int) -> tuple[FloatArray, ...]:
+        n, inputs, before, last = coordinates
+        return n, inputs * block if round_inputs else inputs, (before * SET + last) * block
+
+    return widths
+
+
+def grouped_widths(coordinates: Sequence[FloatArray], block: int) -> tuple[FloatArray, ...]:
+    """Take `grouped_coordinates` back."""
+    n, groups, inputs, before, last = coordinates
+    return n, groups, inputs * block, (before * SET + last) * block
+
+
+def blocked_widths(coordinates: Sequence[FloatArray], block: int) -> tuple[FloatArray, ...]:
+    """Take `blocked_coordinates` back."""
+    return coordinates[0], coordinates[1] * block
+
+
+def reorder_widths(coordinates: Sequence[FloatArray], block: int) -> tuple[FloatArray, ...]:
+    """Take `reorder_coordinates` back."""
+    n, before, rest = coordinates
+    return n, before * block + rest
+
+
 def plain_conv_grid(low: Point, high: Point, block: int, density: int) -> tuple[FloatArray, ...]:
     """Batch, inputs and outputs of a convolution in plain layout.
 

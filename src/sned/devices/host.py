@@ -12,42 +12,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import ModelProto
 
 from sned.devices.grids import Point
-from sned.devices.kernels import FloatArray
-from sned.devices.layout import Family
-from sned.devices.probe import CHAIN_BYTES, chain, chain_length, nodes, open_op, yardstick
+from sned.devices.kernels import FloatArray, Workload
+from sned.devices.layout import Chosen, Family, Launch, kernel_times
+from sned.devices.probe import CHAIN_BYTES, chain, chain_length, nodes
 from sned.devices.recipes import RECIPES
 from sned.devices.store import Store
 from sned.devices.table import Table
-from sned.progress import SILENT, Advance, Progress
-from sned.timing import interleaved
+from sned.devices.timer import YARDSTICK, Probe, Timer
+from sned.progress import SILENT, Progress
 
-if TYPE_CHECKING:
-    from onnxruntime import IOBinding, OrtValue
+BYTES = 4
+"""Of a weight in float32, the only type that is timed."""
 
-CHUNK = 48
-"""Sessions held open at a time and timed against each other."""
-
-CHUNK_BYTES = 384 << 20
-SAMPLE_MS = 0.3
-RUNS = 15
-DISTURBED = 0.25
-"""A median this fraction above the 10th percentile means that half of the samples were disturbed."""
-
-YARDSTICK = "yardstick"
-_TIMED_SHARE = 0.6
-"""Of the time given: the rest goes by while models are made and opened."""
-
-Runner = Callable[[], object]
 FOOTPRINTS_MB = (0.3, 0.6, 1.2, 1.8, 2.4, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
@@ -105,7 +89,26 @@ class OpTables:
     tables: Mapping[Family, Table]
     cold: Cold
 
-    def microseconds(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
+    def microseconds(self, work: Workload, sizes: FloatArray) -> FloatArray:
+        """Time every kernel of a network: `[kernels, P]` for `sizes[P, S]`."""
+
+        def time(launch: Launch, chosen: Chosen) -> FloatArray:
+            del chosen
+            return self.op_us(launch.family, launch.widths)
+
+        times = kernel_times(work, sizes, self.block, time)
+        held = {
+            index: kernel.weights.at(sizes) * BYTES
+            for index, kernel in enumerate(work.kernels)
+            if kernel.weights.factor
+        }
+        if held:
+            total = np.sum(list(held.values()), axis=0)
+            for index, own in held.items():
+                times[index] += self.cold_us(total, own)
+        return times
+
+    def op_us(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
         """Time one op of a family at `P` widths, given as one `[P]` array an axis."""
         return self.tables[family](RECIPES[family.recipe].coordinates(widths, self.block))
 
@@ -122,12 +125,6 @@ class OpTables:
         lost = self.cold.per_op(footprint) - self.cold.per_op(own)
         lost = lost + (self.cold.per_byte(footprint) - self.cold.per_byte(own)) * own
         return np.where(own > 0, np.maximum(lost, 0.0), 0.0)
-
-
-@dataclass(frozen=True)
-class _Point:
-    key: str
-    model: partial[ModelProto]
 
 
 def measure(
@@ -151,16 +148,16 @@ def measure(
         largest_footprint: bytes of the largest set of weights that will be asked about.
         progress: told of each op.
     """
-    ranges = _joined(wanted)
+    ranges = joined(wanted)
     coarse, fine = (
         {f: RECIPES[f.recipe].grid(low, high, block, density) for f, (low, high) in ranges.items()}
         for density in (2, 3)
     )
     footprints = [mb for mb in FOOTPRINTS_MB if mb * 1e6 < 2 * largest_footprint] or [FOOTPRINTS_MB[0]]
-    needed = _unknown([*_general(footprints, block), *_points(coarse, block)], store)
+    needed = _unknown([*general(footprints, block), *_points(coarse, block)], store)
     better = _unknown(_points(_begun(fine, coarse, needed, block), block), store)
     better = [point for point in better if point.key not in {known.key for known in needed}]
-    timer = _Timer(store, block, time.perf_counter() + seconds)
+    timer = Timer(store, block, time.perf_counter() + seconds)
     with progress.task("measuring ops", total=len(needed) + len(better)) as advance:
         timer.time(needed, advance, left=len(needed) + len(better))
         timer.time(better, advance, left=len(better), optional=True)
@@ -172,7 +169,8 @@ def measure(
     return _tables(grids, footprints, block, known)
 
 
-def _joined(wanted: Sequence[Wanted]) -> dict[Family, tuple[Point, Point]]:
+def joined(wanted: Sequence[Wanted]) -> dict[Family, tuple[Point, Point]]:
+    """The families, each with the smallest and largest widths that occur anywhere."""
     ranges: dict[Family, tuple[Point, Point]] = {}
     for want in wanted:
         low, high = ranges.get(want.family, (want.low, want.high))
@@ -180,9 +178,9 @@ def _joined(wanted: Sequence[Wanted]) -> dict[Family, tuple[Point, Point]]:
     return ranges
 
 
-def _points(grids: Mapping[Family, tuple[FloatArray, ...]], block: int) -> list[_Point]:
+def _points(grids: Mapping[Family, tuple[FloatArray, ...]], block: int) -> list[Probe]:
     return [
-        _Point(_key(family, point), partial(RECIPES[family.recipe].model, family, point, block))
+        Probe(key_of(family, point), partial(RECIPES[family.recipe].model, family, point, block))
         for family, axes in grids.items()
         for point in product(*axes)
     ]
@@ -191,7 +189,7 @@ def _points(grids: Mapping[Family, tuple[FloatArray, ...]], block: int) -> list[
 def _begun(
     fine: Mapping[Family, tuple[FloatArray, ...]],
     coarse: Mapping[Family, tuple[FloatArray, ...]],
-    needed: Sequence[_Point],
+    needed: Sequence[Probe],
     block: int,
 ) -> dict[Family, tuple[FloatArray, ...]]:
     """The fine grids of families that are measured now; what was good enough the last time stays as it is."""
@@ -199,11 +197,12 @@ def _begun(
     return {f: axes for f, axes in fine.items() if any(p.key in keys for p in _points({f: coarse[f]}, block))}
 
 
-def _unknown(points: Sequence[_Point], store: Store) -> list[_Point]:
+def _unknown(points: Sequence[Probe], store: Store) -> list[Probe]:
     return list({point.key: point for point in points if point.key not in store.yardsticks}.values())
 
 
-def _key(family: Family, point: Sequence[float]) -> str:
+def key_of(family: Family, point: Sequence[float]) -> str:
+    """The name of a measured point in a store."""
     return json.dumps([family.recipe, dict(family.statics), [float(width) for width in point]])
 
 
@@ -213,22 +212,27 @@ def _tables(
     block: int,
     known: Mapping[str, float],
 ) -> OpTables:
-    node = (known["nodes 9"] - known["nodes 1"]) / 8
-    empty = known["nodes 1"] - node
+    node, empty = overheads(known)
     tables = {}
     for family, axes in grids.items():
-        times = np.array([known[_key(family, point)] for point in product(*axes)])
+        times = np.array([known[key_of(family, point)] for point in product(*axes)])
         tables[family] = Table(axes, times.reshape([len(axis) for axis in axes]) - empty)
     return OpTables(
         block=block,
         call_us=known["call"] - node,
         yardstick_us=known[YARDSTICK],
         tables=tables,
-        cold=_cold(footprints, known, empty),
+        cold=cold_of(footprints, known, empty),
     )
 
 
-def _cold(footprints: Sequence[float], known: Mapping[str, float], empty: float) -> Cold:
+def overheads(known: Mapping[str, float]) -> tuple[float, float]:
+    """Microseconds of a node that does nothing, and of a session without nodes."""
+    node = (known["nodes 9"] - known["nodes 1"]) / 8
+    return node, known["nodes 1"] - node
+
+
+def cold_of(footprints: Sequence[float], known: Mapping[str, float], empty: float) -> Cold:
     """What chains of convolutions lose, an op and a byte, as their weights grow."""
     counts = np.array([chain_length(mb) for mb in footprints])
     single = np.array([known[f"chain {mb}"] - empty for mb in footprints]) / counts
@@ -248,112 +252,15 @@ def _lost(times: FloatArray) -> FloatArray:
     return lost
 
 
-# --- timing --------------------------------------------------------------------------------------------
-
-
-class _Timer:
-    """Times points until a deadline; keeps in the store those that were not disturbed.
-
-    Attributes:
-        relative: all that were timed, in yardsticks.
-    """
-
-    def __init__(self, store: Store, block: int, deadline: float) -> None:
-        self.relative: dict[str, float] = {}
-        self._store = store
-        self._deadline = deadline
-        self._threads = store.environment.threads
-        self._yardstick = {YARDSTICK: _runner(yardstick(block), self._threads)}
-        self._lengths_ms: list[float] = []
-        self._interleaved({}, 0.1)
-
-    @property
-    def yardstick_us(self) -> float:
-        """How long the yardstick took, over all rounds."""
-        return float(np.median(self._lengths_ms)) * 1e3
-
-    def time(self, points: Sequence[_Point], advance: Advance, *, left: int, optional: bool = False) -> None:
-        """Time `points` in their share of the time for all that are `left`; optional ones until it ends."""
-        for runners in self._chunks(points):
-            seconds = max(0.0, self._deadline - time.perf_counter())
-            self._interleaved(runners, seconds * len(runners) / left * _TIMED_SHARE)
-            left -= len(runners)
-            advance(len(runners))
-            if optional and time.perf_counter() > self._deadline:
-                return
-
-    def _interleaved(self, runners: Mapping[str, Runner], seconds: float) -> None:
-        times = interleaved(
-            {**runners, **self._yardstick},
-            runs=RUNS,
-            warmup=1,
-            threads=self._threads,
-            min_sample_ms=SAMPLE_MS,
-            settle=1,
-            max_seconds=seconds,
-        )
-        # Other work on the machine only adds to a time, so the quicker samples say more of the op; how long
-        # the yardstick takes on the whole is its median, as it will be that of the network.
-        self._lengths_ms.append(times[YARDSTICK].median_ms)
-        quick = {key: latency.p10_ms for key, latency in times.items()}
-        self.relative.update({key: time_ms / quick[YARDSTICK] for key, time_ms in quick.items()})
-        undisturbed = [k for k, latency in times.items() if latency.median_ms <= (1 + DISTURBED) * quick[k]]
-        self._store.yardsticks.update({key: self.relative[key] for key in undisturbed})
-        if runners:
-            self._store.save()
-
-    def _chunks(self, points: Sequence[_Point]) -> Iterator[dict[str, Runner]]:
-        runners: dict[str, Runner] = {}
-        held = 0
-        for point in points:
-            model = point.model()
-            held += model.ByteSize()
-            if runners and (len(runners) >= CHUNK or held > CHUNK_BYTES):
-                yield runners
-                runners, held = {}, model.ByteSize()
-            runners[point.key] = _runner(model, self._threads, called=point.key == "call")
-        if runners:
-            yield runners
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """A session bound to inputs that stay in place; called, it runs."""
-
-    run: Callable[[IOBinding], None]
-    binding: IOBinding
-    inputs: tuple[OrtValue, ...]
-
-    def __call__(self) -> None:
-        self.run(self.binding)
-
-
-def _runner(model: ModelProto, threads: int, *, called: bool = False) -> Runner:
-    """What runs a model; `called`: by the call that users make, which costs more."""
-    import onnxruntime
-
-    session = open_op(model, threads)
-    rng = np.random.default_rng(0)
-    feeds = {v.name: rng.standard_normal(v.shape).astype(np.float32) for v in session.get_inputs()}
-    if called:
-        return partial(session.run, None, feeds)
-    binding = session.io_binding()
-    inputs = tuple(onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in feeds.values())
-    for name, value in zip(feeds, inputs, strict=True):
-        binding.bind_ortvalue_input(name, value)
-    for output in session.get_outputs():
-        binding.bind_output(output.name, "cpu")
-    return _Bound(session.run_with_iobinding, binding, inputs)
-
-
-def _general(footprints: Sequence[float], block: int) -> list[_Point]:
+def general(footprints: Sequence[float], block: int) -> list[Probe]:
+    """What is measured besides ops: what a session, a node and a call cost, and how far away weights are."""
     return [
-        _Point("nodes 1", partial(nodes, 1)),
-        _Point("nodes 9", partial(nodes, 9)),
-        _Point("call", partial(nodes, 1)),
-        *(_Point(f"chain {mb}", partial(chain, chain_length(mb), block)) for mb in footprints),
+        Probe("nodes 1", partial(nodes, 1)),
+        Probe("nodes 9", partial(nodes, 9)),
+        Probe("call", partial(nodes, 1)),
+        *(Probe(f"chain {mb}", partial(chain, chain_length(mb), block)) for mb in footprints),
         *(
-            _Point(f"paired chain {mb}", partial(chain, chain_length(mb), block, paired=True))
+            Probe(f"paired chain {mb}", partial(chain, chain_length(mb), block, paired=True))
             for mb in footprints
         ),
     ]

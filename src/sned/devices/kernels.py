@@ -145,6 +145,11 @@ class Workload:
         return round(float(extent.at(self.least)[0])), round(float(extent.at(self.dense)[0]))
 
     @cached_property
+    def elements(self) -> tuple[Extent, ...]:
+        """How many elements each value has."""
+        return tuple(value.elements for value in self.values)
+
+    @cached_property
     def uses(self) -> tuple[int, ...]:
         """How often each value is read; leaving the network counts as one."""
         counts = [0] * len(self.values)

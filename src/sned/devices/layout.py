@@ -13,9 +13,10 @@ installed version makes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sned.devices.kernels import BoolArray, Extent, FloatArray, Kernel, Static, Value, Workload
 
@@ -27,6 +28,9 @@ STAYS_BLOCKED = frozenset(
 )
 MERGED_IN_BLOCKS = frozenset({"Relu", "Sigmoid", "Tanh"})
 MERGED_IN_PLAIN = frozenset({"Relu", "Sigmoid", "Tanh", "LeakyRelu", "Clip", "HardSigmoid"})
+Chosen = slice | NDArray[np.intp]
+"""Which plans: all, or those of these numbers."""
+
 CONVOLUTIONS = ("conv", "depthwise", "grouped")
 
 
@@ -77,6 +81,28 @@ def launches(workload: Workload, sizes: FloatArray, block: int) -> list[Launch]:
         layout.read(value, plain=layout.everywhere)
     layout.reorders()
     return layout.made
+
+
+def kernel_times(
+    workload: Workload, sizes: FloatArray, block: int, time: Callable[[Launch, Chosen], FloatArray]
+) -> FloatArray:
+    """Add up the times of launches by kernel: `[kernels, P]`.
+
+    Args:
+        workload: the network.
+        sizes: `[P, S]`, from `Workload.sizes_of`.
+        block: as for `launches`.
+        time: of a launch in the plans that are chosen, with its widths in those only.
+    """
+    times = np.zeros((len(workload.kernels), len(sizes)))
+    for launch in launches(workload, sizes, block):
+        if launch.where.all():
+            times[launch.kernel] += time(launch, slice(None))
+        elif launch.where.any():
+            chosen = np.flatnonzero(launch.where)
+            widths = tuple(width[chosen] for width in launch.widths)
+            times[launch.kernel, chosen] += time(replace(launch, widths=widths), chosen)
+    return times
 
 
 class Layout:

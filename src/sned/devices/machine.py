@@ -12,6 +12,7 @@ from pathlib import Path
 
 CPU_INFO = Path("/proc/cpuinfo")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")
 
 SIMD_FLAGS = (
     "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16",
@@ -51,6 +52,23 @@ def simd(cpu_info: Path = CPU_INFO) -> tuple[str, ...] | None:
     """Name the vector instructions that matter here, among those that the processor has."""
     flags = _field("flags", cpu_info) or _field("Features", cpu_info)
     return None if flags is None else tuple(flag for flag in SIMD_FLAGS if flag in flags.split())
+
+
+def simd_bits(instructions: tuple[str, ...] | None) -> int | None:
+    """Tell how wide a vector register is, going by the instructions that `simd` names."""
+    wide = {"avx512f": 512, "avx": 256, "sse4_2": 128, "neon": 128, "asimd": 128}
+    return (
+        None if instructions is None else next((n for name, n in wide.items() if name in instructions), None)
+    )
+
+
+def clock_ghz(cpu_info: Path = CPU_INFO) -> float | None:
+    """Tell the clock of the first core: the highest that it may have, or else the one that it has now."""
+    highest = _read(CLOCK)
+    if highest is not None and highest.isdecimal():
+        return int(highest) / 1e6
+    now = _field("cpu MHz", cpu_info)
+    return None if now is None else round(float(now) / 1e3, 3)
 
 
 def memory_bytes() -> int | None:

@@ -15,9 +15,12 @@ from sned.devices import machine
 from sned.errors import DeviceError, close_names
 
 CATALOG = files("sned.devices") / "catalog"
+SETS = files("sned.devices") / "sets.toml"
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
+Dtype = Literal["float32", "float16", "int8"]
+Level = Literal["L1", "L2", "L3", "L4", "L5", "memory"]
 
 
 class _Strict(BaseModel):
@@ -31,21 +34,35 @@ class Cores(_Strict):
         count: how many.
         name: such as "Cortex-A76".
         clock_ghz: highest sustained clock.
-        simd_bits: width of a vector register.
+        simd_bits: width of a vector register; 32 where there are none.
+        fma_units: vectors of that width that a core can multiply and add in one cycle.
     """
 
     count: Count
     name: str | None = None
-    clock_ghz: Positive | None = None
-    simd_bits: Count | None = None
+    clock_ghz: Annotated[float, Field(gt=0, lt=20)] | None = None
+    simd_bits: Annotated[int, Field(ge=32, le=4096)] | None = None
+    fma_units: Annotated[int, Field(ge=1, le=16)] | None = None
 
 
 class Cache(_Strict):
     """A data cache: its level (1 is nearest), its bytes, and how many cores share it."""
 
-    level: Count
+    level: Annotated[int, Field(ge=1, le=5)]
     size_bytes: Count
     shared_by: Count | None = None
+
+
+class Energy(_Strict):
+    """What work costs, in picojoules.
+
+    Attributes:
+        mac_pj: of one multiply-accumulate, by the type of its operands: "float32", "float16", "int8".
+        byte_pj: of moving one byte from a level of cache ("L1", "L2" …) or from "memory".
+    """
+
+    mac_pj: dict[Dtype, Positive] = Field(default_factory=dict)
+    byte_pj: dict[Level, Positive] = Field(default_factory=dict)
 
 
 class Device(_Strict):
@@ -60,9 +77,16 @@ class Device(_Strict):
         clusters: its cores, the fastest kind first.
         simd: vector instructions.
         caches: nearest first.
-        memory_bytes: of main memory.
+        memory_bytes: of main memory; of RAM, on a microcontroller.
         memory_bandwidth_gb_s: of main memory, gigabytes (1e9) a second.
+        flash_bytes: where a microcontroller keeps its weights.
+        accelerator: what there is beside the cores; costs are of the cores.
+        energy: of operations and of bytes moved.
+        idle_power_w: watts when nothing runs.
+        max_power_w: watts at most, sustained.
+        thermal: when it slows down.
         sources: where each figure comes from, by its name.
+        measured: the names of those figures that were measured; the others are published ones (data sheets, manuals).
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
@@ -75,7 +99,14 @@ class Device(_Strict):
     caches: tuple[Cache, ...] | None = None
     memory_bytes: Count | None = None
     memory_bandwidth_gb_s: Positive | None = None
+    flash_bytes: Count | None = None
+    accelerator: str | None = None
+    energy: Energy | None = None
+    idle_power_w: Positive | None = None
+    max_power_w: Positive | None = None
+    thermal: str | None = None
     sources: dict[str, str] = Field(default_factory=dict)
+    measured: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -91,12 +122,18 @@ class Device(_Strict):
                 f"Main memory must be larger than every cache, but '{self.name}' has {self.memory_bytes} "
                 f"bytes of it and a cache of {self.caches[-1].size_bytes}. Correct its profile."
             )
-        for figure in self.sources:
-            if figure not in _FIGURES:
-                raise DeviceError(
-                    f"`sources` of '{self.name}' names a figure '{figure}' that there is not. "
-                    f"{close_names(figure, _FIGURES)}"
-                )
+        if self.idle_power_w and self.max_power_w and self.idle_power_w >= self.max_power_w:
+            raise DeviceError(
+                f"`idle_power_w` must be less than `max_power_w`, but '{self.name}' has {self.idle_power_w:g} "
+                f"and {self.max_power_w:g} W. Correct its profile."
+            )
+        for field, named in (("sources", self.sources), ("measured", self.measured)):
+            for figure in named:
+                if figure not in FIGURES:
+                    raise DeviceError(
+                        f"`{field}` of '{self.name}' names a figure '{figure}' that there is not. "
+                        f"{close_names(figure, FIGURES)}"
+                    )
         return self
 
     @property
@@ -112,10 +149,21 @@ class Device(_Strict):
     @property
     def unknown(self) -> tuple[str, ...]:
         """The figures that are not known."""
-        return tuple(figure for figure in _FIGURES if getattr(self, figure) is None)
+        return tuple(figure for figure in FIGURES if getattr(self, figure) is None)
 
 
-_FIGURES = ("processor", "clusters", "simd", "caches", "memory_bytes", "memory_bandwidth_gb_s")
+FIGURES = (
+    "processor", "clusters", "simd", "caches", "memory_bytes", "memory_bandwidth_gb_s", "flash_bytes", "accelerator",
+    "energy", "idle_power_w", "max_power_w", "thermal",
+)  # fmt: skip
+"""What a profile can tell of a device; each has a source, or is not known."""
+
+
+class DeviceSet(_Strict):
+    """Devices that a budget must hold on, every one."""
+
+    title: str
+    members: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 def list_devices() -> list[Device]:
@@ -131,10 +179,40 @@ def find_device(name: str) -> Device:
     """
     known = _names()
     if name.lower() not in known:
-        raise DeviceError(f"There is no device '{name}' in the catalogue. {close_names(name, known)}")
+        raise DeviceError(
+            f"There is no device '{name}' in the catalogue. {close_names(name, [*known, *list_sets()])} "
+            "A profile of your own is given by its path, which ends in .toml."
+        )
     text = (CATALOG / f"{name.lower()}.toml").read_text(encoding="utf-8")
     device = parse_device(text, origin=f"{name.lower()}.toml")
     return _with_own_figures(device) if device.measurable else device
+
+
+def list_sets() -> dict[str, DeviceSet]:
+    """The sets of devices, by name."""
+    held = tomllib.loads(SETS.read_text(encoding="utf-8"))
+    return {
+        name: DeviceSet.model_validate({key: _tuples(value) for key, value in entry.items()})
+        for name, entry in held.items()
+    }
+
+
+def find_devices(name: str) -> tuple[Device, ...]:
+    """The devices that a name means: a device, a set, the path of a profile, or several of these with commas.
+
+    Raises:
+        DeviceError: a part of the name is none of these, or a profile is not valid.
+    """
+    parts = [part.strip() for part in name.split(",")]
+    found = {device.name: device for part in parts for device in _meant(part)}
+    return tuple(found.values())
+
+
+def _meant(name: str) -> tuple[Device, ...]:
+    if name.lower().endswith(".toml"):
+        return (read_device(name),)
+    members = list_sets().get(name.lower())
+    return (find_device(name),) if members is None else tuple(find_device(one) for one in members.members)
 
 
 def read_device(path: str | Path) -> Device:
@@ -181,7 +259,9 @@ def _worded(error: ValidationError, origin: str) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = close_names(str(first["loc"][-1]), Device.model_fields)
+        parts: dict[str, type[BaseModel]] = {"clusters": Cores, "caches": Cache, "energy": Energy}
+        holder = parts.get(str(first["loc"][0]), Device)
+        known = close_names(str(first["loc"][-1]), holder.model_fields)
         return f"The device profile '{origin}' has a key `{place}` that is not one of a profile. {known}"
     if first["type"] == "missing":
         return f"The device profile '{origin}' must have a key `{place}`. Add it."
@@ -207,10 +287,12 @@ def _names() -> list[str]:
 
 def _with_own_figures(device: Device) -> Device:
     caches = machine.data_caches()
+    simd = machine.simd()
+    cores = Cores(count=machine.cores(), clock_ghz=machine.clock_ghz(), simd_bits=machine.simd_bits(simd))
     figures: dict[str, object] = {
         "processor": machine.processor_name(),
-        "clusters": (Cores(count=machine.cores()),),
-        "simd": machine.simd(),
+        "clusters": (cores,),
+        "simd": simd,
         "caches": caches and tuple(Cache(**vars(level)) for level in caches),
         "memory_bytes": machine.memory_bytes(),
     }

@@ -23,14 +23,18 @@ from sned.devices.grids import (
     as_they_are,
     blocked_channels,
     blocked_coordinates,
+    blocked_widths,
     conv_coordinates,
     conv_grid,
+    conv_widths,
     each,
     grouped_coordinates,
     grouped_grid,
+    grouped_widths,
     plain_conv_grid,
     reorder_coordinates,
     reorder_grid,
+    reorder_widths,
 )
 from sned.devices.layout import ALIGNMENT, Family
 
@@ -49,11 +53,13 @@ class Recipe:
         coordinates: `(widths, block) -> ` the coordinates on the axes of the grid, which are fewer where
             widths are rounded up to blocks.
         model: `(family, point, block) -> ` an ONNX model of the op at one point of the grid.
+        widths: `(coordinates, block) -> ` the largest widths that have these coordinates.
     """
 
     grid: Grid
     coordinates: Coordinates
     model: Callable[[Family, Point, int], ModelProto]
+    widths: Coordinates = as_they_are
 
 
 def constant(name: str, shape: Shape, value: float = 0.01) -> TensorProto:
@@ -303,18 +309,20 @@ def _reshape(family: Family, point: Point, block: int) -> ModelProto:
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "direct_conv": Recipe(conv_grid(False), conv_coordinates(False), _direct_conv),
-    "blocked_conv": Recipe(conv_grid(True), conv_coordinates(True), _blocked_conv),
+    "direct_conv": Recipe(conv_grid(False), conv_coordinates(False), _direct_conv, conv_widths(False)),
+    "blocked_conv": Recipe(conv_grid(True), conv_coordinates(True), _blocked_conv, conv_widths(True)),
     "plain_conv": Recipe(plain_conv_grid, as_they_are, _plain_conv),
-    "blocked_depthwise": Recipe(blocked_channels, blocked_coordinates, _blocked_depthwise),
+    "blocked_depthwise": Recipe(blocked_channels, blocked_coordinates, _blocked_depthwise, blocked_widths),
     "plain_depthwise": Recipe(each("ee"), as_they_are, _plain_depthwise),
-    "blocked_grouped": Recipe(grouped_grid, grouped_coordinates, _blocked_grouped),
+    "blocked_grouped": Recipe(grouped_grid, grouped_coordinates, _blocked_grouped, grouped_widths),
     "plain_grouped": Recipe(each("eeee"), as_they_are, _plain_grouped),
     "deconv": Recipe(each("eee"), as_they_are, _deconv),
-    "blocked_pool": Recipe(blocked_channels, blocked_coordinates, lambda f, p, b: _pool(f, p, b, BLOCKED)),
+    "blocked_pool": Recipe(
+        blocked_channels, blocked_coordinates, lambda f, p, b: _pool(f, p, b, BLOCKED), blocked_widths
+    ),
     "plain_pool": Recipe(each("ee"), as_they_are, lambda f, p, b: _pool(f, p, b, "")),
-    "reorder_input": Recipe(reorder_grid, reorder_coordinates, _reorder_input),
-    "reorder_output": Recipe(reorder_grid, reorder_coordinates, _reorder_output),
+    "reorder_input": Recipe(reorder_grid, reorder_coordinates, _reorder_input, reorder_widths),
+    "reorder_output": Recipe(reorder_grid, reorder_coordinates, _reorder_output, reorder_widths),
     "elementwise": Recipe(each("g"), as_they_are, _elementwise),
     "norm": Recipe(each("ee"), as_they_are, _norm),
     "concat": Recipe(each("g"), as_they_are, _concat),

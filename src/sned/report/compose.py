@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
 
 from sned.calibration import Calibration
-from sned.devices import Budget, LayerCost, MeasuredCost
+from sned.devices import Budget, Cost, CostModel, FleetCost, LayerCost
+from sned.devices.budget import ON, PER_DEVICE
 from sned.export import Exported
 from sned.graph import Graph
 from sned.graph.example import Example
+from sned.graph.ir import IntArray
 from sned.report.environment import environment
-from sned.report.model import Asked, Check, Curve, GroupLoss, LayerLoss, Point, Report, State
+from sned.report.model import Asked, Check, Curve, GroupLoss, LayerLoss, Point, Report, Roofs, State
 from sned.report.shares import shares
 from sned.saliency import Scores
 from sned.saliency.scores import FloatArray
@@ -26,12 +28,19 @@ LITTLE = 0.97
 """A pruned network that takes more than this share of the time gained nothing worth the loss."""
 
 
+_ON_EACH = tuple(f"{name}{ON}" for name in PER_DEVICE)
+
+
+STAIR, STAIR_LEVEL = 1e-3, 1e-6
+"""Of the whole latency: what one unit costs at the end of a stair, at least, and on it, at most."""
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
-    """One of the two networks as it was measured."""
+    """One of the two networks as it was measured; `latency` is None where the device is not this machine."""
 
     exported: Exported
-    latency: Latency
+    latency: Latency | None
     accuracy: float | None
 
 
@@ -40,7 +49,7 @@ class Whole:
     """The user's own network, all its layers and units there, and the model of its costs."""
 
     graph: Graph
-    cost: MeasuredCost
+    cost: Cost | FleetCost
 
     @property
     def sizes(self) -> FloatArray:
@@ -51,7 +60,7 @@ class Whole:
         """Predicted costs."""
         return self.cost.evaluate(self.sizes[None]).at(0)
 
-    def anchored(self, latency_ms: float, size_bytes: float) -> Whole:
+    def anchored(self, latency_ms: float | None, size_bytes: float | None) -> Whole:
         """The same, so that predictions agree with what was measured."""
         return replace(self, cost=self.cost.anchored(self.sizes, latency_ms, size_bytes=size_bytes))
 
@@ -67,7 +76,7 @@ class Findings:
     graph: Graph
     budget: Budget
     limits: Mapping[str, float]
-    cost: MeasuredCost
+    cost: Cost | FleetCost
     whole: Whole
     scores: Scores
     found: Found
@@ -95,8 +104,14 @@ def compose(findings: Findings) -> Report:
         layers=layers,
         frozen=findings.graph.frozen,
         curve=_curve(findings),
+        roofs=roofs(findings.cost) if isinstance(findings.cost, Cost) else None,
         checks=_checks(findings),
-        notes=(*_gained_nothing(findings, layers), *findings.notes, *findings.scores.notes),
+        warning=_gained_nothing(findings, layers),
+        notes=(
+            *findings.notes,
+            *stairs(findings.graph, findings.cost, findings.found.counts),
+            *findings.scores.notes,
+        ),
         seconds=dict(findings.seconds),
     )
 
@@ -109,10 +124,11 @@ def _asked(findings: Findings) -> Asked:
     others = {"sparsity": budget.sparsity, "max_loss": budget.max_loss}
     given = {name: value for name, value in others.items() if value is not None}
     limits = {**findings.limits, **given}
-    if isinstance(budget.latency_ms, str):  # a share of what was measured in the same interleaved run
-        limits["latency_ms"] = (
-            findings.before.latency.median_ms * float(budget.latency_ms.removesuffix("%")) / 100
-        )
+    measured = findings.before.latency
+    if (
+        isinstance(budget.latency_ms, str) and measured is not None
+    ):  # a share of what was measured in the same interleaved run
+        limits["latency_ms"] = measured.median_ms * float(budget.latency_ms.removesuffix("%")) / 100
     return Asked(
         model=type(findings.model).__name__,
         example=_shown(findings.graph.example),
@@ -124,6 +140,8 @@ def _asked(findings: Findings) -> Asked:
         threads=budget.threads,
         calibration=findings.calibration.note,
         accuracy="evaluate" if findings.after.accuracy is not None else "",
+        basis=findings.cost.basis,
+        origin=findings.cost.origin,
     )
 
 
@@ -142,6 +160,7 @@ def _state(findings: Findings, network: Network, costs: Mapping[str, float]) -> 
         size_bytes=float(network.exported.size_bytes),
         peak_memory_bytes=costs.get("peak_memory_bytes"),
         energy_mj=costs.get("energy_mj"),
+        on_devices={name: value for name, value in costs.items() if name.startswith(_ON_EACH)},
     )
 
 
@@ -183,7 +202,18 @@ def _layer(before: LayerCost, after: LayerCost) -> LayerLoss:
         after.macs,
         before.parameters,
         after.parameters,
+        before.bound,
+        after.bound,
+        before.bytes_moved,
+        after.bytes_moved,
     )
+
+
+def roofs(cost: Cost) -> Roofs:
+    """What bounds layers on the device of a cost model."""
+    figures = cost.figures
+    gb_s = {name: float(rate) / 1e3 for name, rate in zip(figures.levels, figures.bytes_per_us, strict=True)}
+    return Roofs(cost.device, figures.macs_per_us / 1e3, gb_s, figures.assumed)
 
 
 def _curve(findings: Findings) -> Curve:
@@ -225,15 +255,85 @@ def _checks(findings: Findings) -> tuple[Check, ...]:
     )
 
 
-def _gained_nothing(findings: Findings, layers: tuple[LayerLoss, ...]) -> tuple[str, ...]:
-    """Say first that a plan gained no time, and which layers the time goes to."""
-    before, after = findings.before.latency.median_ms, findings.after.latency.median_ms
+def _gained_nothing(findings: Findings, layers: tuple[LayerLoss, ...]) -> str:
+    """Say that a plan removed parameters and gained no time, and which layers are to blame; else nothing."""
+    measured = findings.before.latency is not None and findings.after.latency is not None
+    before, after = (_latency(findings, network) for network in (findings.before, findings.after))
     plan = findings.found.plan
     if after <= before * LITTLE or not (plan.removed or plan.bypassed):
-        return ()
-    slowest = sorted(layers, key=lambda layer: -(layer.latency_after_ms or 0))[:3]
-    names = ", ".join(f"{layer.name or 'the call itself'} ({layer.kind})" for layer in slowest)
+        return ""
+    how = "measured" if measured else "estimated"
     return (
-        f"This plan gained no latency: {before:.3g} ms before, {after:.3g} ms after. Most time goes to {names}. "
-        "Ask for a latency instead, or protect less.",
+        f"This plan removes parameters and gains no latency: {before:.3g} ms before, {after:.3g} ms after ({how}). "
+        f"{_to_blame(layers)}"
+        "Ask for a latency instead of a size, or let sned choose other groups."
     )
+
+
+def stairs(graph: Graph, cost: CostModel, counts: IntArray) -> tuple[str, ...]:
+    """Say where a plan stands on the stairs of the kernels: they compute channels in tiles, and round the last one up.
+
+    A cut group stands at the end of a stair where one unit more would cost latency and one less would gain none; it
+    stands on a stair where one unit more would cost none, which is latency that the plan did not gain.
+
+    Args:
+        graph: with `G` groups.
+        cost: a model of the costs of that graph.
+        counts: `[G]`, units kept.
+    """
+    sizes = np.array([group.size for group in graph.groups])
+    cells = np.array([group.cell_count for group in graph.groups])
+    cut = np.flatnonzero((counts < sizes) & (counts > cells))
+    if not len(cut):
+        return ()
+    steps = np.zeros((2, len(cut), len(counts)))
+    steps[0, np.arange(len(cut)), cut], steps[1, np.arange(len(cut)), cut] = cells[cut], -cells[cut]
+    plans = np.concatenate([counts[None], (counts + steps).reshape(-1, len(counts))]).astype(np.float64)
+    latency = cost.evaluate(plans).latency_ms
+    more, less = latency[1 : len(cut) + 1] / latency[0] - 1, 1 - latency[len(cut) + 1 :] / latency[0]
+    ends = int(((more > STAIR) & (less < more / 2)).sum())
+    idle = [graph.groups[group].name for group, gain in zip(cut, more, strict=True) if gain <= STAIR_LEVEL]
+    said = []
+    if ends:
+        said.append(
+            f"{ends} of {len(cut)} cut groups keep as many units as their kernels compute at once: one more would cost "
+            "latency, one less would gain little."
+        )
+    if idle:
+        said.append(
+            f"{len(idle)} of {len(cut)} cut groups could keep more units at no latency ({_first(idle)}): kernels round "
+            "them up. A latency budget would have kept them."
+        )
+    return tuple(said)
+
+
+def _first(names: Sequence[str], limit: int = 3) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def _latency(findings: Findings, network: Network) -> float:
+    if network.latency is not None:
+        return network.latency.median_ms
+    if network is findings.before:
+        return findings.whole.costs()["latency_ms"]
+    return findings.cost.evaluate(findings.found.counts[None].astype(np.float64)).at(0)["latency_ms"]
+
+
+def _to_blame(layers: tuple[LayerLoss, ...]) -> str:
+    """The layers that lost most parameters and take as long as before, and what they wait for."""
+    lost = {layer: (layer.parameters_before or 0) - (layer.parameters_after or 0) for layer in layers}
+    idle = [
+        layer for layer in layers
+        if lost[layer] > 0 and (layer.latency_after_ms or 0) > LITTLE * (layer.latency_before_ms or 0)
+    ]  # fmt: skip
+    worst = sorted(idle, key=lambda layer: -lost[layer])[:3]
+    if not worst:
+        slowest = sorted(layers, key=lambda layer: -(layer.latency_after_ms or 0))[:3]
+        return f"Most time goes to {', '.join(_called(layer) for layer in slowest)}. "
+    return f"Smaller, and no faster: {', '.join(_called(layer) for layer in worst)}. "
+
+
+def _called(layer: LayerLoss) -> str:
+    waits = f", waits for {layer.bound_after}" if layer.bound_after else ""
+    return f"{layer.name or 'the call itself'} ({layer.kind}{waits})"

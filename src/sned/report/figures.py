@@ -89,11 +89,13 @@ QUANTITIES: Mapping[str, Quantity] = {
 
 def written(name: str, value: float) -> str:
     """A quantity with its unit: `written("latency_ms", 0.5)` → "0.500 ms"."""
-    quantity = QUANTITIES.get(name)
+    quantity = QUANTITIES.get(name.partition("@")[0])
     return quantity.write(value) if quantity else significant(value)
 
 
 def label(name: str) -> str:
-    """What a quantity is called in a table."""
-    quantity = QUANTITIES.get(name)
-    return quantity.label if quantity else name
+    """What a quantity is called in a table; "latency_ms@pixel-9" is that on one device of a set."""
+    kind, on, device = name.partition("@")
+    quantity = QUANTITIES.get(kind)
+    called = quantity.label if quantity else kind
+    return f"{called} on {device}" if on else called

@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sned.report.charts import curve_chart, group_chart, latency_chart, layer_chart
 from sned.report.figures import count, label, percent, significant, written
 from sned.report.model import Report
+from sned.report.roofline import roofline_chart
 from sned.report.rows import headline, rows, verdicts
 from sned.report.svg import Picture
 from sned.report.table import noise
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ def to_html(report: Report) -> str:
     Example:
         atomic_write_text("report.html", to_html(result.report))
     """
-    return _template().render(
+    return page(
+        "report.html",
         report=report,
         headline=headline(report),
         rows=rows(report),
@@ -39,6 +41,11 @@ def to_html(report: Report) -> str:
         figures=_figures(report),
         asked=_asked(report),
     )
+
+
+def page(template: str, **values: Any) -> str:
+    """Fill a template of the folder `page`."""
+    return _environment().get_template(template).render(**values)
 
 
 def _figures(report: Report) -> list[Figure]:
@@ -66,6 +73,13 @@ def _figures(report: Report) -> list[Figure]:
             "Where the time goes",
             "Predicted latency of each layer, before and after; small ones together.",
             layer_chart(report.layers),
+        ),
+        (
+            "What bounds each layer",
+            "Each point is a layer: how much it computes for each byte that it moves, and how fast. The lines are what "
+            "the device's profile allows: a layer under a slope waits for that memory, under the flat line for "
+            "arithmetic, far below both for the op to begin. By the data sheet, an estimate.",
+            roofline_chart(report),
         ),
     )
     return [Figure(title, reading, picture) for title, reading, picture in candidates if picture is not None]
@@ -100,7 +114,7 @@ def _written_limit(report: Report, name: str, value: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _template() -> "Template":
+def _environment() -> "Environment":
     # Imported late: who only reads figures needs no templates.
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -118,4 +132,4 @@ def _template() -> "Template":
         "significant": significant,
         "markup": Markup,
     }
-    return environment.get_template("report.html")
+    return environment

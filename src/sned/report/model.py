@@ -28,6 +28,8 @@ class Asked:
         threads: inside an operator.
         calibration: on what the network was studied, "512 inputs" or "none".
         accuracy: how accuracy was obtained, "evaluate" or "agreement with the dense network on 512 inputs".
+        basis: what predicted latencies stand on: "measured", "calibrated" or "estimated".
+        origin: the same in words.
     """
 
     model: str
@@ -40,6 +42,8 @@ class Asked:
     threads: int
     calibration: str = "none"
     accuracy: str = ""
+    basis: str = "measured"
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,9 @@ class State:
         macs: multiply-accumulates a run.
         parameters: numbers that training sets.
         size_bytes: of the exported file.
-        peak_memory_bytes: of activations and weights, predicted.
-        energy_mj: a run, predicted.
+        peak_memory_bytes: of activations, predicted.
+        energy_mj: a run, estimated.
+        on_devices: of a set of devices, predictions by "latency_ms@pixel-9".
     """
 
     accuracy: float | None = None
@@ -67,6 +72,7 @@ class State:
     size_bytes: float | None = None
     peak_memory_bytes: float | None = None
     energy_mj: float | None = None
+    on_devices: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,10 @@ class GroupLoss:
 
 @dataclass(frozen=True)
 class LayerLoss:
-    """What one layer costs, before and after, as predicted; `kind` says what it is ("conv", "linear")."""
+    """What one layer costs, before and after, as predicted; `kind` says what it is ("conv", "linear").
+
+    `bound` says what of the hardware it waits for, before and after: "compute", a cache, "memory" or "overhead".
+    """
 
     name: str
     kind: str
@@ -104,6 +113,27 @@ class LayerLoss:
     macs_after: float | None
     parameters_before: float | None = None
     parameters_after: float | None = None
+    bound_before: str = ""
+    bound_after: str = ""
+    bytes_before: float | None = None
+    bytes_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Roofs:
+    """What bounds the layers of a network on a device, by its profile.
+
+    Attributes:
+        device: its name.
+        gmacs_s: multiply-accumulates at the peak, billions a second.
+        gb_s: bandwidth of each level by name, nearest first, "memory" last; gigabytes (1e9) a second.
+        assumed: a sentence for each figure that the profile does not tell.
+    """
+
+    device: str
+    gmacs_s: float
+    gb_s: dict[str, float]
+    assumed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,7 +167,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """All of a run: see each part. `notes` say what was chosen and why, one sentence or two each."""
+    """All of a run: see each part. `notes` say what was chosen and why, one sentence or two each; `warning` is what has
+    to be read before anything else."""
 
     asked: Asked
     before: State
@@ -147,7 +178,9 @@ class Report:
     layers: tuple[LayerLoss, ...] = ()
     frozen: tuple[Frozen, ...] = ()
     curve: Curve | None = None
+    roofs: Roofs | None = None
     checks: tuple[Check, ...] = ()
+    warning: str = ""
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     format: int = FORMAT

@@ -79,8 +79,12 @@ def verdicts(report: Report) -> list[Verdict]:
 
 def headline(report: Report) -> str:
     """The gain in a few words: "2.04× faster · 98.22 % accuracy (−0.44 pp) · 51 % of the parameters"."""
-    parts = [_speed(report), _quality(report), _weight(report)]
+    parts = [_warned(report), _speed(report), _quality(report), _weight(report)]
     return " · ".join(filter(None, parts)) or "Nothing was measured"
+
+
+def _warned(report: Report) -> str:
+    return "No latency gained" if report.warning else ""
 
 
 def _row(report: Report, name: str, before: float | None, after: float | None) -> Row:
@@ -89,13 +93,18 @@ def _row(report: Report, name: str, before: float | None, after: float | None) -
     scored = name in ("accuracy", "agreement")
     return Row(
         name=name,
-        label=quantity.label,
+        label=_called(report, name, quantity.label),
         before=NOTHING if before is None else quantity.write(before),
         after=NOTHING if after is None else quantity.write(after),
         change=quantity.change(before, after) if before is not None and after is not None else NOTHING,
         how=_how(report, name),
         fraction=after / before if both and before and after is not None and not scored else None,
     )
+
+
+def _called(report: Report, name: str, label_: str) -> str:
+    estimated = name == "predicted_latency_ms" and report.asked.basis == "estimated"
+    return "Latency, estimated" if estimated else label_
 
 
 def _how(report: Report, name: str) -> str:
@@ -107,18 +116,22 @@ def _how(report: Report, name: str) -> str:
     fixed = {
         "accuracy": f"measured: {asked.accuracy}" if asked.accuracy else "measured",
         "agreement": f"measured: same class as the dense network, on {asked.calibration}",
-        "predicted_latency_ms": f"predicted for {asked.device}, batch {asked.batch}",
+        "predicted_latency_ms": f"predicted for {asked.device}, batch {asked.batch}{_origin(report)}",
         "macs": "counted",
         "parameters": "counted",
         "size_bytes": "measured: the ONNX file",
-        "peak_memory_bytes": f"predicted for {asked.device}",
-        "energy_mj": f"predicted for {asked.device}",
+        "peak_memory_bytes": "activations, estimated from shapes",
+        "energy_mj": f"an estimate from the data sheet of {asked.device}",
     }
     return fixed.get(name, "")
 
 
+def _origin(report: Report) -> str:
+    return f": {report.asked.origin}" if report.asked.origin else ""
+
+
 def _verdict(report: Report, name: str, limit: float) -> Verdict:
-    asked = report.asked.budget.get(name, "")
+    asked = report.asked.budget.get(name.partition("@")[0], "")
     relative = f" ({asked} of the dense network's)" if asked.endswith(("%", "x")) else ""
     floor = name in _FLOORS
     wish = f"{label(name)} at {'least' if floor else 'most'} {written(name, limit)}{relative}"
@@ -138,17 +151,34 @@ def _reached(report: Report, name: str) -> tuple[float, str] | None:
         units, kept = sum(g.before for g in report.groups), sum(g.after for g in report.groups)
         return (1 - kept / units, "of the units") if units else None
     measured = _VALUES[name](report.after) if name in _VALUES else None
-    predicted = report.after.predicted_latency_ms if name == "latency_ms" else None
+    predicted = (
+        report.after.predicted_latency_ms if name == "latency_ms" else report.after.on_devices.get(name)
+    )
     if measured is None:
-        return None if predicted is None else (predicted, "predicted")
-    return measured, "measured" if name in ("latency_ms", "size_bytes") else "counted"
+        return None if predicted is None else (predicted, _predicted(report))
+    return measured, _OBTAINED.get(name, "counted")
+
+
+_OBTAINED = {
+    "latency_ms": "measured", "size_bytes": "measured", "energy_mj": "estimated", "peak_memory_bytes": "estimated",
+}  # fmt: skip
+
+
+def _predicted(report: Report) -> str:
+    return "estimated" if report.asked.basis == "estimated" else "predicted"
 
 
 def _speed(report: Report) -> str:
     before, after = report.before.latency, report.after.latency
-    if before is None or after is None:
+    if before is not None and after is not None:
+        return _times(before.median_ms / after.median_ms)
+    predicted = report.before.predicted_latency_ms, report.after.predicted_latency_ms
+    if predicted[0] is None or predicted[1] is None:
         return ""
-    factor = before.median_ms / after.median_ms
+    return f"{_times(predicted[0] / predicted[1])} ({_predicted(report)})"
+
+
+def _times(factor: float) -> str:
     return f"{factor:.2f}× faster" if factor >= 1 else f"{1 / factor:.2f}× slower"
 
 

@@ -20,7 +20,8 @@ def to_table(report: Report) -> RenderableType:
     for row in rows(report):
         table.add_row(row.label, row.before, Text(row.after, "bold"), row.change, row.how)
     said = [Text(f"· {note}", "dim") for note in report.notes]
-    return Group(table, *(_mark(verdict) for verdict in verdicts(report)), *_warnings(report), *said)
+    first = [Text(report.warning, "bold yellow")] if report.warning else []
+    return Group(*first, table, *(_mark(verdict) for verdict in verdicts(report)), *_warnings(report), *said)
 
 
 def noise(report: Report) -> str:

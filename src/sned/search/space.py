@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from sned.devices.budget import ON
 from sned.errors import BudgetError
 from sned.graph.ir import Graph, Group, IntArray
 from sned.graph.plan import Plan
@@ -67,6 +68,10 @@ class Found:
     counts: IntArray
     costs: Mapping[str, float]
     error: float
+
+
+MISSED_SHOWN = 3
+"""Limits that an error names, those that are missed most first."""
 
 
 class Space:
@@ -131,7 +136,7 @@ class Space:
         counts = self.counts(levels).astype(np.float64)
         columns = {UNITS: counts.sum(axis=1)}
         if self.problem.cost is not None and set(self.limits) != {UNITS}:
-            columns |= vars(self.problem.cost.evaluate(counts))
+            columns |= self.problem.cost.evaluate(counts).columns()
         for name in self.limits:
             if name not in columns or not np.isfinite(columns[name]).all():
                 raise BudgetError(f"`{name}` cannot be limited: no model tells it for this device.")
@@ -175,12 +180,20 @@ class Space:
     def missed(self, levels: IntArray, reached: str) -> str:
         """The limits that a choice does not keep, what it reaches, and what it keeps, in words."""
         costs = self.costs(levels[None])[0]
-        missed = [
-            f"{name} of at most {amount(bound)} was asked, {reached} {amount(cost)}"
+        missed = sorted(
+            (bound / cost, f"{_place(name)} of at most {amount(bound)} was asked, {reached} {amount(cost)}")
             for (name, bound), cost in zip(self.limits.items(), costs, strict=True)
             if cost > bound * (1 + SLACK)
-        ]
-        return f"{'; '.join(missed)}, by a plan that keeps {summary(self.groups, self.counts(levels))}"
+        )
+        worst = "; ".join(text for _, text in missed[:MISSED_SHOWN])
+        more = f"; and {len(missed) - MISSED_SHOWN} more" if len(missed) > MISSED_SHOWN else ""
+        return f"{worst}{more}, by a plan that keeps {summary(self.groups, self.counts(levels))}"
+
+
+def _place(name: str) -> str:
+    """ "latency_ms@pixel-9" in words."""
+    cost, on, device = name.partition(ON)
+    return f"{cost} on '{device}'" if on else cost
 
 
 def amount(value: float) -> str:

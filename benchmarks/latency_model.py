@@ -1,0 +1,296 @@
+"""How near the latencies come that are told before a network is built, and whether budgets are kept.
+
+    python -m benchmarks.latency_model              predicted beside measured: 22 networks, random prunings of each
+    python -m benchmarks.latency_model --budgets    asked beside measured, networks × budgets
+    python -m benchmarks.latency_model --summary    what the records so far come to
+
+None of these networks had a part in the calibration, which is of single ops: run `sned devices calibrate host` (and
+again with `--threads 2`) first. Each network and its prunings are exported and timed against each other in ONNX
+Runtime, twice: the second time says how far a measurement agrees with itself. Predictions are
+
+    calibrated   from the calibration alone, nothing of the network was timed
+    anchored     the same, scaled so that the dense network is told as it was measured: what `sned.prune` goes by
+    estimated    from the profile of this machine alone, as for a device that nobody measured
+
+Records are lines of JSON in `--out`; what is there already is not done again, so that a run can be interrupted.
+"""
+
+import argparse
+import fnmatch
+import gc
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from torch import nn
+
+import sned
+from benchmarks.networks import CifarResNet
+from sned.cli.zoo import from_zoo
+from sned.devices import cost_model, find_device
+from sned.export import feeds
+from sned.graph import Graph
+from sned.measure import measure_onnx
+from sned.report.environment import environment
+
+TORCHVISION = (
+    "resnet18", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "mobilenet_v2", "mobilenet_v3_small",
+    "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s", "shufflenet_v2_x1_0", "shufflenet_v2_x0_5",
+    "regnet_y_400mf", "regnet_x_800mf", "densenet121", "convnext_tiny", "swin_t", "vit_b_32", "vgg11_bn", "mnasnet1_0",
+)  # fmt: skip
+
+LOWEST, SEED = 0.4, 0
+RANKED = (0.4, 1.0)
+"""Of the dense network's latency: prunings between these have to be put in the right order."""
+
+BUDGETS = (0.5, 0.6, 0.7, 0.8)
+BUDGETED = (
+    "resnet18", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "shufflenet_v2_x1_0", "regnet_y_400mf",
+    "densenet121", "cifar_resnet20", "cifar_resnet56", "minilm",
+)  # fmt: skip
+
+Record = dict[str, Any]
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and how it is called."""
+
+    build: Callable[[], nn.Module]
+    example: Callable[[], Any]
+
+
+def subjects() -> dict[str, Subject]:
+    """Every network of the benchmark by name."""
+    image = partial(torch.randn, 1, 3, 224, 224)
+    small = partial(torch.randn, 1, 3, 32, 32)
+    named = {name: Subject(partial(from_zoo, "torchvision", name), image) for name in TORCHVISION}
+    named["cifar_resnet20"] = Subject(partial(CifarResNet, 3), small)
+    named["cifar_resnet56"] = Subject(partial(CifarResNet, 9), small)
+    named["minilm"] = Subject(_minilm, lambda: {"input_ids": torch.randint(0, 30_000, (1, 128))})
+    return named
+
+
+def _minilm() -> nn.Module:
+    """The architecture of all-MiniLM-L6-v2, with random weights."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    model: nn.Module = BertModel(config, add_pooling_layer=False)
+    return model
+
+
+def main() -> None:
+    """Do what was asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", action="append", metavar="PATTERN", help="such as 'resnet*'; may repeat")
+    parser.add_argument("--prunings", type=int, default=15, help="of each network, beside the whole of it")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("out/latency_model.jsonl"))
+    parser.add_argument("--budgets", action="store_true")
+    parser.add_argument("--summary", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if not options.summary:
+        work = _budgets if options.budgets else _predictions
+        for record in work(options):
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            with options.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            print(_line(record), flush=True)
+    print(summary(_read(options.out)))
+
+
+def _read(path: Path) -> list[Record]:
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    )
+
+
+def _chosen(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    patterns = options.only or ["*"]
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+# --- predictions ------------------------------------------------------------------------------------------
+
+
+def _predictions(options: argparse.Namespace) -> Iterator[Record]:
+    """A record for every network and pruning that is not done yet."""
+    done = {(r["network"], r["threads"]) for r in _read(options.out) if r["kind"] == "prediction"}
+    for name in _chosen(options, subjects()):
+        if (name, options.threads) not in done:
+            yield from _network(name, subjects()[name], options.threads, options.prunings)
+            gc.collect()
+
+
+def _network(name: str, subject: Subject, threads: int, prunings: int) -> list[Record]:
+    torch.manual_seed(SEED)
+    model, example = subject.build().eval(), subject.example()
+    graph = sned.trace(model, example)
+    plans = random_plans(graph, prunings)
+    calibrated, estimated = (
+        cost_model(graph, find_device("host"), threads=threads, basis=basis).evaluate(plans).latency_ms
+        for basis in ("calibrated", "estimated")
+    )
+    first, second = _measured(model, graph, example, plans, threads)
+    return [
+        {
+            "kind": "prediction", "network": name, "pruning": place, "threads": threads, "measured_ms": first[place],
+            "again_ms": second[place], "calibrated_ms": float(calibrated[place]),
+            "anchored_ms": float(calibrated[place] * first[0] / calibrated[0]), "estimated_ms": float(estimated[place]),
+            "machine": environment().machine,
+        }
+        for place in range(len(plans))
+    ]  # fmt: skip
+
+
+def random_plans(graph: Graph, count: int) -> Array:
+    """Units kept `[1 + count, groups]`: all, then ever less, each group somewhere around the plan's own share."""
+    rng = np.random.default_rng(SEED)
+    cells = np.array([group.cell_count for group in graph.groups])
+    each = np.array([group.size for group in graph.groups]) / cells
+    shares = [
+        np.clip(rng.normal(level, 0.15, len(each)), 0.1, 1.0) for level in np.linspace(LOWEST, 0.95, count)
+    ]
+    kept = [np.clip(np.rint(each * share), 1, each) for share in shares]
+    return np.asarray(np.array([each, *kept]) * cells, np.float64)
+
+
+def _measured(
+    model: nn.Module, graph: Graph, example: Any, plans: Array, threads: int
+) -> tuple[list[float], list[float]]:
+    """Milliseconds of each plan's network, and of the same files measured again."""
+    with tempfile.TemporaryDirectory() as folder:
+        files, given = {}, {}
+        for place, counts in enumerate(plans):
+            small = sned.apply(model, plan_of(graph, counts))
+            exported = sned.export_onnx(small, example, Path(folder) / f"{place}.onnx")
+            files[str(place)], given = exported.path, dict(feeds(exported, example))
+        rounds = [
+            measure_onnx(files, given, threads=threads, runs=40, max_seconds=40, seed=seed) for seed in (0, 1)
+        ]
+    first, second = ([times[str(place)].median_ms for place in range(len(plans))] for times in rounds)
+    return first, second
+
+
+def plan_of(graph: Graph, counts: Array) -> sned.Plan:
+    """The plan that keeps the first units of every cell."""
+    removed = {}
+    for group, count in zip(graph.groups, counts, strict=True):
+        each = int(count) // group.cell_count
+        gone = [u for cell in range(group.cell_count) for u in np.flatnonzero(group.cells == cell)[each:]]
+        if gone:
+            removed[group.name] = sorted(int(unit) for unit in gone)
+    return graph.plan(removed)
+
+
+# --- budgets ----------------------------------------------------------------------------------------------
+
+
+def _budgets(options: argparse.Namespace) -> Iterator[Record]:
+    """A record for every network and budget that is not done yet."""
+    done = {(r["network"], r["budget"], r["threads"]) for r in _read(options.out) if r["kind"] == "budget"}
+    for name in _chosen(options, BUDGETED):
+        for budget in BUDGETS:
+            if (name, budget, options.threads) not in done:
+                yield _budget(name, subjects()[name], budget, options.threads)
+                gc.collect()
+
+
+def _budget(name: str, subject: Subject, share: float, threads: int) -> Record:
+    """Prune to a share of the latency, and measure both networks once more, in a run of their own."""
+    torch.manual_seed(SEED)
+    model, example = subject.build().eval(), subject.example()
+    asked = sned.Budget(latency_ms=f"{100 * share:g}%", threads=threads)
+    with tempfile.TemporaryDirectory() as folder:
+        result = sned.prune(model, example, budget=asked, out=folder)
+        files = {"before": Path(folder) / "dense.onnx", "after": Path(folder) / "model.onnx"}
+        exported = sned.export_onnx(model, example, Path(folder) / "again.onnx")
+        times = measure_onnx(files, dict(feeds(exported, example)), threads=threads, runs=150, max_seconds=30)
+    before, after = times["before"].median_ms, times["after"].median_ms
+    predicted = result.report.after.predicted_latency_ms
+    return {
+        "kind": "budget", "network": name, "budget": share, "threads": threads, "before_ms": before, "after_ms": after,
+        "predicted_ms": predicted, "of_asked": after / before / share, "machine": environment().machine,
+    }  # fmt: skip
+
+
+# --- what it comes to -------------------------------------------------------------------------------------
+
+
+def summary(records: Iterable[Record]) -> str:
+    """A paragraph for each kind of record and number of threads."""
+    held = list(records)
+    parts = []
+    for threads in sorted({record["threads"] for record in held}):
+        of = [record for record in held if record["threads"] == threads]
+        predictions = [record for record in of if record["kind"] == "prediction"]
+        budgets = [record for record in of if record["kind"] == "budget"]
+        parts += [_told(predictions, threads)] if predictions else []
+        parts += [_kept(budgets, threads)] if budgets else []
+    return "\n\n".join(parts) or "No records yet."
+
+
+def _told(records: list[Record], threads: int) -> str:
+    names = sorted({record["network"] for record in records})
+    lines = [f"{len(records)} predictions, {len(names)} networks, {threads} thread(s)"]
+    for which in ("again", "calibrated", "anchored", "estimated"):
+        ratio = np.array([record[f"{which}_ms"] / record["measured_ms"] for record in records])
+        ranks = [rank for name in names if np.isfinite(rank := rank_correlation(_of(records, name), which))]
+        ranked = f"rank correlation {np.min(ranks):.3f} to {np.max(ranks):.3f}" if ranks else "no ranks"
+        lines.append(
+            f"  {which:10} within 10 % {_within(ratio, 0.1)}, 20 % {_within(ratio, 0.2)}, a factor of 2 "
+            f"{(np.abs(np.log2(ratio)) <= 1).mean():6.1%}; median ratio {np.median(ratio):.3f}; {ranked}"
+        )
+    return "\n".join(lines)
+
+
+def _of(records: Iterable[Record], name: str) -> list[Record]:
+    return [record for record in records if record["network"] == name]
+
+
+def rank_correlation(records: list[Record], which: str) -> float:
+    """Spearman's, of one network's prunings between 0.4 and 1.0 of its dense latency; nan where they are too few."""
+    dense = next((record["measured_ms"] for record in records if record["pruning"] == 0), np.nan)
+    near = [record for record in records if RANKED[0] <= record["measured_ms"] / dense <= RANKED[1]]
+    if len(near) < 5:
+        return float("nan")
+    return float(spearmanr([r["measured_ms"] for r in near], [r[f"{which}_ms"] for r in near]).statistic)
+
+
+def _within(ratio: Array, share: float) -> str:
+    return f"{(np.abs(ratio - 1) <= share).mean():6.1%}"
+
+
+def _kept(records: list[Record], threads: int) -> str:
+    of_asked = np.array([record["of_asked"] for record in records])
+    return (
+        f"{len(records)} budgets, {threads} thread(s): at most 1.05 of what was asked {(of_asked <= 1.05).mean():.1%}; "
+        f"under 0.85 of it {(of_asked < 0.85).mean():.1%}; from {of_asked.min():.2f} to {of_asked.max():.2f}"
+    )
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    if record["kind"] == "budget":
+        return f"{record['network']:22} {record['budget']:4.0%} asked, {record['of_asked']:.3f} of it taken"
+    ratios = " ".join(
+        f"{which} {record[f'{which}_ms'] / record['measured_ms']:5.2f}"
+        for which in ("again", "calibrated", "estimated")
+    )
+    return f"{record['network']:22} {record['pruning']:3} {record['measured_ms']:8.2f} ms  {ratios}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Calibrate this machine: time ops of a designed set, and tell how well others follow from them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+
+import numpy as np
+
+from sned.devices.calibration import OPS, Calibration, ColdWeights, Fit, Sample
+from sned.devices.design import Shape, design
+from sned.devices.figures import figures
+from sned.devices.fitted import LEAST_US, Timed, fit
+from sned.devices.host import FOOTPRINTS_MB, cold_of, general, key_of, overheads
+from sned.devices.probe import block_size, environment
+from sned.devices.profile import Device, find_device
+from sned.devices.recipes import RECIPES
+from sned.devices.roofline import Roofline
+from sned.devices.store import Store
+from sned.devices.timer import YARDSTICK, Probe, Timer
+from sned.errors import DeviceError, MeasureError
+from sned.progress import SILENT, Progress
+
+SECONDS = 300.0
+PER_SECOND = 20
+"""Ops in the design for each second: more than can be timed, so that time is what ends it."""
+
+FIRST = 200
+"""Ops that are timed whatever it takes: fewer would teach nothing."""
+
+NOISY = 0.5
+"""Of the ops: where more were disturbed, nothing can be concluded."""
+
+HELD_OUT = 6
+"""Every sixth sample is held out to see how well it is told by the others."""
+
+
+def calibrate_host(
+    *,
+    threads: int = 1,
+    seconds: float = SECONDS,
+    store: Store | None = None,
+    progress: Progress = SILENT,
+) -> Calibration:
+    """Time a designed set of ops on this machine, in ONNX Runtime and float32.
+
+    What an earlier, interrupted calibration has timed is not timed again.
+
+    Args:
+        threads: inside an op, at least 1 and at most the cores of this machine.
+        seconds: how long at most; 300 is the usual, 1,800 tells more.
+        store: where times are kept; by default the user's cache folder.
+        progress: told of each op.
+
+    Raises:
+        DeviceError: more threads than cores, or no time.
+        MeasureError: the machine is so busy that its times mean nothing.
+    """
+    device = find_device("host")
+    if threads < 1 or (device.cores is not None and threads > device.cores):
+        raise DeviceError(
+            f"`threads` must lie between 1 and the {device.cores} cores of this machine, got {threads}."
+        )
+    if not seconds > 0:
+        raise DeviceError(f"`seconds` must be above 0, got {seconds:g}.")
+    block = block_size()
+    store = Store.open(environment(threads)) if store is None else store
+    shapes = {_key(shape, block): shape for shape in design(block, max(FIRST, int(seconds * PER_SECOND)))}
+    probes = {probe.key: probe for probe in general(FOOTPRINTS_MB, block)}
+    timer = _timed(list(probes.values()), shapes, block, store, seconds, progress)
+    known = {key: value * timer.yardstick_us for key, value in {**store.yardsticks, **timer.relative}.items()}
+    return _calibration(device, threads, block, shapes, known, store)
+
+
+def _key(shape: Shape, block: int) -> str:
+    return key_of(shape.family, _point(shape, block))
+
+
+def _point(shape: Shape, block: int) -> tuple[float, ...]:
+    if not shape.widths:
+        return ()
+    return tuple(float(at[0]) for at in RECIPES[shape.family.recipe].coordinates(shape.columns, block))
+
+
+def _timed(
+    besides: Sequence[Probe],
+    shapes: Mapping[str, Shape],
+    block: int,
+    store: Store,
+    seconds: float,
+    progress: Progress,
+) -> Timer:
+    """Time what is not known yet: what is measured besides ops, then ops until the time is over."""
+    ops = [
+        Probe(key, partial(RECIPES[shape.family.recipe].model, shape.family, _point(shape, block), block))
+        for key, shape in shapes.items()
+    ]
+    known = store.yardsticks.keys()
+    already = sum(key in known for key in shapes)
+    needed = [probe for probe in besides if probe.key not in known]
+    unknown = [probe for probe in ops if probe.key not in known]
+    first = unknown[: max(0, FIRST - already)]
+    timer = Timer(store, block, time.perf_counter() + seconds)
+    with progress.task("calibrating", total=len(needed) + len(unknown)) as advance:
+        timer.time(needed, advance, left=len(needed) + len(unknown))
+        timer.time(first, advance, left=len(unknown))
+        timer.time(unknown[len(first) :], advance, left=len(unknown), optional=True)
+    _refuse_noise(timer)
+    return timer
+
+
+def _refuse_noise(timer: Timer) -> None:
+    disturbed, taken = len(timer.disturbed), len(timer.relative)
+    if taken and disturbed > NOISY * taken:
+        raise MeasureError(
+            f"This machine is too busy to be calibrated: of {taken} ops, half of the samples of {disturbed} lay more "
+            "than a quarter above the quickest. What was timed without disturbance is kept: close what else is "
+            "running, and run it again to go on from there."
+        )
+
+
+def _calibration(
+    device: Device,
+    threads: int,
+    block: int,
+    shapes: Mapping[str, Shape],
+    known: Mapping[str, float],
+    store: Store,
+) -> Calibration:
+    node, empty = overheads(known)
+    timed = [Timed(shape, max(known[key] - empty, LEAST_US)) for key, shape in shapes.items() if key in known]
+    cold = cold_of(FOOTPRINTS_MB, known, empty)
+    runtime, _, version = store.environment.runtime.partition(" ")
+    return Calibration(
+        format="sned-calibration",
+        version=1,
+        device=device.name,
+        runtime=runtime,
+        runtime_version=version,
+        processor=store.environment.processor,
+        threads=threads,
+        block=block,
+        call_us=max(0.0, known["call"] - node),
+        samples=tuple(map(_sample, timed)),
+        cold=ColdWeights(
+            footprint_bytes=tuple(cold.footprints),
+            begin_us=tuple(cold.begin_us),
+            byte_us=tuple(cold.stream_us),
+        ),
+        yardstick_us=known[YARDSTICK],
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        fit=held_out_fit(timed, Roofline(figures(device, threads=threads, block=block), block)),
+    )
+
+
+def _sample(timed: Timed) -> Sample:
+    family = timed.shape.family
+    widths = dict(zip(OPS[family.recipe][0], map(int, timed.shape.widths), strict=True))
+    return Sample(
+        op=family.recipe, statics=dict(family.statics), widths=widths, us=round(timed.microseconds, 4)
+    )
+
+
+def held_out_fit(timed: Sequence[Timed], roofline: Roofline) -> Fit:
+    """Learn from most of the samples, and tell the others."""
+    kept = [sample for place, sample in enumerate(timed) if place % HELD_OUT]
+    told = [sample for place, sample in enumerate(timed) if place % HELD_OUT == 0]
+    fitted = fit(kept, roofline)
+    ratio = np.array(
+        [float(fitted.op_us(s.shape.family, s.shape.columns)[0]) / s.microseconds for s in told], np.float64
+    )
+    error = np.abs(ratio - 1)
+    return Fit(
+        samples=len(told),
+        within_10=float((error <= 0.1).mean()),
+        within_20=float((error <= 0.2).mean()),
+        median_error=float(np.median(error)),
+    )

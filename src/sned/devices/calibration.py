@@ -1,0 +1,242 @@
+"""Calibrations of devices: op times that were measured there, as files that another computer or a phone can write.
+
+The format is written down in docs/calibration-format.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sned.devices.design import Shape
+from sned.devices.fitted import Timed
+from sned.devices.host import Cold
+from sned.devices.kernels import Static
+from sned.devices.layout import Family
+from sned.devices.store import cache_folder
+from sned.errors import DeviceError, close_names
+from sned.files import atomic_write_text
+
+VERSION = 1
+FEWEST_SAMPLES = 30
+
+_CONV = ("kernel", "stride", "padding", "dilation", "spatial", "output", "activation")
+_POOL = ("op", "kernel", "stride", "padding", "spatial", "output")
+OPS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "direct_conv": (("n", "ci", "co"), _CONV),
+    "blocked_conv": (("n", "ci", "co"), _CONV),
+    "plain_conv": (("n", "ci", "co"), _CONV),
+    "blocked_depthwise": (("n", "c"), _CONV),
+    "plain_depthwise": (("n", "c"), (*_CONV, "multiplier")),
+    "blocked_grouped": (("n", "groups", "ci", "co"), _CONV),
+    "plain_grouped": (("n", "groups", "ci", "co"), _CONV),
+    "deconv": (("n", "ci", "co"), _CONV[:-1]),
+    "gemm": (("m", "k", "n"), ()),
+    "matmul": (("b", "m", "k", "n"), ()),
+    "blocked_pool": (("n", "c"), _POOL),
+    "plain_pool": (("n", "c"), _POOL),
+    "reorder_input": (("n", "c"), ("inner",)),
+    "reorder_output": (("n", "c"), ("inner",)),
+    "elementwise": (("elements",), ("op", "inputs")),
+    "concat": (("elements",), ("inputs",)),
+    "copy": (("elements",), ("op",)),
+    "norm": (("n", "c"), ("inner",)),
+    "rows": (("rows", "columns"), ("op",)),
+    "reduce": (("rows", "columns"), ("op",)),
+    "reshape": ((), ("op",)),
+}
+"""For each op of the format, the names of its widths in order, and of what does not change with a plan."""
+
+_LISTS = ("kernel", "stride", "padding", "dilation", "spatial", "output")
+
+Micro = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Sample(_Strict):
+    """One op and the time it took.
+
+    Attributes:
+        op: one of `OPS`.
+        statics: what does not change with a plan: kernel, stride …
+        widths: what a plan changes, by name; at least 1.
+        us: microseconds of one run of the op, without what a call costs besides.
+    """
+
+    op: str
+    statics: dict[str, int | str | tuple[int, ...]] = Field(default_factory=dict)
+    widths: dict[str, Annotated[int, Field(ge=1)]]
+    us: Micro
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.op not in OPS:
+            raise DeviceError(
+                f"A calibration has samples of ops that sned knows, got '{self.op}'. {close_names(self.op, OPS)}"
+            )
+        for what, held, expected in (
+            ("widths", self.widths, OPS[self.op][0]),
+            ("statics", self.statics, OPS[self.op][1]),
+        ):
+            if set(held) != set(expected):
+                raise DeviceError(
+                    f"The `{what}` of '{self.op}' in a calibration must be {', '.join(expected) or 'empty'}, "
+                    f"got {', '.join(held) or 'nothing'}."
+                )
+        wrong = [
+            name for name in _LISTS if name in self.statics and not isinstance(self.statics[name], tuple)
+        ]
+        if wrong:
+            raise DeviceError(
+                f"`{wrong[0]}` of '{self.op}' in a calibration must be a list of whole numbers."
+            )
+        return self
+
+    def timed(self) -> Timed:
+        """The same as the fit takes it."""
+        statics: dict[str, Static] = dict(self.statics)
+        widths = tuple(float(self.widths[name]) for name in OPS[self.op][0])
+        return Timed(Shape(Family(self.op, tuple(sorted(statics.items()))), widths), self.us)
+
+
+class ColdWeights(_Strict):
+    """What an op loses because the weights of the others pushed its own out of the caches.
+
+    Attributes:
+        footprint_bytes: of all weights of a network, ascending.
+        begin_us: microseconds an op loses at each, whatever its size.
+        byte_us: microseconds for each byte of its weights.
+    """
+
+    footprint_bytes: tuple[Micro, ...]
+    begin_us: tuple[Annotated[float, Field(ge=0)], ...]
+    byte_us: tuple[Annotated[float, Field(ge=0)], ...]
+
+
+class Fit(_Strict):
+    """How well samples that were held out are told from the others.
+
+    Attributes:
+        samples: held out.
+        within_10: fraction of them that are told within 10 %.
+        within_20: within 20 %.
+        median_error: of them, relative.
+    """
+
+    samples: int
+    within_10: float
+    within_20: float
+    median_error: float
+
+
+class Calibration(_Strict):
+    """Op times of a device in one runtime.
+
+    Attributes:
+        format, version: "sned-calibration" and 1.
+        device: name in the catalogue.
+        runtime: that ran the ops.
+        runtime_version: of it.
+        processor: as the machine names it.
+        threads: inside an op.
+        dtype: of weights and activations.
+        block: channels in a block of the runtime's layout; 1 where it keeps images as they are.
+        call_us: what a run costs besides its ops.
+        samples: ops and times.
+        cold: what far-away weights cost; None where that was not measured.
+        yardstick_us: what the op took that the others were timed against. On this machine it is timed again whenever
+            the calibration is used, so that a machine that is slower today is told as such.
+        created: when, ISO 8601.
+        fit: on samples held out; None where it was not tried.
+    """
+
+    format: Literal["sned-calibration"]
+    version: Literal[1]
+    device: str
+    runtime: str
+    runtime_version: str
+    processor: str = ""
+    threads: Annotated[int, Field(ge=1)] = 1
+    dtype: Literal["float32", "float16", "int8"] = "float32"
+    block: Annotated[int, Field(ge=1)] = 1
+    call_us: Annotated[float, Field(ge=0)]
+    samples: Annotated[tuple[Sample, ...], Field(min_length=FEWEST_SAMPLES)]
+    cold: ColdWeights | None = None
+    yardstick_us: Micro | None = None
+    created: str = ""
+    fit: Fit | None = None
+
+    def cold_weights(self) -> Cold:
+        """What far-away weights cost; nothing, where it was not measured."""
+        held = self.cold
+        if held is None or not held.footprint_bytes:
+            return Cold(np.ones(1), np.zeros(1), np.zeros(1))
+        return Cold(np.array(held.footprint_bytes), np.array(held.begin_us), np.array(held.byte_us))
+
+
+def read_calibration(path: str | Path) -> Calibration:
+    """Read a calibration that was made here or elsewhere.
+
+    Raises:
+        DeviceError: the file cannot be read, or is no calibration.
+    """
+    try:
+        held = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DeviceError(
+            f"The calibration '{path}' cannot be read: {error}. Give the path of a JSON file."
+        ) from error
+    return parse_calibration(held, origin=str(path))
+
+
+def parse_calibration(held: Any, *, origin: str = "calibration") -> Calibration:
+    """Check what a file held.
+
+    Raises:
+        DeviceError: it is no calibration of a version that is understood.
+    """
+    try:
+        return Calibration.model_validate(held)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "file"
+        wrong = first["msg"][:1].lower() + first["msg"][1:]
+        raise DeviceError(
+            f"'{origin}' is not a calibration of version {VERSION}: `{place}`: {wrong}. "
+            "The format is in docs/calibration-format.md."
+        ) from error
+
+
+def calibration_path(
+    device: str, runtime: str, threads: int, dtype: str = "float32", folder: Path | None = None
+) -> Path:
+    """Where the calibration of a device is kept."""
+    return (folder or cache_folder() / "calibrations") / f"{device}-{runtime}-{threads}-{dtype}.json"
+
+
+def save_calibration(calibration: Calibration, folder: Path | None = None) -> Path:
+    """Keep a calibration for its device, in place of an older one; returns where."""
+    c = calibration
+    path = calibration_path(c.device, c.runtime, c.threads, c.dtype, folder)
+    atomic_write_text(path, c.model_dump_json(exclude_none=True))
+    return path
+
+
+def find_calibration(
+    device: str, runtime: str, threads: int, dtype: str = "float32", folder: Path | None = None
+) -> Calibration | None:
+    """The calibration that is kept for a device; None where there is none.
+
+    Raises:
+        DeviceError: the file is damaged.
+    """
+    path = calibration_path(device, runtime, threads, dtype, folder)
+    return read_calibration(path) if path.is_file() else None

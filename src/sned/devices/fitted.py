@@ -1,0 +1,185 @@
+"""Times of ops of any shape, learnt from times of some: what a calibration measured, carried to what it did not.
+
+For each kind of op the logarithm of measured over roofline time is a linear trend in the logarithms of shapes, plus a
+radial basis function through what the trend leaves over. Where nothing was measured, that is the roofline times the
+ratio usual on this device.
+
+Reference: the prior times learnt correction is that of Zhang et al., nn-Meter, MobiSys 2021, with a roofline in the
+place of no prior; radial basis functions: Fasshauer, Meshfree approximation methods, 2007 (`scipy.interpolate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from scipy.interpolate import RBFInterpolator
+
+from sned.devices.demand import demand
+from sned.devices.design import Shape
+from sned.devices.grids import SET
+from sned.devices.host import Wanted, joined
+from sned.devices.kernels import BoolArray, FloatArray
+from sned.devices.layout import Family
+from sned.devices.recipes import RECIPES
+from sned.devices.roofline import Roofline
+from sned.devices.table import Table
+
+FEWEST = 12
+"""Samples below which a kind of op gets its median ratio and nothing finer."""
+
+NEIGHBOURS = 60
+SMOOTHING = 0.1
+RIDGE = 0.01
+LEAST_US = 0.05
+OUTLIERS = 0.05
+"""Of the samples of a kind of op: so many at most are put down to other work on the machine."""
+
+DISTURBED = 0.35
+"""Logarithm of how much longer than the others say that is."""
+
+DENSITY = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Timed:
+    """An op, and how long it took: microseconds, without what a session costs besides."""
+
+    shape: Shape
+    microseconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """Times of ops learnt from samples.
+
+    Attributes:
+        roofline: what would be said without any.
+        models: for each recipe, from features `[P, F]` to the logarithm of the ratio `[P]`.
+        names: for each recipe the texts among its statics, each a feature.
+        usual: logarithm of the ratio where a recipe has no samples.
+    """
+
+    roofline: Roofline
+    models: Mapping[str, Callable[[FloatArray], FloatArray]]
+    names: Mapping[str, tuple[str, ...]]
+    usual: float
+
+    def op_us(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
+        """Microseconds of one op of a family at `P` widths, given as one `[P]` array an axis; its weights at hand."""
+        prior = _prior(self.roofline, family, widths)
+        model = self.models.get(family.recipe)
+        if model is None:
+            return np.asarray(prior * np.exp(self.usual), np.float64)
+        ratio = model(_features(family, widths, self.roofline.block, self.names[family.recipe]))
+        return np.asarray(prior * np.exp(ratio))
+
+    def tables(self, wanted: Sequence[Wanted], block: int) -> dict[Family, Table]:
+        """Tables over the grids on which these families would be measured."""
+        tables = {}
+        for family, (low, high) in joined(wanted).items():
+            axes = RECIPES[family.recipe].grid(low, high, block, DENSITY)
+            points = np.array(list(product(*axes)), np.float64)
+            columns = RECIPES[family.recipe].widths([points[:, at] for at in range(len(axes))], block)
+            times = self.op_us(family, columns) if axes else self.op_us(family, [])
+            tables[family] = Table(axes, times.reshape([len(axis) for axis in axes]))
+        return tables
+
+
+def fit(samples: Sequence[Timed], roofline: Roofline) -> Fitted:
+    """Learn from samples.
+
+    Args:
+        samples: at least one.
+        roofline: of the device; its block is that of the runtime that ran the samples.
+    """
+    by_recipe: dict[str, list[Timed]] = {}
+    for sample in samples:
+        by_recipe.setdefault(sample.shape.family.recipe, []).append(sample)
+    models, names, medians = {}, {}, []
+    for recipe, held in by_recipe.items():
+        texts = sorted(
+            {str(v) for sample in held for _, v in sample.shape.family.statics if isinstance(v, str)}
+        )
+        names[recipe] = tuple(texts)
+        target = np.array([_ratio(sample, roofline) for sample in held])
+        medians += target.tolist()
+        rows = np.array([_features(s.shape.family, s.shape.columns, roofline.block, texts)[0] for s in held])
+        kept = _undisturbed(rows, target)
+        models[recipe] = _model(rows[kept], target[kept])
+    return Fitted(roofline, models, names, float(np.median(medians)))
+
+
+def _ratio(sample: Timed, roofline: Roofline) -> float:
+    prior = float(_prior(roofline, sample.shape.family, sample.shape.columns)[0])
+    return float(np.log(max(sample.microseconds, LEAST_US) / prior))
+
+
+def _prior(roofline: Roofline, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
+    """The roofline, weights where the last run of the same op left them."""
+    asked = demand(family, widths, roofline.figures.tile)
+    own = asked.weights * roofline.figures.bytes
+    return roofline.bounds(asked, family.recipe, own).work + roofline.figures.launch_us
+
+
+def _features(family: Family, widths: Sequence[FloatArray], block: int, texts: Sequence[str]) -> FloatArray:
+    """`[P, F]`: logarithms of widths and of what does not change, how full the last set is, and texts."""
+    count = len(widths[0]) if widths else 1
+    columns = [np.log2(np.maximum(width, 1.0)) for width in widths]
+    for _, value in family.statics:
+        if isinstance(value, tuple):
+            columns.append(np.full(count, np.log2(max(1, value[-1]))))
+        elif isinstance(value, int):
+            columns.append(np.full(count, np.log2(max(1, value))))
+    if block > 1 and family.recipe in _IN_SETS:
+        blocks = np.ceil(widths[-1] / block)
+        columns.append(2.0 * ((blocks - 1) % SET) / SET)
+    held = {str(value) for _, value in family.statics}
+    columns += [np.full(count, 2.0 if text in held else 0.0) for text in texts]
+    return np.stack(columns, axis=1) if columns else np.zeros((count, 1))
+
+
+def _undisturbed(rows: FloatArray, target: FloatArray) -> BoolArray:
+    """Which samples to learn from: not those few that took far longer than the others say.
+
+    Other work on the machine only ever adds to a time, and long ops cannot dodge it.
+    """
+    kept: BoolArray = np.ones(len(target), np.bool_)
+    if len(target) < 4 * FEWEST:
+        return kept
+    odd = np.arange(len(target)) % 2 == 1
+    longer = np.empty(len(target))
+    for half in (odd, ~odd):
+        longer[~half] = target[~half] - _model(rows[half], target[half])(rows[~half])
+    worst = np.argsort(-longer)[: int(OUTLIERS * len(target))]
+    kept[worst[longer[worst] > DISTURBED]] = False
+    return kept
+
+
+_IN_SETS = frozenset({"direct_conv", "blocked_conv", "blocked_grouped"})
+
+
+def _model(rows: FloatArray, target: FloatArray) -> Callable[[FloatArray], FloatArray]:
+    """A ridge regression, and an interpolation of what it leaves over."""
+    if len(target) < FEWEST:
+        middle = float(np.median(target))
+        return lambda features: np.full(len(features), middle)
+    centre = rows.mean(axis=0)
+
+    def trend(features: FloatArray) -> FloatArray:
+        return np.concatenate([np.ones((len(features), 1)), features - centre], axis=1)
+
+    basis = trend(rows)
+    weights = np.linalg.solve(basis.T @ basis + RIDGE * len(rows) * np.eye(basis.shape[1]), basis.T @ target)
+    _, unique = np.unique(rows, axis=0, return_index=True)
+    left = RBFInterpolator(
+        rows[unique], (target - basis @ weights)[unique], kernel="linear", smoothing=SMOOTHING, degree=0,
+        neighbors=min(NEIGHBOURS, len(unique)),
+    )  # fmt: skip
+
+    def model(features: FloatArray) -> FloatArray:
+        return np.asarray(trend(features) @ weights + left(features))
+
+    return model

@@ -1,0 +1,154 @@
+"""Time many ops against each other and a yardstick, until a deadline; what is known is kept and not timed again.
+
+Times are in units of a yardstick, an op that is timed in the same rounds: a machine that slows down (heat, company)
+slows both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import ModelProto
+
+from sned.devices.probe import open_op, yardstick
+from sned.devices.store import Store
+from sned.progress import Advance
+from sned.timing import interleaved
+
+if TYPE_CHECKING:
+    from onnxruntime import IOBinding, OrtValue
+
+CHUNK = 48
+"""Sessions held open at a time and timed against each other."""
+
+CHUNK_BYTES = 384 << 20
+SAMPLE_MS = 0.3
+RUNS = 15
+DISTURBED = 0.25
+"""A median this fraction above the 10th percentile means that half of the samples were disturbed."""
+
+YARDSTICK = "yardstick"
+TIMED_SHARE = 0.6
+"""Of the time given: the rest goes by while models are made and opened."""
+
+Runner = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Something to time: its name in the store, and the model that runs nothing else."""
+
+    key: str
+    model: partial[ModelProto]
+
+
+def yardstick_us(block: int, threads: int, seconds: float = 0.2) -> float:
+    """How long the yardstick takes on this machine now: microseconds, at the median."""
+    run = {YARDSTICK: runner(yardstick(block), threads)}
+    times = interleaved(
+        run, runs=200, warmup=5, threads=threads, min_sample_ms=SAMPLE_MS, max_seconds=seconds
+    )
+    return times[YARDSTICK].median_ms * 1e3
+
+
+class Timer:
+    """Times points until a deadline; keeps in the store those that were not disturbed.
+
+    Attributes:
+        relative: all that were timed, in yardsticks.
+        disturbed: names of those of which half of the samples were disturbed.
+    """
+
+    def __init__(self, store: Store, block: int, deadline: float) -> None:
+        self.relative: dict[str, float] = {}
+        self.disturbed: set[str] = set()
+        self._store = store
+        self._deadline = deadline
+        self._threads = store.environment.threads
+        self._yardstick = {YARDSTICK: runner(yardstick(block), self._threads)}
+        self._lengths_ms: list[float] = []
+        self._interleaved({}, 0.1)
+
+    @property
+    def yardstick_us(self) -> float:
+        """How long the yardstick took, over all rounds."""
+        return float(np.median(self._lengths_ms)) * 1e3
+
+    def time(self, points: Sequence[Probe], advance: Advance, *, left: int, optional: bool = False) -> None:
+        """Time `points` in their share of the time for all that are `left`; optional ones until it ends."""
+        for runners in self._chunks(points):
+            seconds = max(0.0, self._deadline - time.perf_counter())
+            self._interleaved(runners, seconds * len(runners) / left * TIMED_SHARE)
+            left -= len(runners)
+            advance(len(runners))
+            if optional and time.perf_counter() > self._deadline:
+                return
+
+    def _interleaved(self, runners: Mapping[str, Runner], seconds: float) -> None:
+        times = interleaved(
+            {**runners, **self._yardstick},
+            runs=RUNS,
+            warmup=1,
+            threads=self._threads,
+            min_sample_ms=SAMPLE_MS,
+            settle=1,
+            max_seconds=seconds,
+        )
+        # Other work on the machine only adds to a time, so the quicker samples say more of the op; how long
+        # the yardstick takes on the whole is its median, as it will be that of the network.
+        self._lengths_ms.append(times[YARDSTICK].median_ms)
+        quick = {key: latency.p10_ms for key, latency in times.items()}
+        self.relative.update({key: time_ms / quick[YARDSTICK] for key, time_ms in quick.items()})
+        undisturbed = [k for k, latency in times.items() if latency.median_ms <= (1 + DISTURBED) * quick[k]]
+        self.disturbed.update(times.keys() - set(undisturbed))
+        self._store.yardsticks.update({key: self.relative[key] for key in undisturbed})
+        if runners:
+            self._store.save()
+
+    def _chunks(self, points: Sequence[Probe]) -> Iterator[dict[str, Runner]]:
+        runners: dict[str, Runner] = {}
+        held = 0
+        for point in points:
+            model = point.model()
+            held += model.ByteSize()
+            if runners and (len(runners) >= CHUNK or held > CHUNK_BYTES):
+                yield runners
+                runners, held = {}, model.ByteSize()
+            runners[point.key] = runner(model, self._threads, called=point.key == "call")
+        if runners:
+            yield runners
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A session bound to inputs that stay in place; called, it runs."""
+
+    run: Callable[[IOBinding], None]
+    binding: IOBinding
+    inputs: tuple[OrtValue, ...]
+
+    def __call__(self) -> None:
+        self.run(self.binding)
+
+
+def runner(model: ModelProto, threads: int, *, called: bool = False) -> Runner:
+    """What runs a model; `called`: by the call that users make, which costs more."""
+    import onnxruntime
+
+    session = open_op(model, threads)
+    rng = np.random.default_rng(0)
+    feeds = {v.name: rng.standard_normal(v.shape).astype(np.float32) for v in session.get_inputs()}
+    if called:
+        return partial(session.run, None, feeds)
+    binding = session.io_binding()
+    inputs = tuple(onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in feeds.values())
+    for name, value in zip(feeds, inputs, strict=True):
+        binding.bind_ortvalue_input(name, value)
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cpu")
+    return _Bound(session.run_with_iobinding, binding, inputs)

@@ -1,0 +1,207 @@
+"""Calibrations: what is learnt from op times, the file format, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sned.devices import Device, cost_model, find_device
+from sned.devices.calibrate import calibrate_host, held_out_fit
+from sned.devices.calibration import (
+    OPS,
+    Calibration,
+    find_calibration,
+    parse_calibration,
+    read_calibration,
+    save_calibration,
+)
+from sned.devices.design import design
+from sned.devices.figures import figures
+from sned.devices.fitted import fit
+from sned.devices.probe import environment
+from sned.devices.recipes import RECIPES
+from sned.devices.roofline import Roofline
+from sned.devices.store import Store
+from sned.errors import DeviceError, MeasureError
+from sned.graph import Graph, trace
+from tests.devices.calibrations import law, made_up
+from tests.devices.networks import Residual, random_counts, sizes, trained
+
+
+@pytest.fixture(scope="module")
+def phone() -> Device:
+    return find_device("raspberry-pi-5")
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return trace(trained(Residual()), torch.randn(1, 3, 24, 24))
+
+
+@pytest.mark.parametrize("block", [1, 16])
+def test_the_design_has_every_op_and_only_what_the_format_knows(block: int) -> None:
+    shapes = design(block, 600)
+    kinds = {shape.family.recipe for shape in shapes}
+    blocked = {name for name in OPS if name.startswith(("blocked", "direct", "reorder"))}
+    assert kinds == (set(OPS) if block > 1 else set(OPS) - blocked)
+    assert len(set(shapes)) == len(shapes)
+    for shape in shapes:
+        widths, statics = OPS[shape.family.recipe]
+        assert (len(shape.widths), {name for name, _ in shape.family.statics}) == (len(widths), set(statics))
+        assert all(width >= 1 and width == int(width) for width in shape.widths)
+    first = [shape.family.recipe for shape in shapes[:100]]
+    assert len(set(first)) > 5
+
+
+def test_widths_come_back_from_coordinates() -> None:
+    for shape in design(16, 300):
+        recipe = RECIPES[shape.family.recipe]
+        if not shape.widths:
+            continue
+        point = recipe.coordinates(shape.columns, 16)
+        back = recipe.widths(point, 16)
+        for column, again, width in zip(recipe.coordinates(back, 16), point, shape.widths, strict=False):
+            np.testing.assert_allclose(column, again)
+            assert width >= 1
+        assert all(b[0] >= w for b, w in zip(back, shape.widths, strict=True))
+
+
+def test_what_was_held_out_is_told(phone: Device) -> None:
+    roofline = Roofline(figures(phone))
+    samples = [sample.timed() for sample in made_up(phone, count=600).samples]
+    told = held_out_fit(samples, roofline)
+    assert told.samples == pytest.approx(100, abs=5)
+    assert told.within_20 > 0.9
+    assert told.median_error < 0.05
+
+
+def test_an_op_without_samples_gets_the_usual_ratio(phone: Device) -> None:
+    roofline = Roofline(figures(phone))
+    samples = [s.timed() for s in made_up(phone, count=600).samples]
+    fitted = fit([s for s in samples if s.shape.family.recipe != "gemm"], roofline)
+    shape = next(s.shape for s in samples if s.shape.family.recipe == "gemm")
+    assert float(fitted.op_us(shape.family, shape.columns)[0]) == pytest.approx(law(roofline, shape), rel=0.3)
+
+
+def test_a_calibration_from_elsewhere_is_used(phone: Device, graph: Graph, tmp_path: Path) -> None:
+    path = save_calibration(made_up(phone, count=600), tmp_path)
+    assert read_calibration(path) == find_calibration(phone.name, "onnxruntime", 1, folder=tmp_path)
+    cost = cost_model(graph, phone, calibrations=tmp_path)
+    estimate = cost_model(graph, phone, basis="estimated", calibrations=tmp_path)
+    assert (cost.basis, estimate.basis) == ("calibrated", "estimated")
+    rng = np.random.default_rng(0)
+    plans = np.array([sizes(graph), *(random_counts(graph, rng, 0.4) for _ in range(20))])
+    ratio = cost.evaluate(plans).latency_ms / estimate.evaluate(plans).latency_ms
+    assert ((ratio > 2.5) & (ratio < 5)).all()
+    [note] = cost.notes
+    assert "made with onnxruntime 1.0.0" in note
+    assert cost_model(graph, phone, threads=2, calibrations=tmp_path).basis == "estimated"
+
+
+def test_a_basis_that_is_not_to_be_had(phone: Device, graph: Graph, tmp_path: Path) -> None:
+    with pytest.raises(
+        DeviceError, match="no calibration of 'raspberry-pi-5' for onnxruntime, 1 threads and float32"
+    ):
+        cost_model(graph, phone, basis="calibrated", calibrations=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"format": "other"}, "`format`: input should be 'sned-calibration'"),
+        ({"version": 2}, "`version`: input should be 1"),
+        ({"call_us": -1}, "`call_us`: input should be greater than or equal to 0"),
+        ({"samples": []}, "`samples`: tuple should have at least 30 items"),
+        ({"extra": 1}, "`extra`: extra inputs are not permitted"),
+        ({"samples": [{"op": "gem", "widths": {}, "us": 1}] * 30}, "got 'gem'. Did you mean 'gemm'"),
+        ({"samples": [{"op": "gemm", "widths": {"m": 1, "k": 2}, "us": 1}] * 30}, "must be m, k, n, got m, k"),
+        ({"samples": [{"op": "gemm", "widths": {"m": 1, "k": 2, "n": 0}, "us": 1}] * 30}, "greater than or equal to 1"),
+        ({"samples": [{"op": "gemm", "widths": {"m": 1, "k": 2, "n": 3}, "us": 0}] * 30}, "greater than 0"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_calibration(phone: Device, change: dict[str, object], text: str) -> None:
+    held = json.loads(made_up(phone, count=60).model_dump_json())
+    with pytest.raises(DeviceError, match=text):
+        parse_calibration({**held, **change}, origin="phone.json")
+
+
+def test_a_file_that_is_not_json(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(DeviceError, match="cannot be read"):
+        read_calibration(path)
+
+
+def test_the_documented_ops_are_those_that_are_understood() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "calibration-format.md").read_text(encoding="utf-8")
+    assert [name for name in OPS if f"`{name}`" not in text] == []
+    assert [name for name in Calibration.model_fields if f"`{name}`" not in text] == []
+
+
+def test_this_machine_is_calibrated_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sned.devices.calibrate.FIRST", 60)
+    monkeypatch.setattr("sned.devices.calibrate.FOOTPRINTS_MB", (0.3, 1.2))
+    monkeypatch.setattr("sned.devices.calibrate.NOISY", 1.0)
+    store = Store.open(environment(1), tmp_path)
+    made = calibrate_host(seconds=1.0, store=store)
+    assert len(made.samples) >= 60
+    assert made.fit is not None
+    assert made.device == "host"
+    assert f"{made.runtime} {made.runtime_version}" == environment(1).runtime
+    kept = len(store.yardsticks)
+    again = calibrate_host(seconds=0.1, store=Store.open(environment(1), tmp_path))
+    assert {(s.op, str(s.widths)) for s in again.samples} >= {
+        (s.op, str(s.widths)) for s in made.samples[:10]
+    }
+    assert len(Store.open(environment(1), tmp_path).yardsticks) >= kept
+    assert parse_calibration(json.loads(made.model_dump_json())) == made
+
+
+def test_a_machine_that_is_slower_today_is_told_as_such(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = find_device("host")
+    save_calibration(made_up(host, count=300, yardstick_us=50.0), tmp_path)
+    latencies = []
+    for now in (50.0, 75.0):
+        monkeypatch.setattr("sned.devices.model.yardstick_us", lambda block, threads, now=now: now)
+        cost = cost_model(graph, host, basis="calibrated", calibrations=tmp_path)
+        latencies.append(float(cost.evaluate(sizes(graph)).latency_ms[0]))
+    assert latencies[1] == pytest.approx(1.5 * latencies[0])
+
+
+def test_some_disturbed_samples_do_no_harm(phone: Device) -> None:
+    """Other work on the machine only adds: three in a hundred take three times as long."""
+    roofline = Roofline(figures(phone))
+    clean = [sample.timed() for sample in made_up(phone, count=600).samples]
+    disturbed = [
+        replace(sample, microseconds=3 * sample.microseconds) if place % 33 == 0 else sample
+        for place, sample in enumerate(clean)
+    ]
+    fitted = fit(disturbed, roofline)
+    gemms = [sample for sample in clean if sample.shape.family.recipe == "gemm"]
+    error = [
+        abs(np.log(float(fitted.op_us(s.shape.family, s.shape.columns)[0]) / s.microseconds)) for s in gemms
+    ]
+    assert np.percentile(error, 98) < 0.2
+
+
+def test_a_machine_that_is_too_busy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sned.devices.calibrate.FIRST", 20)
+    monkeypatch.setattr("sned.devices.calibrate.FOOTPRINTS_MB", (0.3,))
+    monkeypatch.setattr("sned.devices.calibrate.NOISY", -1.0)
+    monkeypatch.setattr("sned.devices.timer.DISTURBED", -1.0)
+    with pytest.raises(MeasureError, match=r"too busy to be calibrated: of .* close what else is running"):
+        calibrate_host(seconds=0.5, store=Store.open(environment(1), tmp_path))
+
+
+def test_calibrations_that_cannot_be() -> None:
+    with pytest.raises(DeviceError, match=r"`threads` must lie between 1 and the \d+ cores"):
+        calibrate_host(threads=4096)
+    with pytest.raises(DeviceError, match="`seconds` must be above 0, got 0"):
+        calibrate_host(seconds=0)

@@ -1,0 +1,62 @@
+"""What a run is told of: plans that gain nothing, and where plans stand on the stairs of the kernels."""
+
+import numpy as np
+import pytest
+import torch
+
+import sned
+from sned.devices import Budget, cost_model, find_device
+from sned.graph import Graph, trace
+from sned.report.compose import stairs
+from sned.report.table import to_table
+from tests.devices.networks import Residual, sizes, trained
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return trace(trained(Residual()), torch.randn(1, 3, 24, 24))
+
+
+def test_a_plan_that_gains_nothing_says_so_first_and_names_the_layers() -> None:
+    """One channel less of 64: the tiles of eight stay as many as they were."""
+    model, example = trained(Residual()), torch.randn(1, 3, 24, 24)
+    report = sned.prune(model, example, budget=Budget(sparsity=0.03, device="raspberry-pi-4")).report
+    assert report.after.parameters is not None
+    assert report.before.parameters is not None
+    assert report.after.parameters < report.before.parameters
+    assert report.warning.startswith("This plan removes parameters and gains no latency: ")
+    assert "(estimated). Smaller, and no faster: blocks." in report.warning
+    assert "blocks.2.conv2 (conv, waits for compute)" in report.warning
+    first = next(iter(to_table(report).renderables))  # type: ignore[attr-defined]
+    assert str(first) == report.warning
+
+
+def test_a_plan_that_gains_something_does_not_warn() -> None:
+    model, example = trained(Residual()), torch.randn(1, 3, 24, 24)
+    report = sned.prune(model, example, budget=Budget(sparsity=0.5, device="raspberry-pi-4")).report
+    assert report.warning == ""
+    assert report.before.latency is None
+    assert report.asked.origin == "an estimate from the device's data sheet"
+
+
+def test_where_a_plan_stands_on_the_stairs(graph: Graph) -> None:
+    cost = cost_model(graph, find_device("raspberry-pi-4"))
+    counts = sizes(graph).astype(np.int64)
+    assert stairs(graph, cost, counts) == ()
+    counts[1] = 24  # three tiles of eight, in the first block
+    [said] = stairs(graph, cost, counts)
+    assert said.startswith("1 of 1 cut groups keep as many units as their kernels compute at once")
+
+
+def test_a_latency_budget_stops_at_whole_tiles() -> None:
+    """Channels snap to what kernels like, because what they round up costs nothing."""
+    torch.manual_seed(0)
+    graph = trace(Residual().eval(), torch.randn(1, 3, 24, 24))
+    cost = cost_model(graph, find_device("raspberry-pi-4"))
+    budget = Budget(latency_ms="65%", device="raspberry-pi-4")
+    plan = sned.plan(graph, budget=budget, rules={"protect": ["stem.0"]})
+    kept = plan.counts(graph)
+    cut = [(int(count), int(size)) for count, size in zip(kept, sizes(graph), strict=True) if count < size]
+    assert cut
+    assert sum(count % 8 == 0 for count, _ in cut) >= len(cut) / 2
+    assert any("kernels compute at once" in said for said in stairs(graph, cost, kept))
