@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from sned.pipeline import Result, plan, prune
     from sned.repair import Sparse, sparsify
     from sned.surgery import apply, burn_in, load, save, trace, without
-    from sned.training import Recipe, Tuned, finetune
+    from sned.training import Distillation, Recipe, Tuned, finetune
 
 _HOMES = {
     "Budget": "sned.devices.budget",
+    "Distillation": "sned.training",
     "Graph": "sned.graph",
     "Group": "sned.graph",
     "Plan": "sned.graph",
@@ -43,6 +44,7 @@ _HOMES = {
 
 __all__ = [
     "Budget",
+    "Distillation",
     "Graph",
     "Group",
     "Plan",

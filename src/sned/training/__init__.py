@@ -3,10 +3,22 @@
 In: a network (pruned, masked, repaired or whole) and labelled data. Out: the network trained, and its history.
 """
 
+from sned.training.distillation import Distillation
 from sned.training.finetune import Tuned, finetune
 from sned.training.logs import Epoch
 from sned.training.parts import Part, Trained
 from sned.training.recipe import Recipe
 from sned.training.tasks import TASKS, Metric, Task
 
-__all__ = ["TASKS", "Epoch", "Metric", "Part", "Recipe", "Task", "Trained", "Tuned", "finetune"]
+__all__ = [
+    "TASKS",
+    "Distillation",
+    "Epoch",
+    "Metric",
+    "Part",
+    "Recipe",
+    "Task",
+    "Trained",
+    "Tuned",
+    "finetune",
+]

@@ -86,6 +86,11 @@ class InMemory:
         self._size, self._place, self._seed = min(size, self.count), place, seed
         self._shuffle, self._augment = shuffle, augment
 
+    @property
+    def fixed(self) -> bool:
+        """Whether every epoch has the same inputs, in another order."""
+        return self._augment is None
+
     def __len__(self) -> int:
         return self.count // self._size if self._shuffle else -(-self.count // self._size)
 

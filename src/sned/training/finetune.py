@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from sned.errors import TrainingError
+from sned.errors import TrainingError, UserError, close_names
 from sned.graph.trace import state_of
 from sned.progress import SILENT, Progress
 from sned.training.checkpoint import identity
 from sned.training.data import Augment, Batches, InMemory, batches_of, held_out
+from sned.training.distillation import Distillation, distilled
 from sned.training.engine import make_accelerator, place_of
 from sned.training.judging import judged
 from sned.training.logs import Epoch, check_log
@@ -25,6 +26,7 @@ from sned.training.objectives import label_loss, metric_of
 from sned.training.parts import Objective, Part
 from sned.training.randomness import own_randomness
 from sned.training.recipe import Recipe
+from sned.training.teacher import cached
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,6 +61,8 @@ def finetune(
     data: Any,
     *,
     recipe: Recipe | Mapping[str, Any] | None = None,
+    teacher: nn.Module | None = None,
+    distillation: Distillation | Mapping[str, Any] | None = None,
     validation: Any = None,
     augment: Augment | None = None,
     parts: Sequence[Part] = (),
@@ -81,6 +85,8 @@ def finetune(
         data: a pair of tensors `(inputs, targets)`, which are held on the device; a `Dataset`; a `DataLoader`; or a
             list of batches `(inputs, targets)`. Never the test set.
         recipe: a `Recipe`, or a dict of its fields.
+        teacher: a network to learn from, such as the dense one that `model` was cut from; it is not touched.
+        distillation: what to learn from it: a `Distillation`, or a dict of its fields; by default its soft answers.
         validation: data that choose the epoch and stop early: of the same kinds, or the share in (0, 1) of `data` to
             hold out for it. Without them the last epoch is handed over. Never the test set.
         augment: changes the inputs of a batch at random, on the device.
@@ -106,15 +112,9 @@ def finetune(
         >>> sned.save(tuned.model, "tuned.safetensors")
     """
     chosen = Recipe.of(recipe, **changes)
-    objective = label_loss(chosen, taught=False)
-    return trained(
-        model,
-        Given(data, validation, augment, parts, folder, log),
-        chosen,
-        objective,
-        accelerator or make_accelerator(chosen.precision, device),
-        progress,
-    )
+    terms = _terms(teacher, distillation)
+    given = Given(data, teacher, terms, validation, augment, parts, folder, log)
+    return _trained(model, given, chosen, accelerator or make_accelerator(chosen.precision, device), progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +122,8 @@ class Given:
     """What the user gave beside the network and the recipe."""
 
     data: Any
+    teacher: nn.Module | None = None
+    terms: Distillation | None = None
     validation: Any = None
     augment: Augment | None = None
     parts: Sequence[Part] = ()
@@ -129,15 +131,49 @@ class Given:
     log: str | Path | None = None
 
 
-def trained(
-    model: nn.Module,
-    given: Given,
-    recipe: Recipe,
-    objective: Objective,
-    accelerator: Accelerator,
-    progress: Progress,
+def _terms(teacher: nn.Module | None, asked: Distillation | Mapping[str, Any] | None) -> Distillation | None:
+    """What is learnt from the teacher.
+
+    Raises:
+        UserError: there is no teacher to learn it from, or a field is not known.
+    """
+    if teacher is None:
+        if asked is not None:
+            raise UserError(
+                "A `distillation` needs a `teacher` to learn from: give the network before it was pruned."
+            )
+        return None
+    if isinstance(asked, Distillation):
+        return asked
+    known = [entry.name for entry in fields(Distillation)]
+    for name in asked or {}:
+        if name not in known:
+            raise UserError(f"A distillation has no field {name!r}. {close_names(name, known)}")
+    return Distillation(**(asked or {}))
+
+
+def _objective(work: nn.Module, given: Given, recipe: Recipe, data: Batches, accelerator: Accelerator,
+               progress: Progress) -> Objective:  # fmt: skip
+    labels = label_loss(recipe, taught=given.teacher is not None)
+    if given.teacher is None or given.terms is None:
+        return labels
+    limit = given.terms.cache_bytes
+    teacher = copy.deepcopy(given.teacher).to(accelerator.device).eval().requires_grad_(False)
+    with accelerator.autocast():
+        return distilled(
+            work,
+            teacher,
+            given.terms,
+            recipe.found_task,
+            labels,
+            lambda: next(data.epoch(0)).inputs,
+            lambda source: cached(source, data, recipe.batch_size, limit, progress),
+        )
+
+
+def _trained(
+    model: nn.Module, given: Given, recipe: Recipe, accelerator: Accelerator, progress: Progress
 ) -> Tuned:
-    """`finetune`, once it is settled what is minimised."""
     log = None if given.log is None else Path(given.log)
     if log is not None:
         check_log(log)
@@ -152,10 +188,10 @@ def trained(
             data=data,
             inputs=data.count if isinstance(data, InMemory) else len(data) * recipe.batch_size,
             recipe=recipe,
-            objective=objective,
+            objective=_objective(work, given, recipe, data, accelerator, progress),
             metric=metric,
             accelerator=accelerator,
-            identity={"network": identity(model), "run": _told(recipe, data)},
+            identity={"network": identity(model), "run": _told(recipe, data, given)},
             validation=validation,
             parts=given.parts,
             folder=None if given.folder is None else Path(given.folder),
@@ -193,10 +229,10 @@ def _data(given: Given, recipe: Recipe, accelerator: Accelerator) -> tuple[Batch
     return training, batches_of(validation, size=recipe.batch_size, place=place, training=False)
 
 
-def _told(recipe: Recipe, data: Batches) -> dict[str, str]:
+def _told(recipe: Recipe, data: Batches, given: Given) -> dict[str, str]:
     """What makes a run the run that it is; how often it is saved does not."""
     told = {name: value for name, value in recipe.told().items() if name != "save_every"}
-    return {**told, "batches": str(len(data))}
+    return {**told, "batches": str(len(data)), "distillation": repr(given.terms)}
 
 
 def _tuned(loop: Loop, model: nn.Module, training: bool, before: float | None, seconds: float) -> Tuned:
