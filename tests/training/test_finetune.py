@@ -271,12 +271,11 @@ def test_a_log_that_cannot_be_written_is_told_before_training(
 class At(Part):
     """Does something after the step of a given number."""
 
-    def __init__(self, step: int, act: object) -> None:
-        self.step, self.act, self.made = step, act, 0
+    def __init__(self, when: int, act: object) -> None:
+        self.when, self.act = when, act
 
-    def after_step(self, trained: Trained, done: float) -> None:
-        self.made += 1
-        if self.made == self.step:
+    def after_step(self, trained: Trained, step: int, total: int) -> None:
+        if step == self.when:
             self.act(trained)  # type: ignore[operator]
 
 

@@ -194,8 +194,10 @@ class Loop:
                 self._backward(batch, batch.count / inputs, last=number == wanted - 1)
             if self.clip:
                 self.acc.clip_grad_norm_(self.wrapped.parameters(), self.clip)
+            elif self.job.parts:
+                self.acc.unscale_gradients(self.optimiser)
             for part in self.job.parts:
-                part.after_backward(self.job.model, self.at.step / self.total)
+                part.after_backward(self.job.model, self.at.step, self.total)
             self.optimiser.step()
         if self.average is not None:
             self.average.update_parameters(self.job.model)
@@ -204,7 +206,7 @@ class Loop:
         self.at.inputs += inputs
         held = Trained(self.job.model, self.optimiser.optimizer, self._averaged)
         for part in self.job.parts:
-            part.after_step(held, self.at.step / self.total)
+            part.after_step(held, self.at.step, self.total)
         return inputs
 
     def _taken(self, batches: Iterator[Batch], wanted: int) -> list[Batch]:
@@ -295,7 +297,7 @@ class Loop:
         return judged(self._judged_model(), self.job.validation, self.job.metric, self.acc)
 
     def _keep_best(self, value: float | None) -> None:
-        ready = all(part.ready(self.at.step / self.total) for part in self.job.parts)
+        ready = all(part.ready(self.at.step, self.total) for part in self.job.parts)
         if value is None or not ready or (self.best is not None and value <= self.best["metric"]):
             return
         self.best = {"metric": value, "epoch": self.at.epoch, "weights": weights_of(self._judged_model())}

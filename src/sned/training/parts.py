@@ -31,16 +31,16 @@ class Trained:
 class Part:
     """Something that acts on a network while it is trained: a regulariser, or masks that grow. Does nothing itself.
 
-    What it does must follow from the network and the share of training done, so that a run can be resumed.
+    What it does must follow from the network and the step, so that a run can be resumed.
     """
 
-    def after_backward(self, model: nn.Module, done: float) -> None:
-        """Change gradients, `done` in [0, 1) of the steps made."""
+    def after_backward(self, model: nn.Module, step: int, total: int) -> None:
+        """Change gradients ahead of step `step` of `total`, counted from 0."""
 
-    def after_step(self, trained: Trained, done: float) -> None:
-        """Change weights or masks, `done` in (0, 1] of the steps made."""
+    def after_step(self, trained: Trained, step: int, total: int) -> None:
+        """Change weights or masks once `step` steps of `total` are made."""
 
-    def ready(self, done: float) -> bool:
+    def ready(self, step: int, total: int) -> bool:
         """Whether the network is by now what it is to become, so that an epoch may count as the best."""
-        del done
+        del step, total
         return True
