@@ -20,7 +20,7 @@ from torch import nn
 
 from sned.calibration import Calibration, calibrate
 from sned.devices import Budget, MeasuredCost, cost_model, find_device
-from sned.errors import BudgetError, CalibrationError, ModelError
+from sned.errors import BudgetError, CalibrationError, ModelError, UserError
 from sned.export import Exported, export_onnx, feeds
 from sned.files import atomic_write_text
 from sned.graph import Graph, Plan
@@ -35,6 +35,7 @@ from sned.saliency import Evidence, Scores, score, sensitivities, weighed
 from sned.search import Found, Problem, Rules, curve, remeasured, search
 from sned.surgery import save, trace
 from sned.surgery.pytorch import Pruned, fill, pruned
+from sned.training import finetune as train
 
 ROUNDS = 4
 """How many plans are measured at most before the best of them is taken."""
@@ -147,10 +148,12 @@ def prune(
     saliency: str | None = None,
     search_by: str | None = None,
     rules: Rules | Mapping[str, Any] | None = None,
+    finetune: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> Result:
-    """Cut a trained network down to a budget, repair it without training, and prove what was gained.
+    """Cut a trained network down to a budget, repair it without training (train it, where asked), and prove what was
+    gained.
 
     Args:
         model: any trained `nn.Module`; it is not touched.
@@ -163,7 +166,9 @@ def prune(
         saliency: which units matter; by default from calibration inputs where there are any.
         search_by: how much goes where; by default "uniform" for a sparsity, else "knapsack".
         rules: groups to protect, counts to keep to: `sned.search.Rules` or a dict with its fields.
-        out: a folder for the model, the plan, the ONNX files and the report.
+        finetune: what `sned.finetune` takes, `data` among it: the repaired network is trained so, by default with the
+            dense one as its teacher (`"teacher": None` for none).
+        out: a folder for the model, the plan, the ONNX files and the report; training keeps its checkpoint there.
         progress: shown while it runs.
 
     Returns:
@@ -174,6 +179,7 @@ def prune(
         BudgetError: the budget is below what is reachable; says the smallest reachable.
         CalibrationError: the calibration inputs are not what the model takes.
         SurgeryError, ExportError: the result does not compute what it must; nothing is handed over.
+        UserError, TrainingError: what `sned.finetune` raises.
 
     Example:
         >>> result = sned.prune(model, x, budget=sned.Budget(latency_ms="50%"), calibration=batches)
@@ -181,11 +187,15 @@ def prune(
     """
     if budget.max_loss is not None and evaluate is None:
         raise BudgetError("`max_loss` is measured by `evaluate`: pass a function from a model to a number.")
+    if finetune is not None and "data" not in finetune:
+        raise UserError(
+            "`finetune` must hold what `sned.finetune` takes, `data` at least: {'data': loader, 'epochs': 10}."
+        )
     with _folder(out) as folder:
         study = _study(model, example_inputs, budget, calibration, saliency, _rules(rules), folder, progress)
         base = evaluated(model, evaluate) if evaluate else None
         chosen = _choose(study, search_by, evaluate, base)
-        return _finish(study, chosen, evaluate, base, keep=out is not None)
+        return _finish(study, chosen, evaluate, base, finetune, keep=out is not None)
 
 
 # --- before anything is removed --------------------------------------------------------------------------------------
@@ -403,16 +413,37 @@ def _default_search(budget: Budget) -> str:
 # --- the network itself ----------------------------------------------------------------------------------------------
 
 
-def _made(study: Study, found: Found) -> tuple[Pruned, tuple[str, ...]]:
+Watch = Callable[[str, nn.Module], None]
+"""Is told what was done to a network, and the network."""
+
+
+def _made(
+    study: Study, found: Found, watch: Watch = lambda done, model: None
+) -> tuple[Pruned, tuple[str, ...]]:
     """The pruned network of a plan, verified, and repaired where there are inputs to do so; and what was done."""
     with _timed(study.seconds, "surgery"):
         small = pruned(study.model, study.graph, found.plan)
+    watch("as cut", small.model)
     if study.calibration.synthetic:
         return small, ("Nothing was repaired: that takes calibration inputs, a few hundred without labels.",)
     with _timed(study.seconds, "repair"):
         state, told = repair(study.graph, study.state, found.plan, study.calibration, progress=study.progress)
         fill(small.model, study.graph, found.plan, state)
+    watch("after repair", small.model)
     return small, _repaired(told)
+
+
+def _trained(
+    study: Study, small: Pruned, finetune: Mapping[str, Any], watch: Watch, *, keep: bool
+) -> tuple[Pruned, tuple[str, ...]]:
+    """The network trained further, by default with the dense one as its teacher; and how that went."""
+    asked = {"teacher": study.model, "folder": study.folder / "training" if keep else None, **finetune}
+    if asked["teacher"] is None:
+        asked.pop("distillation", None)
+    with _timed(study.seconds, "train"):
+        tuned = train(small.model, progress=study.progress, **asked)
+    watch("after training", tuned.model)
+    return replace(small, model=tuned.model), (tuned.note,)
 
 
 def _repaired(told: RepairReport) -> tuple[str, ...]:
@@ -426,9 +457,24 @@ def _repaired(told: RepairReport) -> tuple[str, ...]:
 
 
 def _finish(
-    study: Study, choice: Choice, evaluate: Evaluate | None, base: float | None, *, keep: bool
+    study: Study,
+    choice: Choice,
+    evaluate: Evaluate | None,
+    base: float | None,
+    finetune: Mapping[str, Any] | None,
+    *,
+    keep: bool,
 ) -> Result:
-    small, repaired = _made(study, choice.found)
+    stages: dict[str, float] = {} if base is None or finetune is None else {"before": base}
+
+    def watch(done: str, model: nn.Module) -> None:
+        if evaluate is not None and finetune is not None:
+            stages[done] = evaluated(model, evaluate)
+
+    small, repaired = _made(study, choice.found, watch)
+    if finetune is not None:
+        small, trained = _trained(study, small, finetune, watch, keep=keep)
+        repaired = (*repaired, *trained)
     with _timed(study.seconds, "export"):
         exported = export_onnx(small.model, study.example, study.folder / "model.onnx")
     with _timed(study.seconds, "measure"):
@@ -459,6 +505,7 @@ def _finish(
             surgery_difference=small.difference,
             notes=(*choice.notes, *repaired),
             seconds=study.seconds,
+            stages=stages,
         )
     )
     if keep:

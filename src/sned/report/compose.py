@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
@@ -14,6 +14,7 @@ from sned.export import Exported
 from sned.graph import Graph
 from sned.graph.example import Example
 from sned.report.environment import environment
+from sned.report.figures import written
 from sned.report.model import Asked, Check, Curve, GroupLoss, LayerLoss, Point, Report, State
 from sned.report.shares import shares
 from sned.saliency import Scores
@@ -54,6 +55,7 @@ class Findings:
     surgery_difference: float
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
+    stages: Mapping[str, float] = field(default_factory=dict)
 
 
 def compose(findings: Findings) -> Report:
@@ -73,8 +75,14 @@ def compose(findings: Findings) -> Report:
         frozen=findings.graph.frozen,
         curve=_curve(findings),
         checks=_checks(findings),
-        notes=(*_gained_nothing(findings, layers), *findings.notes, *findings.scores.notes),
+        notes=(
+            *_gained_nothing(findings, layers),
+            *_on_the_way(findings),
+            *findings.notes,
+            *findings.scores.notes,
+        ),
         seconds=dict(findings.seconds),
+        stages=dict(findings.stages),
     )
 
 
@@ -188,6 +196,14 @@ def _checks(findings: Findings) -> tuple[Check, ...]:
             parity.max_abs_diff,
         ),
     )
+
+
+def _on_the_way(findings: Findings) -> tuple[str, ...]:
+    """The accuracy at each stage, where a network was trained."""
+    if not findings.stages:
+        return ()
+    told = ", ".join(f"{written('accuracy', value)} {stage}" for stage, value in findings.stages.items())
+    return (f"By `evaluate`: {told}.",)
 
 
 def _gained_nothing(findings: Findings, layers: tuple[LayerLoss, ...]) -> tuple[str, ...]:

@@ -137,7 +137,8 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """All of a run: see each part. `notes` say what was chosen and why, one sentence or two each."""
+    """All of a run: see each part. `notes` say what was chosen and why, one sentence or two each; `stages` what
+    `evaluate` gave "before", "as cut", "after repair" and "after training", where the network was trained."""
 
     asked: Asked
     before: State
@@ -150,6 +151,7 @@ class Report:
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
     format: int = FORMAT
 
 
