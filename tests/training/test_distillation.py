@@ -163,7 +163,7 @@ def test_the_students_features_are_the_teachers_kept_ones(
 def test_default_layers_are_the_ends_of_stages_or_blocks_spaced_evenly() -> None:
     x = torch.randn(2, 3, 8, 8)
     model = Residual()
-    assert [match.student for match in matched(model, model, lambda: x)] == ["stem", "stage1", "stage2"][-2:]
+    assert [match.student for match in matched(model, model, lambda: x)] == ["stage1", "stage2"]
     sequence = nn.Sequential(*[nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(8)])
     names = [match.student for match in matched(sequence, sequence, lambda: torch.randn(2, 5, 8))]
     assert names[-1] == "7"
@@ -310,6 +310,9 @@ def test_what_does_not_fit_is_told(taught: tuple[nn.Module, nn.Module]) -> None:
         sned.finetune(small, digits(), teacher=other, epochs=1)
     with pytest.raises(ModelError, match=r"has no module 'conv9'. Did you mean 'conv"):
         sned.finetune(small, digits(), teacher=dense, distillation={"features": 1.0, "layers": ("conv9",)})
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    with pytest.raises(ModelError, match=r"features of shape \[128, 16\] have no positions"):
+        sned.finetune(flat, digits(), teacher=flat, epochs=1, distillation={"attention": 1.0})
     with pytest.raises(UserError, match="needs a `teacher`"):
         sned.finetune(small, digits(), distillation={"logits": 1.0})
     with pytest.raises(UserError, match=r"no field 'logit'\. Did you mean 'logits'"):

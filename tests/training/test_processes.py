@@ -33,6 +33,10 @@ torch.set_num_threads(1)
 import torch.distributed as dist
 out = Path(sys.argv[1])
 tuned = sned.finetune(masked_net(), digits(0, 640), validation=digits(640, 801), folder=out / "run", **GIVEN)
+dense = masked_net()
+small = sned.apply(dense, sned.plan(sned.trace(dense, digits(0, 2)[0]), sparsity=0.5))
+taught = sned.finetune(small, digits(0, 640), teacher=dense, distillation={"relations": 1.0}, **GIVEN)
+torch.save({"state": taught.model.state_dict(), "terms": taught.history[-1].terms}, out / f"taught-{dist.get_rank()}.pt")
 state = {"state": tuned.model.state_dict(), "history": [(e.loss, e.metric) for e in tuned.history]}
 torch.save({**state, "world": dist.get_world_size(), "backend": dist.get_backend()}, out / f"{dist.get_rank()}.pt")
 dist.destroy_process_group()
@@ -71,3 +75,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     for (loss, metric), epoch in zip(first["history"], alone.history, strict=True):
         assert loss == pytest.approx(epoch.loss, rel=1e-5)
         assert metric == pytest.approx(epoch.metric, abs=1 / 161 + 1e-9)
+    first, second = (torch.load(tmp_path / f"taught-{rank}.pt") for rank in (0, 1))
+    assert set(first["terms"]) == {"labels", "logits", "relations"}
+    assert first["terms"] == second["terms"]
+    assert all(torch.equal(value, second["state"][name]) for name, value in first["state"].items())

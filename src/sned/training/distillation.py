@@ -92,7 +92,16 @@ def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def attention_map(features: Tensor, channels: int) -> Tensor:
-    """`[n, positions]`: the mean square over channels, scaled to a norm of 1 for every input."""
+    """`[n, positions]`: the mean square over channels, scaled to a norm of 1 for every input.
+
+    Raises:
+        ModelError: the features have no positions.
+    """
+    if features.ndim < 3:
+        raise ModelError(
+            f"An attention map says where features are strong, but features of shape {list(features.shape)} have no "
+            "positions. Use `features` or `relations`, or name other `layers`."
+        )
     energy = features.float().square().mean(channels).flatten(1)
     return F.normalize(energy, dim=1, eps=TINY)
 

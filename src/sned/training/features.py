@@ -125,8 +125,8 @@ def default_layers(graph: Graph) -> list[str]:
     runs_itself = {path: module for path, module in model.named_modules() if path and _has_forward(module)}
     containers = [path for path, module in runs_itself.items() if any(True for _ in module.children())]
     leaves = [path for path, module in runs_itself.items() if any(True for _ in module.parameters())]
-    for candidates in (containers, leaves):
-        found = _with_positions(graph, candidates)
+    for candidates, rank in ((containers, 3), (leaves, 3), (leaves, 2)):
+        found = _handing_on(graph, candidates, rank)
         runs = [list(run) for _, run in groupby(found, key=lambda path: _shape(graph, path))]
         if len(runs) > 1:
             return [run[-1] for run in runs]
@@ -134,9 +134,7 @@ def default_layers(graph: Graph) -> list[str]:
             run = runs[0]
             places = np.linspace(0, len(run) - 1, min(MOST, len(run)) + 1).round().astype(int)[1:]
             return [run[place] for place in dict.fromkeys(places.tolist())]
-    raise ModelError(
-        "No module of the teacher makes a tensor of channels and positions to compare. Name modules in `layers`."
-    )
+    raise ModelError("No module of the teacher hands on a tensor to compare. Name modules in `layers`.")
 
 
 def _has_forward(module: nn.Module) -> bool:
@@ -144,12 +142,14 @@ def _has_forward(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
 
 
-def _with_positions(graph: Graph, paths: Sequence[str]) -> list[str]:
-    """Of modules that hand on one and the same tensor `[n, …, …]` the outermost, in the order in which they run."""
+def _handing_on(graph: Graph, paths: Sequence[str], rank: int) -> list[str]:
+    """Modules that hand on a tensor of at least `rank` axes (of two: but for the network's own outputs); of those with
+    one and the same tensor the outermost, in the order in which they run."""
     found: dict[int, str] = {}
+    own = graph.outputs if rank == 2 else ()
     for path in paths:
         number = output_of(graph, path)
-        if number is not None and len(graph.tensors[number].shape) > 2:
+        if number is not None and number not in own and len(graph.tensors[number].shape) >= rank:
             found.setdefault(number, path)
     return [found[number] for number in sorted(found)]
 
