@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -387,6 +388,16 @@ def test_a_checkpoint_of_another_plan_or_recipe_is_refused(tmp_path: Path) -> No
 def test_what_cannot_be_asked_is_told(changes: dict, match: str) -> None:
     with pytest.raises(UserError, match=match):
         sned.finetune(digit_net(), digits(), **changes)
+
+
+def test_a_recipe_is_told_in_the_same_words_in_every_process() -> None:
+    class Rate:
+        def __call__(self, done: float) -> float:
+            return 1.0
+
+    told = Recipe(schedule=Rate(), loss=partial(nn.functional.cross_entropy, label_smoothing=0.2)).told()
+    assert (told["schedule"], told["loss"], told["epochs"]) == ("Rate", "cross_entropy", "10")
+    assert not any(" at 0x" in words for words in told.values())
 
 
 def test_nothing_to_train_is_told() -> None:

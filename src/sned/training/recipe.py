@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Self
 
 from sned.errors import UserError, close_names
@@ -110,7 +111,10 @@ class Recipe:
 
 
 def _worded(value: Any) -> str:
-    return getattr(value, "__qualname__", None) or getattr(value, "name", None) or repr(value)
+    """A value in words that are the same in another process."""
+    inner = value.func if isinstance(value, partial) else value
+    named = getattr(inner, "__qualname__", None) or getattr(inner, "name", None)
+    return str(named) if named else type(inner).__name__ if callable(inner) else repr(inner)
 
 
 def _whole(name: str, value: Any, *, optional: bool) -> None:
