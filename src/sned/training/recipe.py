@@ -29,7 +29,7 @@ class Recipe:
         metric: a `Metric`, or `(outputs, targets) -> number`, higher is better, instead of the task's.
         optimiser: "sgd", "adamw", or a function from parameter groups to an optimiser; by default SGD with Nesterov's
             momentum for convolutional networks, AdamW for transformers and the rest.
-        learning_rate, weight_decay: of the named optimiser; by default 0.02 and 5e-4 (SGD), 1e-4 and 0.01 (AdamW on
+        learning_rate, weight_decay: of the named optimiser; by default 0.005 and 5e-4 (SGD), 1e-4 and 0.01 (AdamW on
             transformers), 1e-3 and 0.01 (AdamW on others). Biases and normalisation do not decay.
         schedule: "cosine", "constant", "linear", or a function of the share done in [0, 1) to a factor on the rate.
         warmup: share of the steps over which the rate rises, in [0, 1).
