@@ -34,6 +34,9 @@ LOOKS = 20
 
 NEVER = torch.iinfo(torch.int64).max
 
+_PLAIN = ("NO", "MULTI_CPU", "MULTI_GPU")
+"""Kinds of setup in which PyTorch does all by itself."""
+
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -93,7 +96,11 @@ class Loop:
         self.average = moving_average(job.model, recipe.ema * self.total)
         wrapped, prepared = self.acc.prepare(job.model, optimiser)
         self.wrapped: nn.Module = wrapped
-        self.optimiser: Any = prepared
+        # Without a scaler Accelerate only passes these two on, and looks for libraries each time: a quarter of a
+        # millisecond a step.
+        self.plain = self.acc.scaler is None and self.acc.distributed_type.value in _PLAIN
+        self.raw = optimiser
+        self.optimiser: Any = optimiser if self.plain else prepared
         self.rates: list[float] = [float(group["lr"]) for group in optimiser.param_groups]
         schedule = recipe.schedule
         self.schedule = find_schedule(schedule) if isinstance(schedule, str) else schedule
@@ -194,7 +201,7 @@ class Loop:
                 self._backward(batch, batch.count / inputs, last=number == wanted - 1)
             if self.clip:
                 self.acc.clip_grad_norm_(self.wrapped.parameters(), self.clip)
-            elif self.job.parts:
+            elif self.job.parts and not self.plain:
                 self.acc.unscale_gradients(self.optimiser)
             for part in self.job.parts:
                 part.after_backward(self.job.model, self.at.step, self.total)
@@ -204,7 +211,7 @@ class Loop:
         self.at.step += 1
         self.at.batch += wanted
         self.at.inputs += inputs
-        held = Trained(self.job.model, self.optimiser.optimizer, self._averaged)
+        held = Trained(self.job.model, self.raw, self._averaged)
         for part in self.job.parts:
             part.after_step(held, self.at.step, self.total)
         return inputs
@@ -228,7 +235,11 @@ class Loop:
             with self.acc.autocast():
                 terms = self.job.objective(self.wrapped, batch)
             loss = torch.stack(list(terms.values())).sum()
-            self.acc.backward(loss * share if share != 1 else loss)
+            part = loss * share if share != 1 else loss
+            if self.plain:
+                part.backward()  # type: ignore[no-untyped-call]
+            else:
+                self.acc.backward(part)
         self.bad = torch.where(torch.isfinite(loss.detach()), self.bad, self.bad.clamp(max=self.at.step))
         for name, term in terms.items():
             self.at.sums[name] = self.at.sums.get(name, 0.0) + term.detach().double() * batch.count

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import torch
@@ -26,9 +27,17 @@ def seed_of(*position: int) -> int:
 def seed_all(*position: int) -> None:
     """Seed the global generators of PyTorch (every device), NumPy and Python for a position in the run."""
     seed = seed_of(*position)
-    torch.manual_seed(seed)
+    # Not `torch.manual_seed`, which keeps a traceback of every call for each kind of device that is not used yet.
+    torch.default_generator.manual_seed(seed)
+    if _on_gpus():
+        torch.cuda.manual_seed_all(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     random.seed(seed)
+
+
+@cache
+def _on_gpus() -> bool:
+    return torch.cuda.is_available()
 
 
 def generator(*position: int) -> torch.Generator:
