@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 import sned
-from benchmarks.one_shot import accuracy, batches
 from benchmarks.data import cifar10
 from benchmarks.networks import NETWORKS, trained
+from benchmarks.one_shot import accuracy, batches
 from sned.export import feeds
 from sned.measure import measure_onnx
 from sned.report import environment

@@ -1,4 +1,7 @@
 import io
+import re
+import time
+from itertools import count
 
 import pytest
 from rich.console import Console
@@ -49,6 +52,16 @@ def test_a_failed_task_does_not_claim_to_be_done() -> None:
     with progress.task("again", total=1):
         pass
     assert "again" in text.getvalue()
+
+
+def test_a_long_task_says_how_fast_it_is_and_how_long_it_will_take() -> None:
+    text, seconds = io.StringIO(), count(0, 5)
+    console = Console(file=text, force_terminal=True, width=140, get_time=lambda: float(next(seconds)))
+    with RichProgress(console).task("training", total=100_000) as advance:
+        for _ in range(4):
+            advance(1000)
+        time.sleep(0.3)  # the display draws itself ten times a second
+    assert re.search(r"\d+/s, .*\d+:\d\d:\d\d left", text.getvalue())
 
 
 def test_the_default_console_is_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,18 +15,23 @@ if TYPE_CHECKING:
     from sned.pipeline import Result, plan, prune
     from sned.repair import Sparse, sparsify
     from sned.surgery import apply, burn_in, load, save, trace, without
+    from sned.training import Distillation, Recipe, Tuned, finetune
 
 _HOMES = {
     "Budget": "sned.devices.budget",
+    "Distillation": "sned.training",
     "Graph": "sned.graph",
     "Group": "sned.graph",
     "Plan": "sned.graph",
+    "Recipe": "sned.training",
     "Result": "sned.pipeline",
     "SnedError": "sned.errors",
     "Sparse": "sned.repair",
+    "Tuned": "sned.training",
     "apply": "sned.surgery",
     "burn_in": "sned.surgery",
     "export_onnx": "sned.export",
+    "finetune": "sned.training",
     "load": "sned.surgery",
     "plan": "sned.pipeline",
     "prune": "sned.pipeline",
@@ -39,16 +44,20 @@ _HOMES = {
 
 __all__ = [
     "Budget",
+    "Distillation",
     "Graph",
     "Group",
     "Plan",
+    "Recipe",
     "Result",
     "SnedError",
     "Sparse",
+    "Tuned",
     "__version__",
     "apply",
     "burn_in",
     "export_onnx",
+    "finetune",
     "load",
     "plan",
     "prune",

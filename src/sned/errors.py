@@ -61,6 +61,16 @@ class SurgeryError(SnedError):
     """A pruned network does not compute what its plan promises; it was not handed over."""
 
 
+class TrainingError(SnedError):
+    """Training could not go on; what was reached is kept.
+
+    Attributes:
+        kept: the result up to then (`sned.training.Tuned`), where there is one.
+    """
+
+    kept: object | None = None
+
+
 class MeasureError(SnedError):
     """A measurement could not be taken, or means nothing."""
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from sned.calibration import Calibration, Resume, calibrate
 from sned.devices import Budget, Cost, FleetCost, cost_for, find_devices, limits_for
-from sned.errors import BudgetError, CalibrationError, ModelError
+from sned.errors import BudgetError, CalibrationError, ModelError, UserError
 from sned.export import Exported, export_onnx, feeds
 from sned.files import atomic_write_text
 from sned.graph import Graph, Plan
@@ -38,6 +38,7 @@ from sned.search.space import amount
 from sned.surgery import save, trace
 from sned.surgery import without as leave_out
 from sned.surgery.pytorch import Pruned, fill, pruned
+from sned.training import finetune as train
 
 ROUNDS = 4
 """How many plans are measured at most before the best of them is taken."""
@@ -195,10 +196,12 @@ def prune(
     rules: Rules | Mapping[str, Any] | str | Path | None = None,
     without: Sequence[str] | str = (),
     match_seconds: float | None = None,
+    finetune: Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> Result:
-    """Cut a trained network down to a budget, repair it without training, and prove what was gained.
+    """Cut a trained network down to a budget, repair it without training (train it, where asked), and prove what was
+    gained.
 
     Args:
         model: any trained `nn.Module`; it is not touched.
@@ -217,9 +220,11 @@ def prune(
         without: layers and residual branches to leave out altogether, by their names in `graph.layers`.
         match_seconds: time to spend, after repair, on gradient steps towards the dense network's answers and features
             on the calibration inputs; no labels are needed. None for no such steps.
+        finetune: what `sned.finetune` takes, `data` among it: the repaired network is trained so, by default with the
+            dense one as its teacher (`"teacher": None` for none).
         out: a folder for the model, the plan, the ONNX files and the report. A run that was interrupted is resumed
             there: what it had learnt is kept in `.resume` until a run is complete, and used where model, inputs and
-            versions are the same. The best plan so far is kept too.
+            versions are the same. The best plan so far is kept too, and the checkpoint of training.
         progress: shown while it runs.
 
     Returns:
@@ -231,6 +236,7 @@ def prune(
         PlanError: rules or `without` name what is not there, or rules contradict each other.
         CalibrationError: the calibration inputs are not what the model takes.
         SurgeryError, ExportError: the result does not compute what it must; nothing is handed over.
+        UserError, TrainingError: what `sned.finetune` raises.
 
     Example:
         >>> result = sned.prune(model, x, budget=sned.Budget(latency_ms="50%"), calibration=batches)
@@ -244,6 +250,10 @@ def prune(
     asked = RULES_ALONE if budget is None and without else _one_of(None, budget, respected)
     if asked.max_loss is not None and evaluate is None:
         raise BudgetError("`max_loss` is measured by `evaluate`: pass a function from a model to a number.")
+    if finetune is not None and "data" not in finetune:
+        raise UserError(
+            "`finetune` must hold what `sned.finetune` takes, `data` at least: {'data': loader, 'epochs': 10}."
+        )
     with _folder(out) as folder:
         resume = Resume(None if out is None else folder / RESUME)
         study = _study(
@@ -261,7 +271,7 @@ def prune(
         )
         base = evaluated(model, evaluate) if evaluate else None
         chosen = _choose(study, search_by, evaluate, base)
-        result = _finish(study, chosen, evaluate, base, match_seconds, keep=out is not None)
+        result = _finish(study, chosen, evaluate, base, match_seconds, finetune, keep=out is not None)
         resume.clear()
         return result
 
@@ -651,16 +661,37 @@ def _default_search(budget: Budget, rules: Rules) -> str:
 # --- the network itself ----------------------------------------------------------------------------------------------
 
 
-def _made(study: Study, found: Found) -> tuple[Pruned, tuple[str, ...]]:
+Watch = Callable[[str, nn.Module], None]
+"""Is told what was done to a network, and the network."""
+
+
+def _made(
+    study: Study, found: Found, watch: Watch = lambda done, model: None
+) -> tuple[Pruned, tuple[str, ...]]:
     """The pruned network of a plan, verified, and repaired where there are inputs to do so; and what was done."""
     with _timed(study.seconds, "surgery"):
         small = pruned(study.graph.model, study.graph, found.plan)
+    watch("as cut", small.model)
     if study.calibration.synthetic:
         return small, ("Nothing was repaired: that takes calibration inputs, a few hundred without labels.",)
     with _timed(study.seconds, "repair"):
         state, told = repair(study.graph, study.state, found.plan, study.calibration, progress=study.progress)
         fill(small.model, study.graph, found.plan, state)
+    watch("after repair", small.model)
     return small, _repaired(told)
+
+
+def _trained(
+    study: Study, small: Pruned, finetune: Mapping[str, Any], watch: Watch, *, keep: bool
+) -> tuple[Pruned, tuple[str, ...]]:
+    """The network trained further, by default with the dense one as its teacher; and how that went."""
+    asked = {"teacher": study.model, "folder": study.folder / "training" if keep else None, **finetune}
+    if asked["teacher"] is None:
+        asked.pop("distillation", None)
+    with _timed(study.seconds, "train"):
+        tuned = train(small.model, progress=study.progress, **asked)
+    watch("after training", tuned.model)
+    return replace(small, model=tuned.model), (tuned.note,)
 
 
 def _repaired(told: RepairReport) -> tuple[str, ...]:
@@ -689,16 +720,28 @@ def _finish(
     evaluate: Evaluate | None,
     base: float | None,
     match_seconds: float | None,
+    finetune: Mapping[str, Any] | None,
     *,
     keep: bool,
 ) -> Result:
+    stages: dict[str, float] = {} if base is None or finetune is None else {"before": base}
+
+    def watch(done: str, model: nn.Module) -> None:
+        if evaluate is not None and finetune is not None:
+            stages[done] = evaluated(model, evaluate)
+
     _keep(study, choice.found)
-    matched: tuple[str, ...] = ()
-    small, repaired = _made(study, choice.found)
+    small, notes = _made(study, choice.found, watch)
     _keep(study, choice.found, small.model)
     if match_seconds is not None:
         small, matched = _matched(study, small, match_seconds)
+        watch("after matching", small.model)
         _keep(study, choice.found, small.model)
+        notes = (*notes, *matched)
+    if finetune is not None:
+        small, trained = _trained(study, small, finetune, watch, keep=keep)
+        _keep(study, choice.found, small.model)
+        notes = (*notes, *trained)
     with _timed(study.seconds, "export"):
         exported = export_onnx(small.model, study.example, study.folder / "model.onnx")
     latency: dict[str, Latency] = {}
@@ -730,8 +773,9 @@ def _finish(
             after=Network(exported, latency.get("after"), after),
             agreement=same,
             surgery_difference=small.difference,
-            notes=(*choice.notes, *repaired, *matched, *filter(None, [study.calibration.resume.note])),
+            notes=(*choice.notes, *notes, *filter(None, [study.calibration.resume.note])),
             seconds=study.seconds,
+            stages=stages,
         )
     )
     if keep:

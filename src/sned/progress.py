@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class RichProgress:
                 self._display = None
 
 
+_LONG = 10.0
+"""Seconds from which on a task is worth saying how long it will take."""
+
 SILENT: Progress = SilentProgress()
 """What library code uses when nobody listens."""
 
@@ -88,12 +92,24 @@ def _bar(display: "Display", label: str, total: float | None, *, keep: bool) -> 
 def _make_display(console: "Console | None") -> "Display":
     # Imported late: a third of the import time of the library, and of no use to those who are silent.
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    class SpeedAndTimeLeft(TextColumn):
+        """How much is done a second, and how many seconds are left at that; nothing for short tasks."""
+
+        def render(self, task: Task) -> Text:
+            """ "1,234/s, 0:05:10 left"."""
+            speed, left = task.speed, task.time_remaining
+            if not speed or left is None or task.finished or (task.elapsed or 0) + left < _LONG:
+                return Text()
+            return Text(f"{speed:,.0f}/s, {timedelta(seconds=round(left))} left")
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        SpeedAndTimeLeft(""),
         console=console or Console(stderr=True),
     )

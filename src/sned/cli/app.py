@@ -10,6 +10,7 @@ import typer
 from sned.cli.demo import command as demo
 from sned.cli.devices import app as devices
 from sned.cli.export import command as export
+from sned.cli.finetune import command as finetune
 from sned.cli.inspect import command as inspect
 from sned.cli.measure import command as measure
 from sned.cli.output import complain, help_of
@@ -36,6 +37,7 @@ app = typer.Typer(
 for name, command in (
     ("prune", prune),
     ("sparsify", sparsify),
+    ("finetune", finetune),
     ("inspect", inspect),
     ("measure", measure),
     ("export", export),

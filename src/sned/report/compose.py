@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import nn
@@ -16,6 +16,7 @@ from sned.graph import Graph
 from sned.graph.example import Example
 from sned.graph.ir import IntArray
 from sned.report.environment import environment
+from sned.report.figures import written
 from sned.report.model import Asked, Check, Curve, GroupLoss, LayerLoss, Point, Report, Roofs, State
 from sned.report.shares import shares
 from sned.saliency import Scores
@@ -89,6 +90,7 @@ class Findings:
     surgery_difference: float
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
+    stages: Mapping[str, float] = field(default_factory=dict)
 
 
 def compose(findings: Findings) -> Report:
@@ -108,11 +110,13 @@ def compose(findings: Findings) -> Report:
         checks=_checks(findings),
         warning=_gained_nothing(findings, layers),
         notes=(
+            *_on_the_way(findings),
             *findings.notes,
             *stairs(findings.graph, findings.cost, findings.found.counts),
             *findings.scores.notes,
         ),
         seconds=dict(findings.seconds),
+        stages=dict(findings.stages),
     )
 
 
@@ -253,6 +257,14 @@ def _checks(findings: Findings) -> tuple[Check, ...]:
             parity.max_abs_diff,
         ),
     )
+
+
+def _on_the_way(findings: Findings) -> tuple[str, ...]:
+    """The accuracy at each stage, where a network was trained."""
+    if not findings.stages:
+        return ()
+    told = ", ".join(f"{written('accuracy', value)} {stage}" for stage, value in findings.stages.items())
+    return (f"By `evaluate`: {told}.",)
 
 
 def _gained_nothing(findings: Findings, layers: tuple[LayerLoss, ...]) -> str:

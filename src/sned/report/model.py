@@ -168,7 +168,8 @@ class Check:
 @dataclass(frozen=True)
 class Report:
     """All of a run: see each part. `notes` say what was chosen and why, one sentence or two each; `warning` is what has
-    to be read before anything else."""
+    to be read before anything else; `stages` what `evaluate` gave "before", "as cut", "after repair" and "after
+    training", where the network was trained."""
 
     asked: Asked
     before: State
@@ -183,6 +184,7 @@ class Report:
     warning: str = ""
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
     format: int = FORMAT
 
 

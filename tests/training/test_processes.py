@@ -1,0 +1,81 @@
+"""Two processes that share every batch: the same network as one process makes, in both of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import sned
+from sned.surgery.masks import hold_masks
+from tests.training.networks import digits
+
+pytest.importorskip("accelerate")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import torch
+
+import sned
+from tests.training.test_processes import GIVEN, masked_net
+from tests.training.networks import digits
+
+torch.set_num_threads(1)
+import torch.distributed as dist
+out = Path(sys.argv[1])
+tuned = sned.finetune(masked_net(), digits(0, 640), validation=digits(640, 801), folder=out / "run", **GIVEN)
+dense = masked_net()
+small = sned.apply(dense, sned.plan(sned.trace(dense, digits(0, 2)[0]), sparsity=0.5))
+taught = sned.finetune(small, digits(0, 640), teacher=dense, distillation={"relations": 1.0}, **GIVEN)
+torch.save({"state": taught.model.state_dict(), "terms": taught.history[-1].terms}, out / f"taught-{dist.get_rank()}.pt")
+state = {"state": tuned.model.state_dict(), "history": [(e.loss, e.metric) for e in tuned.history]}
+torch.save({**state, "world": dist.get_world_size(), "backend": dist.get_backend()}, out / f"{dist.get_rank()}.pt")
+dist.destroy_process_group()
+"""
+
+GIVEN = {"epochs": 3, "batch_size": 64, "learning_rate": 0.1, "device": "cpu", "save_every": 7}
+
+
+def masked_net() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))
+    hold_masks(model, {"1.weight": torch.rand(24, 64) > 0.5})
+    return model
+
+
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path)]
+    ended = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, timeout=180
+    )
+    assert ended.returncode == 0, ended.stderr.decode()[-3000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert (first["world"], first["backend"]) == (2, "gloo")
+    assert all(torch.equal(value, second["state"][name]) for name, value in first["state"].items())
+    alone = sned.finetune(masked_net(), digits(0, 640), validation=digits(640, 801), **GIVEN)
+    for name, value in alone.model.state_dict().items():
+        torch.testing.assert_close(first["state"][name], value, atol=1e-5, rtol=1e-4)
+    for (loss, metric), epoch in zip(first["history"], alone.history, strict=True):
+        assert loss == pytest.approx(epoch.loss, rel=1e-5)
+        assert metric == pytest.approx(epoch.metric, abs=1 / 161 + 1e-9)
+    first, second = (torch.load(tmp_path / f"taught-{rank}.pt") for rank in (0, 1))
+    assert set(first["terms"]) == {"labels", "logits", "relations"}
+    assert first["terms"] == second["terms"]
+    assert all(torch.equal(value, second["state"][name]) for name, value in first["state"].items())
