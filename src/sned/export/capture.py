@@ -19,14 +19,42 @@ from torch.utils import _pytree as pytree
 from sned.errors import ExampleError, ExportError, ModelError
 from sned.export.structure import at_batch, batch_size, has_batch_axis, named_tensors, tensors
 from sned.graph.example import Inputs, arguments
+from sned.surgery.masks import burn_in
 
 
 @dataclass(frozen=True)
 class Captured:
-    """What `torch.export` recorded, and the names of what comes out."""
+    """What `torch.export` recorded.
+
+    Attributes:
+        program: the recorded forward pass; its module takes `example` and gives a flat tuple.
+        inputs: names of the tensors that enter, in the order of the model's.
+        outputs: names of the tensors that come out.
+        example: the tensors it was recorded with.
+    """
 
     program: torch.export.ExportedProgram
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    example: tuple[Tensor, ...]
+    dynamic_batch: bool = False
+
+    def origin(self, error: BaseException) -> str:
+        """Which operation of which module a converter failed on, going by the texts of its exceptions.
+
+        Returns:
+            "'aten.linalg_eig.default' in module 'stages.1'", or empty where no operation is named.
+        """
+        told = " ".join(str(link) for link in _chain(error))
+        with quiet():
+            nodes = [*self.program.graph.nodes, *self.program.run_decompositions().graph.nodes]
+        called = [node for node in nodes if node.op == "call_function"]
+        # The longest name first: "add" is in many words.
+        for node in sorted(called, key=lambda node: -len(_base(node))):
+            if len(_base(node)) > 3 and re.search(rf"(?<![a-z]){re.escape(_base(node))}(?![a-z_])", told):
+                module = scope(node)
+                return f"'{node.target}'" + (f" in module '{module}'" if module else "")
+        return ""
 
 
 class Subject:
@@ -37,7 +65,7 @@ class Subject:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.module = copy.deepcopy(model).cpu().eval()
+        self.module = burn_in(copy.deepcopy(model)).cpu().eval()
         self.outputs: tuple[str, ...] = ()
         self._entered: list[str] = []
         original = self.module.forward
@@ -108,7 +136,9 @@ class Subject:
             raise ExportError(
                 f"torch.export cannot follow the model{self.where}: {_reason(error)}"
             ) from error
-        return Captured(program, self.outputs)
+        given = tuple(tensors((args, kwargs)))
+        names = tuple(_tensor_inputs(program))
+        return Captured(program, names, self.outputs, given, dynamic_batch)
 
     def _dynamic_shapes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         size = batch_size((args, kwargs))
@@ -126,6 +156,33 @@ class Subject:
             raise ExampleError(f"The example inputs are not the model's arguments: {reason}") from error
         specified: dict[str, Any] = pytree.tree_map(axes, dict(bound.arguments))
         return specified
+
+
+def scope(node: torch.fx.Node) -> str:
+    """The innermost module that a node came from; empty for the model itself."""
+    paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    return re.sub(r"^L\['self'\]\.?", "", str(paths[-1])) if paths else ""
+
+
+def _base(node: torch.fx.Node) -> str:
+    """The bare name of an operation: "linalg_eig" of `aten.linalg_eig.default`."""
+    parts = str(node.target).split(".")
+    return parts[1].strip("_") if len(parts) > 1 else parts[0]
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _tensor_inputs(program: torch.export.ExportedProgram) -> Iterator[str]:
+    """Names of the tensors among a program's inputs; constants of the call are left out."""
+    entering = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in entering and isinstance(node.meta.get("val"), Tensor):
+            yield node.name
 
 
 @contextmanager
