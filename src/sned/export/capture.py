@@ -6,7 +6,7 @@ import inspect
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -39,6 +39,14 @@ class Captured:
     example: tuple[Tensor, ...]
     dynamic_batch: bool = False
 
+    def positional(self, change: Callable[[int, Tensor], Tensor] = lambda place, tensor: tensor) -> nn.Module:
+        """The forward pass as a module that takes its tensors one after the other and gives a flat tuple.
+
+        Args:
+            change: what becomes of each tensor that enters, given its place (a transposition, a cast).
+        """
+        return _Positional(self.program, change)
+
     def origin(self, error: BaseException) -> str:
         """Which operation of which module a converter failed on, going by the texts of its exceptions.
 
@@ -57,24 +65,52 @@ class Captured:
         return ""
 
 
+class _Positional(nn.Module):
+    def __init__(
+        self, program: torch.export.ExportedProgram, change: Callable[[int, Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.inner = program.module()
+        self._leaves, self._nest = pytree.tree_flatten(program.example_inputs)
+        self._change = change
+        for module in self.modules():  # `eval()` is refused by an exported program
+            module.training = False
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """The recorded outputs."""
+        changed = iter([self._change(place, tensor) for place, tensor in enumerate(given)])
+        leaves = [next(changed) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self._nest)
+        outputs: tuple[Tensor, ...] = self.inner(*args, **kwargs)
+        return outputs
+
+
 class Subject:
     """A copy of a model on the CPU, in evaluation mode, that returns a flat tuple of tensors.
 
     The user's model is not touched: neither its modes, nor what its forward pass may write on itself. The
     forward keeps its signature, so that the exported inputs keep their names.
+
+    Args:
+        model: any module.
+        halves: compute in 16-bit floats between inputs and outputs of 32.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, halves: bool = False) -> None:
         self.module = burn_in(copy.deepcopy(model)).cpu().eval()
+        if halves:
+            self.module.half()
         self.outputs: tuple[str, ...] = ()
         self._entered: list[str] = []
         original = self.module.forward
 
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+            if halves:
+                args, kwargs = pytree.tree_map(_narrow, (args, kwargs))
             found = list(named_tensors(original(*args, **kwargs)))
             self.outputs = _distinct([name for name, _ in found])
-            return tuple(tensor for _, tensor in found)
+            return tuple(_widen(tensor) if halves else tensor for _, tensor in found)
 
         self.module.forward = forward
         for name, module in self.module.named_modules():
@@ -235,3 +271,11 @@ def _distinct(names: list[str]) -> tuple[str, ...]:
 
 def _to_cpu(leaf: Any) -> Any:
     return leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf
+
+
+def _narrow(leaf: Any) -> Any:
+    return leaf.half() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.float16 else tensor

