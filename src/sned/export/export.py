@@ -190,7 +190,7 @@ def export_levels(
         _refuse_nan(subject.run(example_inputs))
     batches, notes = _calibration(example_inputs, calibration, precision, seed)
     written = subjects
-    if repair_biases and precision == INT8 and calibration is not None:
+    if repair_biases and precision == INT8 and calibration is not None and not target.mends_biases:
         written = {name: Subject(compensated(models[name], batches)) for name in models}
         notes = (*notes, "Biases answer for the rounding of the weights.")
     if precision == FP16 and target.halves:
@@ -217,7 +217,7 @@ def _attempt(job: _Job, *, dynamic: bool, because: str = "") -> dict[str, Export
         name: subject.capture(job.example, dynamic_batch=dynamic) for name, subject in job.written.items()
     }
     batch = batch_size(job.example)
-    samples = {name: list(_samples(job.calibration, batch)) for name in captured}
+    samples = {name: list(_samples(job.calibration, None if dynamic else batch)) for name in captured}
     with staged_path(job.path) as staged:
         said = job.target.write(captured, replace(job.order, path=staged, calibration=samples))
         parities = {name: _verified(job, staged, name, dynamic=dynamic) for name in captured}
@@ -293,16 +293,13 @@ def arrays(inputs: Inputs) -> list[Array]:
     return [np.ascontiguousarray(tensor.detach().cpu().numpy()) for tensor in tensors(inputs)]
 
 
-def _samples(batches: Sequence[Inputs], size: int) -> Iterator[list[Array]]:
-    """Calibration inputs cut to the file's batch; a last part that is short is filled up from its start."""
+def _samples(batches: Sequence[Inputs], size: int | None) -> Iterator[list[Array]]:
+    """Calibration inputs cut to the file's batch (None: as they are); a short last part is filled up from its start."""
     for inputs in batches:
-        rows = batch_size(inputs)
-        for start in range(0, rows, size):
-            pick = torch.arange(start, start + size) % rows
-            yield [
-                array[pick.numpy()] if array.ndim and array.shape[0] == rows else array
-                for array in arrays(inputs)
-            ]
+        whole, rows = arrays(inputs), batch_size(inputs)
+        for start in range(0, rows, size or rows):
+            pick = np.arange(start, start + (size or rows)) % rows
+            yield [array[pick] if array.ndim and array.shape[0] == rows else array for array in whole]
 
 
 def _calibration(

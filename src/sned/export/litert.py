@@ -79,7 +79,11 @@ def _enter(tensor: Tensor, channels_last: bool) -> Tensor:
 def _name(model: Any, levels: Mapping[str, Captured]) -> None:
     """Give the inputs and outputs of each signature the model's names; the converter numbers them."""
     for signature in model.signatureDefs:
-        key = signature.signatureKey.decode() if isinstance(signature.signatureKey, bytes) else signature.signatureKey
+        key = (
+            signature.signatureKey.decode()
+            if isinstance(signature.signatureKey, bytes)
+            else signature.signatureKey
+        )
         level = levels[key if key in levels else ""]
         for maps, names in ((signature.inputs, level.inputs), (signature.outputs, level.outputs)):
             for entry in maps:
@@ -92,7 +96,9 @@ def _number(name: str | bytes) -> int:
     return int(text.rpartition("_")[2])
 
 
-def _coarser(plain: Path, levels: Mapping[str, Captured], order: Order, last: Mapping[str, Sequence[int]]) -> Any:
+def _coarser(
+    plain: Path, levels: Mapping[str, Captured], order: Order, last: Mapping[str, Sequence[int]]
+) -> Any:
     """The file at the precision asked for, by ai-edge-quantizer."""
     from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
     from ai_edge_quantizer import quantizer, recipe
@@ -170,7 +176,9 @@ def _remembered(path: Path, signature: str) -> dict[str, list[Any]]:
     entries = [model.Metadata(place) for place in range(model.MetadataLength())]
     found = next((entry for entry in entries if entry.Name() == _METADATA.encode()), None)
     if found is None:
-        raise ExportError(f"'{path}' was not written by sned: it does not say in which order its inputs come.")
+        raise ExportError(
+            f"'{path}' was not written by sned: it does not say in which order its inputs come."
+        )
     told: dict[str, dict[str, list[Any]]] = json.loads(model.Buffers(found.Buffer()).DataAsNumpy().tobytes())
     return told[signature]
 
@@ -211,7 +219,8 @@ def _quantised(array: Array, detail: Mapping[str, Any]) -> Array:
     if not scale or not np.issubdtype(array.dtype, np.floating):
         return array.astype(detail["dtype"], copy=False)
     bounds = np.iinfo(detail["dtype"])
-    return np.clip(np.round(array / scale) + zero, bounds.min, bounds.max).astype(detail["dtype"])
+    stepped: Array = np.clip(np.round(array / scale) + zero, bounds.min, bounds.max).astype(detail["dtype"])
+    return stepped
 
 
 def _widened(array: Array, detail: Mapping[str, Any]) -> Array:
