@@ -31,12 +31,15 @@ class Captured:
         inputs: names of the tensors that enter, in the order of the model's.
         outputs: names of the tensors that come out.
         example: the tensors it was recorded with.
+        module: what was recorded, for converters that record by themselves.
+        dynamic_batch: whether the batch was left open.
     """
 
     program: torch.export.ExportedProgram
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     example: tuple[Tensor, ...]
+    module: nn.Module
     dynamic_batch: bool = False
 
     def positional(self, change: Callable[[int, Tensor], Tensor] = lambda place, tensor: tensor) -> nn.Module:
@@ -45,7 +48,7 @@ class Captured:
         Args:
             change: what becomes of each tensor that enters, given its place (a transposition, a cast).
         """
-        return _Positional(self.program, change)
+        return _Positional(self.module, self.program.example_inputs, change)
 
     def origin(self, error: BaseException) -> str:
         """Which operation of which module a converter failed on, going by the texts of its exceptions.
@@ -67,21 +70,20 @@ class Captured:
 
 class _Positional(nn.Module):
     def __init__(
-        self, program: torch.export.ExportedProgram, change: Callable[[int, Tensor], Tensor]
+        self, module: nn.Module, example: Any, change: Callable[[int, Tensor], Tensor]
     ) -> None:
         super().__init__()
-        self.inner = program.module()
-        self._leaves, self._nest = pytree.tree_flatten(program.example_inputs)
+        self.model = module
+        self._leaves, self._nest = pytree.tree_flatten(example)
         self._change = change
-        for module in self.modules():  # `eval()` is refused by an exported program
-            module.training = False
+        self.eval()
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         """The recorded outputs."""
         changed = iter([self._change(place, tensor) for place, tensor in enumerate(given)])
         leaves = [next(changed) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self._nest)
-        outputs: tuple[Tensor, ...] = self.inner(*args, **kwargs)
+        outputs: tuple[Tensor, ...] = self.model(*args, **kwargs)
         return outputs
 
 
@@ -174,7 +176,7 @@ class Subject:
             ) from error
         given = tuple(tensors((args, kwargs)))
         names = tuple(_tensor_inputs(program))
-        return Captured(program, names, self.outputs, given, dynamic_batch)
+        return Captured(program, names, self.outputs, given, self.module, dynamic_batch)
 
     def _dynamic_shapes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         size = batch_size((args, kwargs))

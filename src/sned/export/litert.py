@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -77,7 +78,13 @@ def _enter(tensor: Tensor, channels_last: bool) -> Tensor:
 
 
 def _name(model: Any, levels: Mapping[str, Captured]) -> None:
-    """Give the inputs and outputs of each signature the model's names; the converter numbers them."""
+    """Give inputs, outputs and tensors the model's names; the converter numbers them, and writes whole class paths."""
+    taken: Counter[str] = Counter()
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            name = _module(tensor.name)
+            taken[name] += 1
+            tensor.name = name if taken[name] == 1 else f"{name};{taken[name]}"
     for signature in model.signatureDefs:
         key = (
             signature.signatureKey.decode()
@@ -88,6 +95,14 @@ def _name(model: Any, levels: Mapping[str, Captured]) -> None:
         for maps, names in ((signature.inputs, level.inputs), (signature.outputs, level.outputs)):
             for entry in maps:
                 entry.name = names[_number(entry.name)]
+
+
+def _module(name: str | bytes) -> str:
+    """"head" of "sned.export.capture._Positional/…ConvNet_model/torch.nn.modules.linear.Linear_head;1"."""
+    text = name.decode() if isinstance(name, bytes) else name
+    first, *path = text.partition(";")[0].split("/")
+    attributes = [part.rpartition(".")[2].partition("_")[2] for part in path]
+    return ".".join(filter(None, attributes[1:])) or ("value" if path or "." in first else first)
 
 
 def _number(name: str | bytes) -> int:
