@@ -69,9 +69,7 @@ class Captured:
 
 
 class _Positional(nn.Module):
-    def __init__(
-        self, module: nn.Module, example: Any, change: Callable[[int, Tensor], Tensor]
-    ) -> None:
+    def __init__(self, module: nn.Module, example: Any, change: Callable[[int, Tensor], Tensor]) -> None:
         super().__init__()
         self.model = module
         self._leaves, self._nest = pytree.tree_flatten(example)

@@ -98,7 +98,7 @@ def _name(model: Any, levels: Mapping[str, Captured]) -> None:
 
 
 def _module(name: str | bytes) -> str:
-    """"head" of "sned.export.capture._Positional/…ConvNet_model/torch.nn.modules.linear.Linear_head;1"."""
+    """ "head" of "sned.export.capture._Positional/…ConvNet_model/torch.nn.modules.linear.Linear_head;1"."""
     text = name.decode() if isinstance(name, bytes) else name
     first, *path = text.partition(";")[0].split("/")
     attributes = [part.rpartition(".")[2].partition("_")[2] for part in path]

@@ -250,7 +250,9 @@ def _weight_of(model: Any, graph: Any, op: Any) -> int | None:
         return None
     place = int(op.inputs[1])
     tensor = graph.tensors[place]
-    if _called(model, op) == "FULLY_CONNECTED":  # XNNPACK takes a sparse int8 one and then fails to prepare it
+    if (
+        _called(model, op) == "FULLY_CONNECTED"
+    ):  # XNNPACK takes a sparse int8 one and then fails to prepare it
         return place if _kind(tensor.type) != "INT8" else None
     return place if [int(size) for size in tensor.shape][1:3] == [1, 1] else None
 

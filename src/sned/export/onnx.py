@@ -15,10 +15,10 @@ from torch import nn
 
 from sned.errors import ExportError, MeasureError
 from sned.export.capture import Captured, first_sentence, quiet
-from sned.export.export import arrays, export
 from sned.export.exported import Exported
 from sned.export.onnx_file import check, module_of, save, sparse_initializers
 from sned.export.parity import Array
+from sned.export.road import arrays, export
 from sned.export.structure import at_batch
 from sned.export.target import DYNAMIC, FP16, FP32, INT8, Order, Target
 from sned.graph.example import Inputs

@@ -4,6 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sned.report.deployments import deployments_table
 from sned.report.model import Report
 from sned.report.rows import Verdict, rows, verdicts
 
@@ -20,7 +21,8 @@ def to_table(report: Report) -> RenderableType:
     for row in rows(report):
         table.add_row(row.label, row.before, Text(row.after, "bold"), row.change, row.how)
     said = [Text(f"· {note}", "dim") for note in report.notes]
-    return Group(table, *(_mark(verdict) for verdict in verdicts(report)), *_warnings(report), *said)
+    files = [deployments_table(report.deployments)] if report.deployments else []
+    return Group(table, *files, *(_mark(verdict) for verdict in verdicts(report)), *_warnings(report), *said)
 
 
 def noise(report: Report) -> str:
