@@ -42,6 +42,12 @@ class Captured:
     module: nn.Module
     dynamic_batch: bool = False
 
+    @property
+    def attends(self) -> bool:
+        """Whether the network has attention: products of activations, with a softmax between them."""
+        names = " ".join(str(node.target) for node in self.program.graph.nodes if node.op == "call_function")
+        return "attention" in names or ("softmax" in names and ("matmul" in names or "bmm" in names))
+
     def positional(self, change: Callable[[int, Tensor], Tensor] = lambda place, tensor: tensor) -> nn.Module:
         """The forward pass as a module that takes its tensors one after the other and gives a flat tuple.
 

@@ -6,6 +6,7 @@ package (`mil.py`), and the result says so.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,8 +83,10 @@ def _convert(level: Captured, order: Order, system: str) -> Any:
     precision = coremltools.precision.FLOAT32 if order.precision == FP32 else coremltools.precision.FLOAT16
     try:
         with torch.no_grad():
+            program = torch.export.export(level.positional(), level.example).run_decompositions({})
+            _spell_out_strides(program)
             return coremltools.convert(
-                torch.export.export(level.positional(), level.example).run_decompositions({}),
+                program,
                 outputs=[coremltools.TensorType(name=name) for name in level.outputs],
                 convert_to="mlprogram",
                 compute_precision=precision,
@@ -115,6 +118,13 @@ def _compressed(model: Any, order: Order) -> Any:
         joint = {"joint_compression": True} if order.sparse else {}
         model = optimize.linear_quantize_weights(model, config, **joint)
     return model
+
+
+def _spell_out_strides(program: torch.export.ExportedProgram) -> None:
+    """Pools without a stride step by their window; the converter wants to be told."""
+    for node in program.graph.nodes:
+        if re.match(r"aten\.(max|avg)_pool\dd\b", str(node.target)) and len(node.args) == 2:
+            node.args = (*node.args, node.args[1])
 
 
 def _register_alias() -> None:

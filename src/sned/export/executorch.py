@@ -35,7 +35,14 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
             f"The model cannot be written for ExecuTorch: {reason} "
             "Replace that operation, or export the part of the model before it."
         ) from error
-    return tuple(_left_out(lowered, name or DEFAULT) for name in levels)
+    remark = _REMARKS.get(order.precision, ())
+    return (*(_left_out(lowered, name or DEFAULT) for name in levels), *remark)
+
+
+_REMARKS: Mapping[str, tuple[str, ...]] = {
+    FP16: ("XNNPACK keeps the weights of convolutions in 32 bits: only linear layers get smaller.",),
+    DYNAMIC: ("Convolutions stay in 32 bits: use 'int8' for them.",),
+}
 
 
 def _left_out(lowered: Any, method: str) -> str:

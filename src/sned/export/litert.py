@@ -118,7 +118,8 @@ def _coarser(
     from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
     from ai_edge_quantizer import quantizer, recipe
 
-    recipes = {INT8: recipe.static_wi8_ai8, DYNAMIC: recipe.dynamic_wi8_afp32, FP16: _halves}
+    static = _products if any(level.attends for level in levels.values()) else recipe.static_wi8_ai8
+    recipes = {INT8: static, DYNAMIC: recipe.dynamic_wi8_afp32, FP16: _halves}
     made = quantizer.Quantizer(str(plain))
     made.load_quantization_recipe(recipes[order.precision]())
     if order.precision == INT8:
@@ -132,12 +133,32 @@ def _coarser(
             ]
             for name, level in levels.items()
         }
-        result = made.quantize(made.calibrate(samples))
+        result = made.quantize(_ranges(plain, made, samples))
     else:
         result = made.quantize()
     coarse = plain.with_name("coarse.tflite")
     result.export_model(str(coarse), overwrite=True)
     return flatbuffer.read_model(str(coarse))
+
+
+def _ranges(plain: Path, made: Any, samples: Mapping[str, Sequence[Mapping[str, Array]]]) -> Any:
+    """The ranges of activations over all samples; the quantiser's own is a moving average, which clips."""
+    from ai_edge_quantizer import calibrator
+    from ai_edge_quantizer.utils import qsv_utils
+
+    found = calibrator.Calibrator(str(plain), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+    found.calibrate(samples, made._recipe_manager)
+    return found.get_model_qsvs()
+
+
+def _products() -> Any:
+    """Linear layers alone in 8 bits: the squares and means that a LayerNorm is made of do not survive them."""
+    from ai_edge_quantizer import qtyping, recipe_manager
+
+    manager = recipe_manager.RecipeManager()
+    for operation in (qtyping.TFLOperationName.FULLY_CONNECTED, qtyping.TFLOperationName.CONV_2D):
+        manager.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
+    return manager.get_quantization_recipe()
 
 
 def _halves() -> Any:

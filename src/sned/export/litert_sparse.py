@@ -59,13 +59,12 @@ def sparsify(model: Any) -> tuple[Packed, ...]:
             weight = None if place is None else _array(model, graph.tensors[place])
             if place is not None and place in done:
                 op.inputs[1] = done[place]
-            elif place is not None and weight is not None and (coded := _coded(weight)) is not None:
+            elif place is not None and weight is not None and (packing := coded(weight)) is not None:
                 tensor = graph.tensors[place]
                 name = _text(tensor.name)
                 densify = _opcode(model) if densify is None else densify
-                op.inputs[1] = done[place] = _insert(model, graph, operators, place, coded, densify)
-                stored = coded.values.nbytes + coded.segments.nbytes + coded.indices.nbytes
-                packed.append(Packed(name, float((weight == 0).mean()), weight.nbytes, stored))
+                op.inputs[1] = done[place] = _insert(model, graph, operators, place, packing, densify)
+                packed.append(Packed(name, float((weight == 0).mean()), weight.nbytes, packing.nbytes))
                 users = sum(
                     other.buffer == tensor.buffer for part in model.subgraphs for other in part.tensors
                 )
@@ -174,23 +173,26 @@ def _source(model: Any, graph: Any, place: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Coded:
+class Coded:
     """Rows of a weight with their zeros left out (CSR over all axes but the last)."""
 
     values: npt.NDArray[Any]
     segments: npt.NDArray[Any]
     indices: npt.NDArray[Any]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all three."""
+        return self.values.nbytes + self.segments.nbytes + self.indices.nbytes
 
-def _coded(weight: npt.NDArray[Any]) -> _Coded | None:
+
+def coded(weight: npt.NDArray[Any]) -> Coded | None:
     """The sparse form, or None where that is no smaller."""
     rows = weight.reshape(-1, weight.shape[-1])
     filled = rows != 0
     segments = np.concatenate([[0], np.cumsum(filled.sum(1))])
-    coded = _Coded(rows[filled], _narrowed(segments), _narrowed(np.nonzero(filled)[1]))
-    return (
-        coded if coded.values.nbytes + coded.segments.nbytes + coded.indices.nbytes < weight.nbytes else None
-    )
+    packed = Coded(rows[filled], _narrowed(segments), _narrowed(np.nonzero(filled)[1]))
+    return packed if packed.nbytes < weight.nbytes else None
 
 
 def _narrowed(numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -198,7 +200,7 @@ def _narrowed(numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return numbers.astype(np.uint8 if highest < 256 else np.uint16 if highest < 65536 else np.int32)
 
 
-def _insert(model: Any, graph: Any, operators: list[Any], place: int, coded: _Coded, densify: int) -> int:
+def _insert(model: Any, graph: Any, operators: list[Any], place: int, coded: Coded, densify: int) -> int:
     """Add the sparse tensor, the tensor that it is unpacked to, and the operation between; the latter's place."""
     from ai_edge_litert import schema_py_generated as schema
 
@@ -220,7 +222,7 @@ def _insert(model: Any, graph: Any, operators: list[Any], place: int, coded: _Co
     return len(graph.tensors) - 1
 
 
-def _parameters(schema: Any, shape: list[int], coded: _Coded) -> Any:
+def _parameters(schema: Any, shape: list[int], coded: Coded) -> Any:
     parameters = schema.SparsityParametersT()
     parameters.traversalOrder = np.arange(len(shape), dtype=np.int32)
     parameters.blockMap = np.array([], np.int32)

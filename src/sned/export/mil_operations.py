@@ -218,12 +218,12 @@ def _reduced(function: Callable[..., Tensor]) -> Operation:
 
 def _pad(a: Arguments) -> Tensor:
     pads, mode = _ints(a["pad"]), str(a.get("mode") or "constant")
-    pairs = [pads[place : place + 2] for place in range(0, len(pads), 2)]
-    flat = [size for pair in reversed(pairs) for size in pair]
-    value = float(a["constant_val"]) if a.get("constant_val") is not None else 0.0
-    return functional.pad(a["x"], flat, value=value) if mode == "constant" else functional.pad(
-        a["x"], flat, mode={"reflect": "reflect", "replicate": "replicate"}[mode]
-    )  # fmt: skip
+    flat = [size for axis in reversed(range(0, len(pads), 2)) for size in pads[axis : axis + 2]]
+    if mode == "constant":
+        value = float(a["constant_val"]) if a.get("constant_val") is not None else 0.0
+        return functional.pad(a["x"], flat, value=value)
+    inner = 2 * (a["x"].dim() - 2)  # PyTorch wants nothing said of the batch and the channels
+    return functional.pad(a["x"], flat[:inner], mode=mode)
 
 
 def _upsample(a: Arguments, mode: str) -> Tensor:
@@ -325,6 +325,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "gather_along_axis": lambda a: torch.gather(a["x"], _int(a.get("axis")), a["indices"].long()),
     "tile": lambda a: a["x"].repeat(_ints(a["reps"])),
     "fill": lambda a: torch.full(_ints(a["shape"]), torch.as_tensor(a["value"]).item()),
+    "fill_like": lambda a: torch.full_like(a["ref_tensor"], torch.as_tensor(a["value"]).item()),
     "shape": lambda a: torch.tensor(a["x"].shape, dtype=torch.int32),
     "pad": _pad,
     "cumsum": lambda a: a["x"].cumsum(_int(a.get("axis"))),

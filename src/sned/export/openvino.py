@@ -72,15 +72,9 @@ def _quantised(model: Any, level: Captured, samples: Sequence[Sequence[Array]]) 
         nncf.Dataset(rows),
         subset_size=max(1, len(rows)),
         preset=nncf.QuantizationPreset.MIXED,
-        model_type=nncf.ModelType.TRANSFORMER if _attends(level) else None,
+        model_type=nncf.ModelType.TRANSFORMER if level.attends else None,
         advanced_parameters=advanced,
     )
-
-
-def _attends(level: Captured) -> bool:
-    """Whether the network has attention: products of activations, with a softmax between them."""
-    names = " ".join(str(node.target) for node in level.program.graph.nodes if node.op == "call_function")
-    return "attention" in names or ("softmax" in names and ("matmul" in names or "bmm" in names))
 
 
 class OpenVinoSession:

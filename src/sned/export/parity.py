@@ -106,11 +106,13 @@ def _differences(reference: Array, got: Array) -> tuple[float, float]:
 
 
 def _relative_error(reference: Array, got: Array) -> float:
-    """`||got - reference|| / ||reference||` over the elements that are finite in both."""
+    """`||got - reference|| / ||reference||` over finite elements; infinite where only one of two is finite."""
     if reference.shape != got.shape:
         return float("inf")
     real = not (np.iscomplexobj(reference) or np.iscomplexobj(got))
     ours, theirs = (array.astype(np.float64 if real else np.complex128) for array in (reference, got))
-    finite = np.isfinite(ours) & np.isfinite(theirs)
+    if not np.array_equal(np.isfinite(ours), np.isfinite(theirs)):
+        return float("inf")
+    finite = np.isfinite(ours)
     apart, size = np.linalg.norm(ours[finite] - theirs[finite]), np.linalg.norm(ours[finite])
     return float(apart / size) if size else float(apart)
