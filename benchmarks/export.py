@@ -64,13 +64,13 @@ def drawn(options: argparse.Namespace) -> tuple[Sequence[Tensor], Sequence[Tenso
     train, _ = cifar10("train")
     picks = np.random.default_rng(options.seed).choice(len(train), options.inputs + 512, replace=False)
     images = torch.from_numpy(train[picks])
-    return images[: options.inputs].split(BATCH), images[options.inputs :].split(BATCH)
+    return torch.split(images[: options.inputs], BATCH), torch.split(images[options.inputs :], BATCH)
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: np.ndarray[Any, Any]) -> float:
     """Fraction of test images classified right."""
     with torch.no_grad():
-        answers = torch.cat([model(rows).argmax(1) for rows in images.split(BATCH)])
+        answers = torch.cat([model(rows).argmax(1) for rows in torch.split(images, BATCH)])
     return float((answers.numpy() == labels).mean())
 
 
@@ -132,10 +132,8 @@ def mobile(options: argparse.Namespace, folder: Path) -> None:
     )
     first = timed["dense, fp32"].median_ms
     for name, latency in timed.items():
-        size = files[name].size_bytes
-        print(
-            f"MobileNetV2 shape, 224 px, {name}: {latency.median_ms:.2f} ms (x{latency.median_ms / first:.2f}), {size:,}"
-        )
+        ratio, size = latency.median_ms / first, files[name].size_bytes
+        print(f"MobileNetV2 shape, 224 px, {name}: {latency.median_ms:.2f} ms (x{ratio:.2f}), {size:,} B")
     if not installed(find_target("litert")):
         return
     sizes = {}
@@ -170,7 +168,8 @@ class Embedding(nn.Module):
         """`[n, 384]` of ids and mask `[n, words]`."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask[..., None].to(hidden.dtype)
-        return (hidden * mask).sum(1) / mask.sum(1)
+        pooled: Tensor = (hidden * mask).sum(1) / mask.sum(1)
+        return pooled
 
 
 def words(rows: int, seed: int) -> dict[str, Tensor]:
@@ -228,7 +227,7 @@ def main() -> None:
         if options.mobile:
             mobile(options, folder)
         if options.encoder:
-            model = Embedding().eval()
+            encoder = Embedding().eval()
             batches = [words(32, seed) for seed in range(2)]
             unscored += written(
                 "MiniLM", model, words(1, 9), batches, options, folder, (None, "int8", "int8-dynamic")
