@@ -230,7 +230,7 @@ def main() -> None:
             encoder = Embedding().eval()
             batches = [words(32, seed) for seed in range(2)]
             unscored += written(
-                "MiniLM", model, words(1, 9), batches, options, folder, (None, "int8", "int8-dynamic")
+                "MiniLM", encoder, words(1, 9), batches, options, folder, (None, "int8", "int8-dynamic")
             )
         for network in options.networks:
             calibration, held_out = drawn(options)
