@@ -15,9 +15,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP_CORE := $(VENV)/.sned-core
 STAMP_TEST := $(VENV)/.sned-test
+# All runtimes together: some of them pin older versions of what the others use.
+VENV_ALL := .venv-all
+BIN_ALL := $(VENV_ALL)/bin
+STAMP_ALL := $(VENV_ALL)/.sned-all
 PINS := pyproject.toml constraints.txt tools/environment.sh
 
-.PHONY: help demo test lint environment clean
+.PHONY: help demo test test-all lint environment clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +32,9 @@ demo: $(STAMP_CORE) ## prune a small network to half of its latency on this mach
 test: $(STAMP_TEST) ## lint, type check, import rules and every test; what CI runs
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+test-all: $(STAMP_ALL) ## the exports to every runtime, in an environment of their own (.venv-all) with all extras
+	$(BIN_ALL)/python -m pytest tests/export tests/measure/test_stages.py -p no:cacheprovider
 
 lint: $(STAMP_TEST) ## ruff, mypy (strict) and the one-way imports
 	$(BIN)/ruff check
@@ -42,6 +49,9 @@ clean: ## remove what was built and cached, .venv excepted
 
 $(STAMP_CORE): $(PINS)
 	@TORCH_INDEX='$(TORCH_INDEX)' PYTHON='$(PYTHON)' bash tools/environment.sh core
+
+$(STAMP_ALL): $(PINS) constraints-all.txt
+	@TORCH_INDEX='$(TORCH_INDEX)' PYTHON='$(PYTHON)' bash tools/environment.sh all
 
 $(STAMP_TEST): $(PINS) $(STAMP_CORE)
 	@TORCH_INDEX='$(TORCH_INDEX)' PYTHON='$(PYTHON)' bash tools/environment.sh test

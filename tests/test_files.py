@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sned.errors import WriteError
-from sned.files import atomic_path, atomic_write_bytes, atomic_write_text
+from sned.files import atomic_path, atomic_write_bytes, atomic_write_text, size_of, staged_path
 
 DISK_IS_FULL = Path("/dev/full")
 
@@ -97,3 +97,51 @@ def test_errors_about_other_files_pass_through(tmp_path: Path) -> None:
 def test_a_writer_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "x"):
         pass
+
+
+def test_what_belongs_together_arrives_together(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "model.xml"
+    with staged_path(target) as staged:
+        staged.write_text("graph")
+        staged.with_suffix(".bin").write_bytes(b"weights")
+        assert staged.name == "model.xml"
+        assert not target.exists()
+    assert sorted(path.name for path in target.parent.iterdir()) == ["model.bin", "model.xml"]
+    assert size_of(target.parent) == len("graph") + len("weights")
+
+
+def test_a_package_replaces_the_one_that_stood_there(tmp_path: Path) -> None:
+    target = tmp_path / "model.mlpackage"
+    for text in ("old", "new"):
+        with staged_path(target) as staged:
+            staged.mkdir()
+            (staged / text).write_text(text)
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, ValueError])
+def test_a_failure_leaves_the_old_package_and_nothing_else(
+    tmp_path: Path, failure: type[BaseException]
+) -> None:
+    target = tmp_path / "model.mlpackage"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(failure), staged_path(target) as staged:
+        staged.mkdir()
+        raise failure
+    assert [path.name for path in target.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_stays_a_file_and_a_package_a_package(tmp_path: Path) -> None:
+    file, package = tmp_path / "file", tmp_path / "package"
+    file.write_text("old")
+    package.mkdir()
+    with pytest.raises(WriteError, match="a file stands at that place, where a folder is to be"), \
+            staged_path(file) as staged:  # fmt: skip
+        staged.mkdir()
+    with pytest.raises(WriteError, match="a folder stands at that place"), staged_path(package) as staged:
+        staged.write_text("new")
+    assert file.read_text() == "old"
+    assert package.is_dir()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import sned
 from sned.errors import BudgetError, CalibrationError, PlanError, UserError
-from sned.export.onnx import Exported
+from sned.export import Exported
 from sned.export.parity import Parity
 from sned.pipeline import Result, Study
 from sned.timing import Latency
@@ -32,7 +32,7 @@ def made_up_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def export(model: nn.Module, example: Tensor, path: Path) -> Exported:
         size = 4 * sum(p.numel() for p in model.parameters())
-        return Exported(path, size, 18, ("x",), ("y",), True, "", Parity(0.0, 0.0, 1.0, 1), (1,))
+        return Exported(path, size, ("x",), ("y",), True, "", Parity(0.0, 0.0, 1.0, 1), (1,))
 
     def measure(study: Study, files: Mapping[str, Path], runs: int = 1) -> dict[str, Latency]:
         return {name: Latency(1.0, 1.0, 1.0, runs, 1) for name in files}

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Builds .venv in the project's root: `environment.sh core` for the demo, `environment.sh test` for development.
+# `environment.sh all` builds .venv-all, with every runtime that sned exports to.
 # An environment that is already there is kept and completed. Called by the Makefile, with TORCH_INDEX and PYTHON.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-stage=${1:?core or test}
-venv=.venv
+stage=${1:?core, test or all}
+venv=.venv constraints=constraints.txt
+if [ "$stage" = all ]; then venv=.venv-all constraints=constraints-all.txt; fi
 python=$venv/bin/python
 
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
@@ -48,12 +50,12 @@ torch_source() {  # the option for pip, or nothing
     fi
 }
 
-install() { "$python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$@"; }
+install() { "$python" -m pip install --quiet --disable-pip-version-check --constraint "$constraints" "$@"; }
 
 torch_is_there() { "$python" -c 'from importlib.metadata import version; import sys
 sys.exit(version("torch").split("+")[0] != sys.argv[1])' "$(pinned torch)" 2>/dev/null; }
 
-pinned() { sed -n "s/^$1==//p" constraints.txt; }
+pinned() { sed -n "s/^$1==//p" "$constraints"; }
 
 install_torch() {
     if torch_is_there; then return; fi
@@ -75,6 +77,12 @@ install_test() {
     local source; source=$(torch_source)
     # shellcheck disable=SC2086
     install $source --no-deps "torchvision==$(pinned torchvision)" "timm==$(pinned timm)"
+}
+
+install_all() {
+    install_torch
+    say "Installing every runtime"
+    install "torch==$(pinned torch)" --editable '.[all,test]'
 }
 
 make_venv

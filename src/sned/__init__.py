@@ -10,7 +10,7 @@ from sned.version import __version__
 if TYPE_CHECKING:
     from sned.devices.budget import Budget
     from sned.errors import SnedError
-    from sned.export import export_onnx
+    from sned.export import export, export_onnx
     from sned.graph import Graph, Group, Plan
     from sned.pipeline import Result, plan, prune
     from sned.repair import Sparse, sparsify
@@ -30,6 +30,7 @@ _HOMES = {
     "Tuned": "sned.training",
     "apply": "sned.surgery",
     "burn_in": "sned.surgery",
+    "export": "sned.export",
     "export_onnx": "sned.export",
     "finetune": "sned.training",
     "load": "sned.surgery",
@@ -56,6 +57,7 @@ __all__ = [
     "__version__",
     "apply",
     "burn_in",
+    "export",
     "export_onnx",
     "finetune",
     "load",
@@ -71,7 +73,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sned' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    home = import_module(_HOMES[name])
+    value = home if home.__name__ == f"{__name__}.{name}" else getattr(home, name)
     globals()[name] = value
     return value
 

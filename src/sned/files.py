@@ -55,6 +55,55 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise WriteError(f"Could not write '{final}': {reason} No half-written file was left.") from error
 
 
+@contextmanager
+def staged_path(path: str | Path) -> Iterator[Path]:
+    """Yield a path of the same name in a passing folder beside `path`, for what is more than one file.
+
+    When the block ends well, all that was written into that folder is renamed to stand beside `path`, `path`
+    itself last; on any failure nothing is. `path` may become a folder (a package); one that stands there is
+    replaced.
+
+    Args:
+        path: where the file or folder should end up.
+
+    Raises:
+        WriteError: the disk is full, or the place cannot be written to.
+
+    Example:
+        with staged_path("out/model.xml") as staged:
+            staged.write_text(graph)
+            staged.with_suffix(".bin").write_bytes(weights)
+    """
+    final = Path(path)
+    folder = final.with_name(f".{final.stem}.{secrets.token_hex(4)}.part")
+    staged = folder / final.name
+    try:
+        folder.mkdir(parents=True)
+        _probe(staged)
+        yield staged
+        for file in folder.rglob("*"):
+            if file.is_file():
+                _flush_to_disk(file)
+        others = sorted(entry for entry in folder.iterdir() if entry != staged)
+        for entry in (*others, staged):
+            _replace(entry, final.with_name(entry.name), folder)
+    except BaseException as error:
+        reason = _write_failure(error, final, staged)
+        if reason is None:
+            raise
+        raise WriteError(f"Could not write '{final}': {reason} No half-written file was left.") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def size_of(path: str | Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    path = Path(path)
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size
+
+
 def atomic_write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, whole or not at all. Raises `WriteError` as `atomic_path` does."""
     with atomic_path(path) as beside:
@@ -74,8 +123,12 @@ def _write_failure(error: BaseException, final: Path, beside: Path) -> str | Non
     code = getattr(error, "errno", None)
     if code in _FULL or "No space left on device" in str(error) or _free_bytes(final) < _NEARLY_NOTHING:
         return "the disk is full. Free some space, or choose another folder, and run it again."
-    if str(getattr(error, "filename", None)) not in {str(final), str(beside), *map(str, final.parents)}:
+    named = Path(str(getattr(error, "filename", None)))
+    passing = set() if beside.parent == final.parent else {beside.parent} & {named, *named.parents}
+    if named not in {final, beside, *final.parents} and not passing:
         return None
+    if code == errno.ENOTDIR and final.is_file():
+        return "a file stands at that place, where a folder is to be. Choose another name."
     if code == errno.EISDIR:
         return "a folder stands at that place. Choose another name."
     if code in _NOT_A_FOLDER:
@@ -83,6 +136,23 @@ def _write_failure(error: BaseException, final: Path, beside: Path) -> str | Non
     if code in _UNWRITABLE:
         return f"{os.strerror(code).lower()}. Choose a folder that you may write to."
     return None
+
+
+def _replace(entry: Path, final: Path, passing: Path) -> None:
+    """Rename over what stands there; a folder only over a folder, and a file only over a file."""
+    if final.exists() and final.is_dir() != entry.is_dir():
+        kind = errno.EISDIR if final.is_dir() else errno.ENOTDIR
+        raise OSError(kind, os.strerror(kind), str(final))
+    if not final.is_dir():
+        entry.replace(final)
+        return
+    old = passing / f"{final.name}.old"
+    final.replace(old)
+    try:
+        entry.replace(final)
+    except OSError:
+        old.replace(final)
+        raise
 
 
 def _probe(path: Path) -> int:

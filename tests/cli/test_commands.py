@@ -30,7 +30,7 @@ def exported(result: Exported) -> Path:
 def test_export_shows_how_well_the_file_agrees(
     shell: Shell, user_file: Path, result: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sned.export.export_onnx", lambda *args, **kwargs: result)
+    monkeypatch.setattr("sned.export.export", lambda *args, **kwargs: result)
     ended = shell("export", f"{user_file}:make_model", "-e", "1,3,8,8", "-o", result.path)
     assert re.search(r"batch .* any .*same class .* 100\.0 % of 5", " ".join(ended.out.split()))
 

@@ -13,7 +13,8 @@ from sned.errors import ExportError, ModelError
 from sned.export import Exported, export_onnx, feeds
 from sned.export.capture import Subject
 from sned.export.onnx import _convert
-from sned.export.onnx_file import file_bytes, written
+from sned.export.onnx_file import file_bytes, save
+from sned.files import staged_path
 from sned.runtime import open_session
 
 torch.set_num_threads(1)
@@ -167,7 +168,8 @@ def test_weights_in_a_second_file_are_found_after_the_rename(tmp_path: Path) -> 
     model = Deep(nn.Linear(64, 64))
     captured = Subject(model).capture(torch.rand(2, 64), dynamic_batch=True)
     path = tmp_path / "model.onnx"
-    with written(_convert(captured, None), path, external_above_bytes=1000):
+    with staged_path(path) as staged:
+        save(_convert(captured, None), staged, external_above_bytes=1000)
         assert not path.exists()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert file_bytes(path) == sum(entry.stat().st_size for entry in tmp_path.iterdir()) > 64 * 64 * 4

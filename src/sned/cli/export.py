@@ -1,12 +1,12 @@
-"""`sned export`: a model as an ONNX file, checked."""
+"""`sned export`: a model as the file of a runtime, checked."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sned.cli.inputs import load_example, load_model
-from sned.cli.options import Example, Json, Model, Weights
+from sned.cli.inputs import load_batches, load_evaluate, load_example, load_model
+from sned.cli.options import Example, Json, Model, Threads, Weights
 from sned.cli.output import progress, show, show_json
 from sned.cli.stopping import keeping
 
@@ -19,33 +19,102 @@ if TYPE_CHECKING:
 def command(
     model: Model,
     example: Example,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.onnx", help="The file to write.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help=".onnx, .tflite, .mlpackage, .pte or .xml, as the runtime has it.",
+        ),
+    ],
+    to: Annotated[
+        str,
+        typer.Option("--to", "-t", metavar="RUNTIME", help="onnx, litert, coreml, executorch or openvino."),
+    ] = "onnx",
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            "--quantize",
+            "-q",
+            metavar="int8|int8-dynamic|fp16",
+            help="Coarser numbers; int8 needs --calibration.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration", "-c", metavar="FILE:NAME", help="Batches of inputs without labels, for int8."
+        ),
+    ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            "--evaluate",
+            metavar="FILE:NAME",
+            help="A function of the model, higher is better; asked about the file too.",
+        ),
+    ] = None,
+    sparse: Annotated[
+        bool | None,
+        typer.Option(
+            "--sparse/--no-sparse",
+            help="Zeros in the form that the runtime gains from; by itself where it gains.",
+        ),
+    ] = None,
     weights: Weights = None,
+    system: Annotated[
+        str | None,
+        typer.Option("--system", metavar="iOS17", help="Oldest system that must take a Core ML package."),
+    ] = None,
+    channels_first: Annotated[
+        bool, typer.Option("--channels-first", help="LiteRT: images stay [batch, channels, height, width].")
+    ] = False,
     opset: Annotated[
         int | None, typer.Option("--opset", min=18, help="Version of the ONNX operators.")
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(
-            "--tolerance", min=0, help="Largest difference allowed; 1e-4 unless weights are halves."
-        ),
+        typer.Option("--tolerance", min=0, help="Largest difference allowed; 1e-4 in 32 bits."),
     ] = None,
+    threads: Threads = 1,
+    runs: Annotated[
+        int, typer.Option("--runs", min=0, help="Interleaved runs to time; 0 times nothing.")
+    ] = 50,
     json: Json = False,
 ) -> None:
-    """Export a model to ONNX, and keep the file only if ONNX Runtime gives the outputs that PyTorch gives.
+    """Export a model to a runtime's file, and keep the file only if it gives the outputs that PyTorch gives.
 
-    The batch size is left open where the model allows it. A model that sned pruned is given as it was before,
-    with the saved file as its weights.
+    The file is read back in its own runtime (Core ML: evaluated from its saved graph and weights) and compared on
+    the example, on fresh inputs and on calibration inputs. A model that sned pruned is given as it was before, with
+    the saved file as its weights.
 
-    [bold]Example:[/bold]
+    [bold]Examples:[/bold]
 
     sned export model.py:make_model --weights out/model.safetensors --example 1,3,32,32 --out small.onnx
+
+    sned export model.py:make_model -e 1,3,224,224 --to litert --quantize int8 -c model.py:batches -o small.tflite
     """
-    from sned.export import export_onnx
+    from sned.export import export
 
     built, inputs = load_model(model, weights), load_example(example)
     with keeping(out.parent), progress().task("exporting and comparing", total=1) as advance:
-        exported = export_onnx(built, inputs, out, tolerance=tolerance, opset_version=opset)
+        exported = export(
+            built,
+            inputs,
+            out=out,
+            to=to,
+            quantize=quantize,
+            calibration=load_batches(calibration) if calibration else None,
+            evaluate=load_evaluate(evaluate) if evaluate else None,
+            sparse=sparse,
+            tolerance=tolerance,
+            opset=opset,
+            system=system,
+            channels_last=not channels_first,
+            runs=runs,
+            threads=threads,
+        )
         advance(1)
     if json:
         show_json(_data(exported))
@@ -62,23 +131,34 @@ def _data(exported: "Exported") -> dict[str, Any]:
 def _table(exported: "Exported") -> "Table":
     from rich.table import Table
 
-    from sned.report.figures import percent, size
+    from sned.report import deployment
+    from sned.report.deployments import deployment_row
 
-    parity = exported.parity
-    agreed = "–" if parity.top1_agreement is None else f"{percent(parity.top1_agreement)} of {parity.rows}"
-    batch = "any" if exported.dynamic_batch else f"fixed: {exported.static_because}"
+    row, parity = deployment_row(deployment(exported)), exported.parity
+    agreed = row.agreement if parity.top1_agreement is None else f"{row.agreement} of {parity.rows}"
+    batch = "any" if exported.dynamic_batch else f"fixed at {exported.batch}: {exported.static_because}"
     table = Table(title=str(exported.path), title_justify="left", show_header=False)
     table.add_column(style="dim")
     table.add_column()
-    for term, value in (
-        ("file size", size(exported.size_bytes)),
-        ("opset", str(exported.opset)),
+    shown = [
+        ("runtime", row.runtime),
+        ("file size", row.size),
+        ("opset", str(exported.opset or "")),
         ("inputs", ", ".join(exported.inputs)),
         ("outputs", ", ".join(exported.outputs)),
         ("batch", batch),
         ("largest difference to PyTorch", f"{parity.max_abs_diff:.2g} ({parity.max_rel_diff:.2g} relative)"),
+        ("relative error of all outputs", row.error),
         ("same class", agreed),
         ("compared at batches of", ", ".join(map(str, exported.batches))),
-    ):
-        table.add_row(term, value)
+        ("accuracy", "" if exported.accuracy is None else row.accuracy),
+        (
+            "latency, median",
+            "" if exported.latency is None else f"{row.latency} ({row.versus_torch} of PyTorch's)",
+        ),
+        *(("note", note) for note in exported.notes),
+    ]
+    for term, value in shown:
+        if value:
+            table.add_row(term, value)
     return table

@@ -6,7 +6,7 @@ import inspect
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -19,14 +19,76 @@ from torch.utils import _pytree as pytree
 from sned.errors import ExampleError, ExportError, ModelError
 from sned.export.structure import at_batch, batch_size, has_batch_axis, named_tensors, tensors
 from sned.graph.example import Inputs, arguments
+from sned.surgery.masks import burn_in
 
 
 @dataclass(frozen=True)
 class Captured:
-    """What `torch.export` recorded, and the names of what comes out."""
+    """What `torch.export` recorded.
+
+    Attributes:
+        program: the recorded forward pass; its module takes `example` and gives a flat tuple.
+        inputs: names of the tensors that enter, in the order of the model's.
+        outputs: names of the tensors that come out.
+        example: the tensors it was recorded with.
+        module: what was recorded, for converters that record by themselves.
+        dynamic_batch: whether the batch was left open.
+    """
 
     program: torch.export.ExportedProgram
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    example: tuple[Tensor, ...]
+    module: nn.Module
+    dynamic_batch: bool = False
+
+    @property
+    def attends(self) -> bool:
+        """Whether the network has attention: products of activations, with a softmax between them."""
+        names = " ".join(str(node.target) for node in self.program.graph.nodes if node.op == "call_function")
+        return "attention" in names or ("softmax" in names and ("matmul" in names or "bmm" in names))
+
+    def positional(self, change: Callable[[int, Tensor], Tensor] = lambda place, tensor: tensor) -> nn.Module:
+        """The forward pass as a module that takes its tensors one after the other and gives a flat tuple.
+
+        Args:
+            change: what becomes of each tensor that enters, given its place (a transposition, a cast).
+        """
+        return _Positional(self.module, self.program.example_inputs, change)
+
+    def origin(self, error: BaseException) -> str:
+        """Which operation of which module a converter failed on, going by the texts of its exceptions.
+
+        Returns:
+            "'aten.linalg_eig.default' in module 'stages.1'", or empty where no operation is named.
+        """
+        told = " ".join(str(link) for link in _chain(error))
+        with quiet():
+            nodes = [*self.program.graph.nodes, *self.program.run_decompositions().graph.nodes]
+        called = [node for node in nodes if node.op == "call_function"]
+        # The longest name first: "add" is in many words.
+        for node in sorted(called, key=lambda node: -len(_base(node))):
+            if len(_base(node)) > 3 and re.search(rf"(?<![a-z]){re.escape(_base(node))}(?![a-z_])", told):
+                module = scope(node)
+                return f"'{node.target}'" + (f" in module '{module}'" if module else "")
+        return ""
+
+
+class _Positional(nn.Module):
+    def __init__(self, module: nn.Module, example: Any, change: Callable[[int, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model = module
+        self._leaves, self._nest = pytree.tree_flatten(example)
+        self._change = change
+        self.eval()
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """The recorded outputs."""
+        changed = iter([self._change(place, tensor) for place, tensor in enumerate(given)])
+        leaves = [next(changed) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self._nest)
+        outputs: tuple[Tensor, ...] = self.model(*args, **kwargs)
+        return outputs
 
 
 class Subject:
@@ -34,19 +96,27 @@ class Subject:
 
     The user's model is not touched: neither its modes, nor what its forward pass may write on itself. The
     forward keeps its signature, so that the exported inputs keep their names.
+
+    Args:
+        model: any module.
+        halves: compute in 16-bit floats between inputs and outputs of 32.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.module = copy.deepcopy(model).cpu().eval()
+    def __init__(self, model: nn.Module, *, halves: bool = False) -> None:
+        self.module = burn_in(copy.deepcopy(model)).cpu().eval()
+        if halves:
+            self.module.half()
         self.outputs: tuple[str, ...] = ()
         self._entered: list[str] = []
         original = self.module.forward
 
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+            if halves:
+                args, kwargs = pytree.tree_map(_narrow, (args, kwargs))
             found = list(named_tensors(original(*args, **kwargs)))
             self.outputs = _distinct([name for name, _ in found])
-            return tuple(tensor for _, tensor in found)
+            return tuple(_widen(tensor) if halves else tensor for _, tensor in found)
 
         self.module.forward = forward
         for name, module in self.module.named_modules():
@@ -108,7 +178,9 @@ class Subject:
             raise ExportError(
                 f"torch.export cannot follow the model{self.where}: {_reason(error)}"
             ) from error
-        return Captured(program, self.outputs)
+        given = tuple(tensors((args, kwargs)))
+        names = tuple(_tensor_inputs(program))
+        return Captured(program, names, self.outputs, given, self.module, dynamic_batch)
 
     def _dynamic_shapes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         size = batch_size((args, kwargs))
@@ -126,6 +198,33 @@ class Subject:
             raise ExampleError(f"The example inputs are not the model's arguments: {reason}") from error
         specified: dict[str, Any] = pytree.tree_map(axes, dict(bound.arguments))
         return specified
+
+
+def scope(node: torch.fx.Node) -> str:
+    """The innermost module that a node came from; empty for the model itself."""
+    paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    return re.sub(r"^L\['self'\]\.?", "", str(paths[-1])) if paths else ""
+
+
+def _base(node: torch.fx.Node) -> str:
+    """The bare name of an operation: "linalg_eig" of `aten.linalg_eig.default`."""
+    parts = str(node.target).split(".")
+    return parts[1].strip("_") if len(parts) > 1 else parts[0]
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _tensor_inputs(program: torch.export.ExportedProgram) -> Iterator[str]:
+    """Names of the tensors among a program's inputs; constants of the call are left out."""
+    entering = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in entering and isinstance(node.meta.get("val"), Tensor):
+            yield node.name
 
 
 @contextmanager
@@ -178,3 +277,11 @@ def _distinct(names: list[str]) -> tuple[str, ...]:
 
 def _to_cpu(leaf: Any) -> Any:
     return leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf
+
+
+def _narrow(leaf: Any) -> Any:
+    return leaf.half() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.float16 else tensor

@@ -20,12 +20,14 @@ class Parity:
         top1_agreement: fraction in [0, 1] of rows whose largest element is the same one, in the first output
             with classes; None where no output has classes.
         rows: how many such rows were compared.
+        error: root mean square of the difference over that of the reference, the worst of the outputs.
     """
 
     max_abs_diff: float
     max_rel_diff: float
     top1_agreement: float | None
     rows: int = 0
+    error: float = 0.0
 
     def within(self, tolerance: float) -> bool:
         """Whether no element is further off than `tolerance` times the largest magnitude in its output.
@@ -50,6 +52,7 @@ def compare(reference: Sequence[Array], got: Sequence[Array]) -> Parity:
         max_rel_diff=max((relative for _, relative in differences), default=0.0),
         top1_agreement=float(same.mean()) if same.size else None,
         rows=int(same.size),
+        error=max((_relative_error(ours, theirs) for ours, theirs in pairs), default=0.0),
     )
 
 
@@ -64,6 +67,7 @@ def worst(parities: Iterable[Parity]) -> Parity:
         max_rel_diff=max((parity.max_rel_diff for parity in all_), default=0.0),
         top1_agreement=agreed / rows if rows else None,
         rows=rows,
+        error=max((parity.error for parity in all_), default=0.0),
     )
 
 
@@ -99,3 +103,16 @@ def _differences(reference: Array, got: Array) -> tuple[float, float]:
     absolute = float(np.max(np.abs(ours[apart] - theirs[apart]), initial=0.0))
     magnitude = float(np.max(np.abs(ours), where=finite, initial=0.0))
     return absolute, absolute / magnitude if magnitude else absolute
+
+
+def _relative_error(reference: Array, got: Array) -> float:
+    """`||got - reference|| / ||reference||` over finite elements; infinite where only one of two is finite."""
+    if reference.shape != got.shape:
+        return float("inf")
+    real = not (np.iscomplexobj(reference) or np.iscomplexobj(got))
+    ours, theirs = (array.astype(np.float64 if real else np.complex128) for array in (reference, got))
+    if not np.array_equal(np.isfinite(ours), np.isfinite(theirs)):
+        return float("inf")
+    finite = np.isfinite(ours)
+    apart, size = np.linalg.norm(ours[finite] - theirs[finite]), np.linalg.norm(ours[finite])
+    return float(apart / size) if size else float(apart)

@@ -4,12 +4,14 @@ In: the figures of a run. Out: `Report`, which is plain data; as JSON, as one HT
 terminal.
 """
 
+from sned.report.deployments import deployment, deployments_table
 from sned.report.environment import Environment, environment
 from sned.report.html import to_html
 from sned.report.model import (
     Asked,
     Check,
     Curve,
+    Deployment,
     GroupLoss,
     LayerLoss,
     Point,
@@ -24,6 +26,7 @@ __all__ = [
     "Asked",
     "Check",
     "Curve",
+    "Deployment",
     "Environment",
     "GroupLoss",
     "LayerLoss",
@@ -31,6 +34,8 @@ __all__ = [
     "Report",
     "Roofs",
     "State",
+    "deployment",
+    "deployments_table",
     "environment",
     "from_json",
     "to_html",

@@ -8,7 +8,20 @@ from importlib import metadata
 
 from sned.devices.machine import cores, processor_name
 
-PACKAGES = ("sned", "torch", "numpy", "onnx", "onnxscript", "onnxruntime")
+PACKAGES = (
+    "sned",
+    "torch",
+    "numpy",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "ai-edge-litert",
+    "litert-torch",
+    "coremltools",
+    "executorch",
+    "openvino",
+    "nncf",
+)
 """Whose versions can change a figure."""
 
 

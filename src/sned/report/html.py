@@ -1,10 +1,11 @@
 """The report as one HTML file that needs nothing else: no script, no font, no network."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sned.report.charts import curve_chart, group_chart, latency_chart, layer_chart
+from sned.report.deployments import HEADINGS, deployment_row
 from sned.report.figures import count, label, percent, significant, written
 from sned.report.model import Report
 from sned.report.roofline import roofline_chart
@@ -40,6 +41,8 @@ def to_html(report: Report) -> str:
         noise=noise(report),
         figures=_figures(report),
         asked=_asked(report),
+        headings=astuple(HEADINGS)[1:],
+        deployments=[astuple(deployment_row(found)) for found in report.deployments],
     )
 
 

@@ -166,6 +166,41 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Deployment:
+    """A file of a runtime beside the model in PyTorch; what was not obtained is None.
+
+    Attributes:
+        name: of the network, or of the stage ("pruned, int8").
+        runtime: "LiteRT".
+        precision: "fp32", "fp16", "int8" or "int8-dynamic".
+        file: its name, without folders.
+        size_bytes: of all that belongs to it.
+        max_abs_diff: largest difference to PyTorch of any element of any output.
+        error: root mean square of the difference over that of the outputs.
+        agreement: fraction in [0, 1] of compared rows that got PyTorch's class.
+        latency: of the file in its runtime.
+        torch_latency: of the model in PyTorch, interleaved.
+        accuracy: of the file, by the user's own measure.
+        torch_accuracy: of the model, by the same.
+        notes: what was chosen, and what was not checked.
+    """
+
+    name: str
+    runtime: str
+    precision: str
+    file: str
+    size_bytes: int
+    max_abs_diff: float
+    error: float
+    agreement: float | None = None
+    latency: Latency | None = None
+    torch_latency: Latency | None = None
+    accuracy: float | None = None
+    torch_accuracy: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """All of a run: see each part. `notes` say what was chosen and why, one sentence or two each; `warning` is what has
     to be read before anything else; `stages` what `evaluate` gave "before", "as cut", "after repair" and "after
@@ -183,6 +218,7 @@ class Report:
     checks: tuple[Check, ...] = ()
     warning: str = ""
     notes: tuple[str, ...] = ()
+    deployments: tuple[Deployment, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
     format: int = FORMAT

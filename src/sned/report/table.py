@@ -4,6 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sned.report.deployments import deployments_table
 from sned.report.model import Report
 from sned.report.rows import Verdict, rows, verdicts
 
@@ -21,7 +22,9 @@ def to_table(report: Report) -> RenderableType:
         table.add_row(row.label, row.before, Text(row.after, "bold"), row.change, row.how)
     said = [Text(f"· {note}", "dim") for note in report.notes]
     first = [Text(report.warning, "bold yellow")] if report.warning else []
-    return Group(*first, table, *(_mark(verdict) for verdict in verdicts(report)), *_warnings(report), *said)
+    files = [deployments_table(report.deployments)] if report.deployments else []
+    marks = [_mark(verdict) for verdict in verdicts(report)]
+    return Group(*first, table, *files, *marks, *_warnings(report), *said)
 
 
 def noise(report: Report) -> str:

@@ -1,0 +1,113 @@
+"""ExecuTorch: lowered to XNNPACK, quantised by XNNPACK's own quantiser, run by ExecuTorch's Python binding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sned.errors import ExportError
+from sned.export.capture import Captured, first_sentence, quiet
+from sned.export.parity import Array
+from sned.export.target import DYNAMIC, FP16, FP32, INT8, Order, Target
+
+DEFAULT = "forward"
+"""What the runtime calls the only method of a file."""
+
+
+def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
+    with quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+    try:
+        with quiet(), torch.no_grad():
+            programs = {name or DEFAULT: _coarser(name, level, order) for name, level in levels.items()}
+            lowered = to_edge_transform_and_lower(programs, partitioner=[XnnpackPartitioner()])
+            order.path.write_bytes(lowered.to_executorch().buffer)
+    except Exception as error:
+        origin = next(filter(None, (level.origin(error) for level in levels.values())), "")
+        reason = f"{origin} has no ExecuTorch kernel." if origin else first_sentence(error)
+        raise ExportError(
+            f"The model cannot be written for ExecuTorch: {reason} "
+            "Replace that operation, or export the part of the model before it."
+        ) from error
+    remark = _REMARKS.get(order.precision, ())
+    return (*(_left_out(lowered, name or DEFAULT) for name in levels), *remark)
+
+
+_REMARKS: Mapping[str, tuple[str, ...]] = {
+    FP16: ("XNNPACK keeps the weights of convolutions in 32 bits: only linear layers get smaller.",),
+    DYNAMIC: ("Convolutions stay in 32 bits: use 'int8' for them.",),
+}
+
+
+def _left_out(lowered: Any, method: str) -> str:
+    """What XNNPACK did not take, and the portable kernels, which are slow, do."""
+    calls = [node for node in lowered.exported_program(method).graph.nodes if node.op == "call_function"]
+    names = [str(getattr(node.target, "_name", node.target)) for node in calls]
+    own = sorted({name.rpartition("::")[2] for name in names if "::" in name})
+    where = f" in '{method}'" if method != DEFAULT else ""
+    return f"XNNPACK runs all of it{where}." if not own else f"Portable kernels run{where}: {', '.join(own)}."
+
+
+def _coarser(name: str, level: Captured, order: Order) -> torch.export.ExportedProgram:
+    """The recorded pass at the precision asked for."""
+    if order.precision in (FP32, FP16):
+        return torch.export.export(level.positional(), level.example)
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=order.precision == DYNAMIC)
+    graph = torch.export.export(level.positional(), level.example).module()
+    prepared = prepare_pt2e(graph, XNNPACKQuantizer().set_global(config))
+    for row in order.samples(name) or [[tensor.numpy() for tensor in level.example]]:
+        prepared(*(torch.from_numpy(np.ascontiguousarray(array)) for array in row))
+    return torch.export.export(convert_pt2e(prepared), level.example)
+
+
+class ExecuTorchSession:
+    """A method of a file in ExecuTorch's runtime."""
+
+    def __init__(self, path: Path, level: str, threads: int) -> None:
+        with quiet():
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime, Verification
+
+        portable_lib._unsafe_reset_threadpool(threads)
+        self.data = path.read_bytes()  # the runtime points into it
+        try:
+            self.program = Runtime.get().load_program(
+                self.data, verification=Verification.InternalConsistency
+            )
+            self.method = self.program.load_method(level or DEFAULT)
+        except (RuntimeError, ValueError) as error:
+            raise ExportError(f"ExecuTorch cannot open the exported file: {first_sentence(error)}") from error
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run once; raises `ExportError` with what the runtime says."""
+        try:
+            got = self.method.execute([torch.from_numpy(np.ascontiguousarray(array)) for array in inputs])
+        except RuntimeError as error:
+            raise ExportError(f"ExecuTorch cannot run the exported file: {first_sentence(error)}") from error
+        return [output.numpy().copy() for output in got]
+
+
+TARGET = Target(
+    name="executorch",
+    title="ExecuTorch",
+    suffix=".pte",
+    modules=("executorch", "torchao"),
+    extra="executorch",
+    precisions=(FP32, FP16, INT8, DYNAMIC),
+    write=_write,
+    read=ExecuTorchSession,
+    levels="methods",
+    halves=True,
+)

@@ -1,0 +1,341 @@
+"""What each operation of a Core ML program (MIL) computes, in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+Arguments = Mapping[str, Any]
+Operation = Callable[[Arguments], Any]
+
+KINDS = {
+    "fp16": torch.float32,  # rounded to halves after each operation
+    "fp32": torch.float32,
+    "int32": torch.int32,
+    "int16": torch.int16,
+    "uint16": torch.int32,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+"""Types of the format, and those that they are computed in."""
+
+
+def _ints(value: Any) -> list[int]:
+    return [int(number) for number in torch.as_tensor(value).reshape(-1)]
+
+
+def _int(value: Any, default: int = 0) -> int:
+    return default if value is None else int(value)
+
+
+def _padding(a: Arguments, spatial: int, sizes: Sequence[int], kernel: Sequence[int]) -> list[int]:
+    """What `functional.pad` is given: the last axis first."""
+    kind = a.get("pad_type") or "valid"
+    strides = _ints(a["strides"]) if a.get("strides") is not None else [1] * spatial
+    dilations = _ints(a["dilations"]) if a.get("dilations") is not None else [1] * spatial
+    pairs = []
+    for axis in range(spatial):
+        if kind == "custom":
+            pairs.append(tuple(_ints(a["pad"])[2 * axis : 2 * axis + 2]))
+            continue
+        reach = (kernel[axis] - 1) * dilations[axis] + 1
+        whole = max((-(-sizes[axis] // strides[axis]) - 1) * strides[axis] + reach - sizes[axis], 0)
+        less, more = whole // 2, whole - whole // 2
+        pairs.append({"same": (less, more), "same_lower": (more, less)}.get(kind, (0, 0)))
+    return [size for pair in reversed(pairs) for size in pair]
+
+
+def _conv(a: Arguments) -> Tensor:
+    x, weight = a["x"], a["weight"]
+    spatial = weight.dim() - 2
+    convolve = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[spatial]
+    padded = functional.pad(x, _padding(a, spatial, x.shape[2:], weight.shape[2:]))
+    made: Tensor = convolve(
+        padded,
+        weight,
+        a.get("bias"),
+        stride=_ints(a["strides"]) if a.get("strides") is not None else 1,
+        dilation=_ints(a["dilations"]) if a.get("dilations") is not None else 1,
+        groups=_int(a.get("groups"), 1),
+    )
+    return made
+
+
+def _conv_transpose(a: Arguments) -> Tensor:
+    x, weight = a["x"], a["weight"]
+    spatial = weight.dim() - 2
+    convolve = {
+        1: functional.conv_transpose1d,
+        2: functional.conv_transpose2d,
+        3: functional.conv_transpose3d,
+    }[spatial]
+    full: Tensor = convolve(
+        x,
+        weight,
+        a.get("bias"),
+        stride=_ints(a["strides"]) if a.get("strides") is not None else 1,
+        dilation=_ints(a["dilations"]) if a.get("dilations") is not None else 1,
+        groups=_int(a.get("groups"), 1),
+    )
+    pads = _ints(a["pad"]) if (a.get("pad_type") or "valid") == "custom" else [0] * 2 * spatial
+    wanted = _ints(a["output_shape"]) if a.get("output_shape") is not None else None
+    for axis in range(spatial):
+        size = full.shape[2 + axis] - pads[2 * axis] - pads[2 * axis + 1]
+        size = wanted[2 + axis] if wanted else size
+        full = functional.pad(
+            full, [0] * 2 * (spatial - 1 - axis) + [0, max(0, pads[2 * axis] + size - full.shape[2 + axis])]
+        )
+        full = full.narrow(2 + axis, pads[2 * axis], size)
+    return full
+
+
+def _pool(a: Arguments, *, largest: bool) -> Tensor:
+    x, kernel = a["x"], _ints(a["kernel_sizes"])
+    spatial = len(kernel)
+    strides = _ints(a["strides"]) if a.get("strides") is not None else kernel
+    pads = _padding(a, spatial, x.shape[2:], kernel)
+    if bool(a.get("ceil_mode", False)):
+        for place, axis in enumerate(reversed(range(spatial))):
+            size = x.shape[2 + axis] + pads[2 * place] + pads[2 * place + 1]
+            pads[2 * place + 1] += -(size - kernel[axis]) % strides[axis]
+    highest = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}[spatial]
+    mean = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}[spatial]
+    if largest:
+        return highest(functional.pad(x, pads, value=float("-inf")), kernel, strides)
+    filled = mean(functional.pad(x, pads), kernel, strides)
+    if bool(a.get("exclude_padding_from_average", False)):
+        return filled / mean(functional.pad(torch.ones_like(x), pads), kernel, strides)
+    return filled
+
+
+def _reshape(a: Arguments) -> Tensor:
+    x: Tensor = a["x"]
+    return x.reshape([x.shape[axis] if size == 0 else size for axis, size in enumerate(_ints(a["shape"]))])
+
+
+def _expand_dims(a: Arguments) -> Tensor:
+    x: Tensor = a["x"]
+    rank = x.dim() + len(_ints(a["axes"]))
+    for axis in sorted(axis % rank for axis in _ints(a["axes"])):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _squeeze(a: Arguments) -> Tensor:
+    x: Tensor = a["x"]
+    return x.squeeze() if a.get("axes") is None else x.squeeze(tuple(_ints(a["axes"])))
+
+
+def _split(a: Arguments) -> list[Tensor]:
+    x, axis = a["x"], _int(a["axis"])
+    sizes = (
+        _ints(a["split_sizes"])
+        if a.get("split_sizes") is not None
+        else x.shape[axis] // _int(a["num_splits"])
+    )
+    return list(torch.split(x, sizes, axis))
+
+
+def _slice_by_index(a: Arguments) -> Tensor:
+    x = torch.as_tensor(a["x"])
+    begin, end, rank = _ints(a["begin"]), _ints(a["end"]), x.dim()
+    stride = _ints(a["stride"]) if a.get("stride") is not None else [1] * rank
+    from_start, to_end, single = (
+        _flags(a.get(key), rank) for key in ("begin_mask", "end_mask", "squeeze_mask")
+    )
+    for axis, size in enumerate(x.shape):
+        places = slice(
+            None if from_start[axis] else begin[axis], None if to_end[axis] else end[axis], stride[axis]
+        )
+        taken = [begin[axis] % size] if single[axis] else list(range(size)[places])
+        x = x.index_select(axis, torch.tensor(taken, dtype=torch.int64))
+    gone = tuple(axis for axis in range(rank) if single[axis])
+    return x.squeeze(gone) if gone else x
+
+
+def _flags(value: Any, rank: int) -> list[bool]:
+    return [False] * rank if value is None else [bool(flag) for flag in torch.as_tensor(value).reshape(-1)]
+
+
+def _slice_by_size(a: Arguments) -> Tensor:
+    x: Tensor = a["x"]
+    for axis, (begin, size) in enumerate(zip(_ints(a["begin"]), _ints(a["size"]), strict=True)):
+        x = x.narrow(axis, begin, size if size >= 0 else x.shape[axis] - begin)
+    return x
+
+
+def _gather(a: Arguments) -> Tensor:
+    x, indices, axis = torch.as_tensor(a["x"]), torch.as_tensor(a["indices"]), _int(a.get("axis"))
+    axis %= x.dim()
+    wrapped = indices.reshape(-1).long() % x.shape[axis]
+    return x.index_select(axis, wrapped).reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
+
+
+def _layer_norm(a: Arguments) -> Tensor:
+    x: Tensor = a["x"]
+    axes = [axis % x.dim() for axis in _ints(a["axes"])]
+    return functional.layer_norm(
+        x, [x.shape[axis] for axis in axes], a.get("gamma"), a.get("beta"), float(a.get("epsilon", 1e-5))
+    )
+
+
+def _batch_norm(a: Arguments) -> Tensor:
+    return functional.batch_norm(
+        a["x"],
+        a["mean"],
+        a["variance"],
+        a.get("gamma"),
+        a.get("beta"),
+        False,
+        0.0,
+        float(a.get("epsilon", 1e-5)),
+    )
+
+
+def _attention(a: Arguments) -> Tensor:
+    return functional.scaled_dot_product_attention(
+        a["query"], a["key"], a["value"], attn_mask=a.get("attn_mask")
+    )
+
+
+def _matmul(a: Arguments) -> Tensor:
+    x, y = a["x"], a["y"]
+    return torch.matmul(x.mT if bool(a.get("transpose_x")) else x, y.mT if bool(a.get("transpose_y")) else y)
+
+
+def _reduced(function: Callable[..., Tensor]) -> Operation:
+    def reduce(a: Arguments) -> Tensor:
+        axes = _ints(a["axes"]) if a.get("axes") is not None else list(range(a["x"].dim()))
+        return function(a["x"], axes, keepdim=bool(a.get("keep_dims", False)))
+
+    return reduce
+
+
+def _pad(a: Arguments) -> Tensor:
+    pads, mode = _ints(a["pad"]), str(a.get("mode") or "constant")
+    flat = [size for axis in reversed(range(0, len(pads), 2)) for size in pads[axis : axis + 2]]
+    if mode == "constant":
+        value = float(a["constant_val"]) if a.get("constant_val") is not None else 0.0
+        return functional.pad(a["x"], flat, value=value)
+    inner = 2 * (a["x"].dim() - 2)  # PyTorch wants nothing said of the batch and the channels
+    return functional.pad(a["x"], flat[:inner], mode=mode)
+
+
+def _upsample(a: Arguments, mode: str) -> Tensor:
+    scale = [float(a["scale_factor_height"]), float(a["scale_factor_width"])]
+    corners = bool(a.get("align_corners", True)) if mode == "bilinear" else None
+    return functional.interpolate(a["x"], scale_factor=scale, mode=mode, align_corners=corners)
+
+
+def _gelu(a: Arguments) -> Tensor:
+    approximate = "tanh" if "TANH" in str(a.get("mode") or "EXACT") else "none"
+    return functional.gelu(a["x"], approximate=approximate)
+
+
+def _unary(function: Callable[[Tensor], Tensor]) -> Operation:
+    return lambda a: function(torch.as_tensor(a["x"]))
+
+
+def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Operation:
+    return lambda a: function(torch.as_tensor(a["x"]), torch.as_tensor(a["y"]))
+
+
+def _divided(x: Tensor, y: Tensor) -> Tensor:
+    return x / y if x.is_floating_point() or y.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    "conv": _conv,
+    "conv_transpose": _conv_transpose,
+    "linear": lambda a: functional.linear(a["x"], a["weight"], a.get("bias")),
+    "matmul": _matmul,
+    "scaled_dot_product_attention": _attention,
+    "layer_norm": _layer_norm,
+    "batch_norm": _batch_norm,
+    "instance_norm": lambda a: functional.instance_norm(
+        a["x"], weight=a.get("gamma"), bias=a.get("beta"), eps=float(a.get("epsilon", 1e-5))
+    ),
+    "avg_pool": lambda a: _pool(a, largest=False),
+    "max_pool": lambda a: _pool(a, largest=True),
+    "relu": _unary(torch.relu),
+    "relu6": _unary(functional.relu6),
+    "leaky_relu": lambda a: functional.leaky_relu(a["x"], float(a["alpha"])),
+    "prelu": lambda a: functional.prelu(a["x"], a["alpha"]),
+    "elu": lambda a: functional.elu(a["x"], float(a["alpha"])),
+    "gelu": _gelu,
+    "silu": _unary(functional.silu),
+    "sigmoid": _unary(torch.sigmoid),
+    "sigmoid_hard": lambda a: (a["x"] * float(a["alpha"]) + float(a["beta"])).clamp(0, 1),
+    "softplus": _unary(functional.softplus),
+    "softmax": lambda a: a["x"].softmax(_int(a.get("axis"), -1)),
+    "tanh": _unary(torch.tanh),
+    "erf": _unary(torch.erf),
+    "exp": _unary(torch.exp),
+    "log": lambda a: (a["x"] + float(a.get("epsilon", 0.0))).log(),
+    "sqrt": _unary(torch.sqrt),
+    "rsqrt": lambda a: (a["x"] + float(a.get("epsilon", 0.0))).rsqrt(),
+    "inverse": lambda a: 1 / (a["x"] + float(a.get("epsilon", 0.0))),
+    "square": _unary(torch.square),
+    "abs": _unary(torch.abs),
+    "floor": _unary(torch.floor),
+    "ceil": _unary(torch.ceil),
+    "sin": _unary(torch.sin),
+    "cos": _unary(torch.cos),
+    "sign": _unary(torch.sign),
+    "clip": lambda a: a["x"].clamp(float(a["alpha"]), float(a["beta"])),
+    "threshold": lambda a: a["x"].clamp_min(float(a["alpha"])),
+    "thresholded_relu": lambda a: torch.where(a["x"] >= float(a["alpha"]), a["x"], torch.zeros(())),
+    "add": _binary(torch.add),
+    "sub": _binary(torch.sub),
+    "mul": _binary(torch.mul),
+    "real_div": _binary(_divided),
+    "floor_div": _binary(torch.floor_divide),
+    "pow": _binary(torch.pow),
+    "maximum": _binary(torch.maximum),
+    "minimum": _binary(torch.minimum),
+    "equal": _binary(torch.eq),
+    "not_equal": _binary(torch.ne),
+    "greater": _binary(torch.gt),
+    "greater_equal": _binary(torch.ge),
+    "less": _binary(torch.lt),
+    "less_equal": _binary(torch.le),
+    "logical_and": _binary(torch.logical_and),
+    "logical_or": _binary(torch.logical_or),
+    "logical_not": _unary(torch.logical_not),
+    "select": lambda a: torch.where(
+        torch.as_tensor(a["cond"]), torch.as_tensor(a["a"]), torch.as_tensor(a["b"])
+    ),
+    "cast": lambda a: torch.as_tensor(a["x"]).to(KINDS[str(a["dtype"])]),
+    "identity": lambda a: a["x"],
+    "reshape": _reshape,
+    "transpose": lambda a: a["x"].permute(_ints(a["perm"])),
+    "expand_dims": _expand_dims,
+    "squeeze": _squeeze,
+    "concat": lambda a: torch.cat([torch.as_tensor(value) for value in a["values"]], _int(a["axis"])),
+    "stack": lambda a: torch.stack([torch.as_tensor(value) for value in a["values"]], _int(a["axis"])),
+    "split": _split,
+    "slice_by_index": _slice_by_index,
+    "slice_by_size": _slice_by_size,
+    "gather": _gather,
+    "gather_along_axis": lambda a: torch.gather(a["x"], _int(a.get("axis")), a["indices"].long()),
+    "tile": lambda a: a["x"].repeat(_ints(a["reps"])),
+    "fill": lambda a: torch.full(_ints(a["shape"]), torch.as_tensor(a["value"]).item()),
+    "fill_like": lambda a: torch.full_like(a["ref_tensor"], torch.as_tensor(a["value"]).item()),
+    "shape": lambda a: torch.tensor(a["x"].shape, dtype=torch.int32),
+    "pad": _pad,
+    "cumsum": lambda a: a["x"].cumsum(_int(a.get("axis"))),
+    "pixel_shuffle": lambda a: functional.pixel_shuffle(a["x"], _int(a["upscale_factor"])),
+    "upsample_nearest_neighbor": lambda a: _upsample(a, "nearest"),
+    "upsample_bilinear": lambda a: _upsample(a, "bilinear"),
+    "reduce_mean": _reduced(torch.mean),
+    "reduce_sum": _reduced(torch.sum),
+    "reduce_max": _reduced(torch.amax),
+    "reduce_min": _reduced(torch.amin),
+    "reduce_argmax": lambda a: a["x"].argmax(_int(a["axis"]), keepdim=bool(a.get("keep_dims", False))),
+}
+"""What each operation of the format computes, for those that networks are made of."""

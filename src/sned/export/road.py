@@ -1,0 +1,393 @@
+"""The road of an export: record, write, read back, compare; the file gets its name last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sned.calibration.inputs import read_inputs
+from sned.errors import ExportError, ModelError, UserError
+from sned.evaluation import Evaluate, evaluated
+from sned.export.biases import compensated
+from sned.export.capture import Subject
+from sned.export.exported import Exported, run_rows
+from sned.export.parity import Array, Parity, compare, worst
+from sned.export.structure import at_batch, batch_size, fresh, tensors
+from sned.export.target import DYNAMIC, FP16, FP32, INT8, Order, Session, Target, find_target, require
+from sned.files import size_of, staged_path
+from sned.graph.example import Inputs, describe
+from sned.timing import interleaved
+
+TOLERANCE = 1e-4
+"""In float32, rounding on a deep network stays a hundred times below this; a wrong graph does not."""
+
+HALVES: Mapping[torch.dtype, float] = {torch.float16: 5e-3, torch.bfloat16: 4e-2}
+"""What an element may be off where the model's own weights are coarser than float32: some ten roundings."""
+
+ERRORS: Mapping[str, float] = {FP16: 0.05, INT8: 0.5, DYNAMIC: 0.5}
+"""Relative error at which a coarser file is refused: the answers are lost, whatever they are used for."""
+
+SAMPLES = 256
+"""Calibration inputs that are read, at most."""
+
+_FRESH_BATCHES = (1, 3)
+_ZEROS = 0.3
+"""Share of zeros in the weights from which a network counts as masked."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One export as asked for; the subjects are what is compared with."""
+
+    target: Target
+    precision: str
+    subjects: Mapping[str, Subject]
+    written: Mapping[str, Subject]
+    example: Inputs
+    calibration: tuple[Inputs, ...]
+    path: Path
+    tolerance: float
+    order: Order
+    seed: int
+    notes: tuple[str, ...] = ()
+
+
+def export(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    out: str | Path,
+    to: str = "onnx",
+    quantize: str | None = None,
+    calibration: Iterable[Any] | None = None,
+    evaluate: Evaluate | None = None,
+    sparse: bool | None = None,
+    repair_biases: bool = True,
+    tolerance: float | None = None,
+    opset: int | None = None,
+    system: str | None = None,
+    channels_last: bool = True,
+    runs: int = 50,
+    threads: int = 1,
+    seed: int = 0,
+) -> Exported:
+    """Write a model as the file of a runtime, read that back, and prove that it computes the same.
+
+    The file is compared with PyTorch on the example, on fresh inputs and on calibration inputs; it gets its name
+    only after that, so that a file that is there is a file that agrees.
+
+    Args:
+        model: any module; it is copied, exported in evaluation mode and left as it was. Masks that it holds are
+            burnt into the copy.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; a tensor whose first axis
+            is as long as the first tensor's is taken to have the batch there.
+        out: the file to write; for "coreml" a folder, `NAME.mlpackage`; for "openvino" an `.xml` with its `.bin`.
+        to: "onnx", "litert", "coreml", "executorch" or "openvino".
+        quantize: "int8" (8-bit weights per channel; activations calibrated where the runtime has it),
+            "int8-dynamic" (for transformers), "fp16", or None for 32-bit floats.
+        calibration: batches of inputs without labels, a hundred inputs or more, for "int8"; random ones when
+            None. They are compared on too.
+        evaluate: the user's measure of a network; it is asked about the model and about the file.
+        sparse: write zeros in the form that the runtime gains from; None: where at least 30 % of the weights are
+            zero and the runtime gains.
+        repair_biases: for int8, move the biases by what the rounding of the weights shifts each channel.
+        tolerance: how far an element may be off, as a fraction of the largest magnitude in its output; None for
+            1e-4 in fp32, and for others a bound on the relative error of all outputs (`ERRORS`).
+        opset: version of the ONNX operators; None for the exporter's default.
+        system: oldest system that must take the file: "iOS15" to "iOS18" for Core ML.
+        channels_last: LiteRT: images enter as `[batch, height, width, channels]`, as Android has them.
+        runs: interleaved runs to time the file and PyTorch with; 0 to time nothing.
+        threads: inside an operator, for timing.
+        seed: of fresh inputs.
+
+    Returns:
+        Where the file is, how well it agrees, how large and how fast it is.
+
+    Raises:
+        UserError: an unknown target, or one that has not what was asked.
+        ModelError: the model does not run on the example, or returns NaN.
+        ExportError: the runtime's package is missing, an operation cannot be exported (named, with its module),
+            or the outputs disagree.
+        WriteError: the disk is full or the folder is not writable.
+
+    Example:
+        exported = sned.export(model, torch.randn(1, 3, 224, 224), to="litert", quantize="int8",
+                               calibration=batches, out="model.tflite")
+        exported.max_abs_diff, exported.size_bytes, exported.latency
+    """
+    made = export_levels(
+        {"": model},
+        example_inputs,
+        out=out,
+        to=to,
+        quantize=quantize,
+        calibration=calibration,
+        sparse=sparse,
+        repair_biases=repair_biases,
+        tolerance=tolerance,
+        opset=opset,
+        system=system,
+        channels_last=channels_last,
+        seed=seed,
+    )[""]
+    if runs:
+        made = _timed(made, model, example_inputs, runs=runs, threads=threads)
+    if evaluate is not None:
+        file, own = evaluated(made.module(), evaluate), evaluated(model, evaluate)
+        made = replace(made, accuracy=file, torch_accuracy=own)
+    return made
+
+
+def export_levels(
+    models: Mapping[str, nn.Module],
+    example_inputs: Inputs,
+    *,
+    out: str | Path,
+    to: str = "executorch",
+    quantize: str | None = None,
+    calibration: Iterable[Any] | None = None,
+    sparse: bool | None = None,
+    repair_biases: bool = True,
+    tolerance: float | None = None,
+    opset: int | None = None,
+    system: str | None = None,
+    channels_last: bool = True,
+    seed: int = 0,
+) -> dict[str, Exported]:
+    """Write several networks that take the same inputs into one file, in which equal weights are kept once.
+
+    ExecuTorch has them as methods, LiteRT as signatures, Core ML as functions, each by the name given here. Weights
+    are shared where two networks hold the same tensor; a slice of a larger one is another tensor.
+
+    Args:
+        models: name → network; one alone may be called "".
+        example_inputs: as for `export`, and so are the others.
+
+    Returns:
+        For each name its `Exported`; all have the same path and size.
+
+    Raises:
+        UserError: names that are not words, or a runtime that cannot share weights; else as `export`.
+
+    Example:
+        levels = sned.export.export_levels({"fast": small, "good": large}, x, to="executorch", out="model.pte")
+        levels["fast"].module()(x)
+    """
+    target, precision = find_target(to), quantize or FP32
+    _check_names(models)
+    require(target, precision, len(models))
+    path = _path(out, target)
+    subjects = {name: Subject(model) for name, model in models.items()}
+    describe(example_inputs)
+    for subject in subjects.values():
+        _refuse_nan(subject.run(example_inputs))
+    batches, notes = _calibration(example_inputs, calibration, precision, seed)
+    written = subjects
+    if repair_biases and precision == INT8 and calibration is not None and not target.mends_biases:
+        written = {name: Subject(compensated(models[name], batches)) for name in models}
+        notes = (*notes, "Biases answer for the rounding of the weights.")
+    if precision == FP16 and target.halves:
+        written = {name: Subject(model, halves=True) for name, model in models.items()}
+    zeros = any(_share_of_zeros(subject.module) >= _ZEROS for subject in subjects.values())
+    sparse, said = _sparse(target, sparse, zeros)
+    order = Order(path, precision, None, sparse, opset, system, channels_last)
+    allowed = (
+        _default_tolerance(models.values()) if tolerance is None and precision == FP32 else tolerance or -1.0
+    )
+    job = _Job(target, precision, subjects, written, example_inputs, batches, path, allowed, order, seed,
+               (*notes, *said))  # fmt: skip
+    if not target.dynamic_batch:
+        return _attempt(job, dynamic=False, because=f"{target.title} files are written for one batch size.")
+    try:
+        return _attempt(job, dynamic=True)
+    except (ExportError, ModelError) as error:
+        reason = str(error)
+    return _attempt(job, dynamic=False, because=reason)
+
+
+def _attempt(job: _Job, *, dynamic: bool, because: str = "") -> dict[str, Exported]:
+    captured = {
+        name: subject.capture(job.example, dynamic_batch=dynamic) for name, subject in job.written.items()
+    }
+    batch = batch_size(job.example)
+    samples = {name: list(_samples(job.calibration, None if dynamic else batch)) for name in captured}
+    with staged_path(job.path) as staged:
+        said = job.target.write(captured, replace(job.order, path=staged, calibration=samples))
+        parities = {name: _verified(job, staged, name, dynamic=dynamic) for name in captured}
+        size = size_of(staged) if staged.is_dir() else sum(size_of(file) for file in staged.parent.iterdir())
+        version = _opset(staged) if job.target.name == "onnx" else None
+    trials = _FRESH_BATCHES if dynamic else (batch,)
+    return {
+        name: Exported(
+            path=job.path,
+            size_bytes=size,
+            inputs=level.inputs,
+            outputs=level.outputs,
+            dynamic_batch=dynamic,
+            static_because=because,
+            parity=parities[name],
+            batches=tuple(sorted({batch, *trials})),
+            opset=version,
+            target=job.target.name,
+            precision=job.precision,
+            level=name,
+            batch=batch,
+            notes=(*said, *job.notes),
+        )
+        for name, level in captured.items()
+    }
+
+
+def _verified(job: _Job, path: Path, level: str, *, dynamic: bool) -> Parity:
+    """Compare a level of the file with its network on the example, on fresh and on calibration inputs.
+
+    Where the ranges of activations were found on calibration inputs, only those say what was lost.
+    """
+    session = job.target.read(path, level, 1)
+    own = batch_size(job.example)
+    sizes = _FRESH_BATCHES if dynamic else (own,)
+    drawn = [job.example, *(fresh(job.example, size, seed=job.seed + size) for size in sizes)]
+    trials = [*job.calibration] if job.precision == INT8 else [*drawn, *job.calibration]
+    batch = None if dynamic else own
+    parity = worst(_compared(job.subjects[level], session, batch, trial) for trial in trials)
+    if job.tolerance >= 0:
+        agrees, limit = parity.within(job.tolerance), f"{job.tolerance:g} is allowed"
+    else:
+        agrees = parity.error <= ERRORS[job.precision]
+        limit = f"a relative error of {ERRORS[job.precision]:g} in all is allowed, got {parity.error:.3g}"
+    if not agrees:
+        raise ExportError(
+            f"The {job.precision if job.precision != FP32 else 'exported'} file does not compute what the model "
+            f"computes: outputs differ by up to "
+            f"{parity.max_abs_diff:.3g} ({parity.max_rel_diff:.3g} of the largest), where {limit}. "
+            f"The file was not kept. {_advice(job.precision)}"
+        )
+    return parity
+
+
+def _advice(precision: str) -> str:
+    if precision == FP32:
+        return (
+            "If the model draws random numbers in evaluation mode, make it repeatable; "
+            "if this is only rounding, allow it with `tolerance`."
+        )
+    if precision == FP16:
+        return "Values beyond 65,504 do not fit into 16 bits: scale them, or export in 32."
+    return "Give a few hundred real calibration inputs, or use 'fp16'."
+
+
+def _compared(subject: Subject, session: Session, batch: int | None, trial: Inputs) -> Parity:
+    expected = [output.detach().resolve_conj().numpy() for output in subject.run(trial)]
+    return compare(expected, run_rows(session, arrays(trial), batch))
+
+
+def arrays(inputs: Inputs) -> list[Array]:
+    """The tensors of inputs as arrays, in the order of the model's."""
+    return [np.ascontiguousarray(tensor.detach().cpu().numpy()) for tensor in tensors(inputs)]
+
+
+def _samples(batches: Sequence[Inputs], size: int | None) -> Iterator[list[Array]]:
+    """Calibration inputs cut to the file's batch (None: as they are); a short last part is filled up from its start."""
+    for inputs in batches:
+        whole, rows = arrays(inputs), batch_size(inputs)
+        for start in range(0, rows, size or rows):
+            pick = np.arange(start, start + (size or rows)) % rows
+            yield [array[pick] if array.ndim and array.shape[0] == rows else array for array in whole]
+
+
+def _calibration(
+    example: Inputs, batches: Iterable[Any] | None, precision: str, seed: int
+) -> tuple[tuple[Inputs, ...], tuple[str, ...]]:
+    if batches is not None:
+        kept = read_inputs(describe(example), batches, SAMPLES, None)
+        return tuple(kept.batches(64, 0, len(kept))), ()
+    if precision != INT8:
+        return (), ()
+    made = tuple(fresh(example, 16, seed=seed + number) for number in range(2))
+    return made, ("Calibrated on random inputs: give `calibration` for ranges that fit real ones.",)
+
+
+def _timed(made: Exported, model: nn.Module, example: Inputs, *, runs: int, threads: int) -> Exported:
+    """One row of the file's batch, in its runtime and in PyTorch, turn and turn about."""
+    if not find_target(made.target).here:
+        return made
+    subject, inputs = Subject(model), at_batch(example, made.batch)
+    session, before = made.session(threads=threads), torch.get_num_threads()
+    calls: dict[str, Callable[[], object]] = {
+        "file": partial(session.run, arrays(inputs)),
+        "torch": partial(subject.run, inputs),
+    }
+    torch.set_num_threads(threads)
+    try:
+        timed = interleaved(calls, runs=runs, threads=threads, settle=1, max_seconds=10.0)
+    finally:
+        torch.set_num_threads(before)
+    return replace(made, latency=timed["file"], torch_latency=timed["torch"])
+
+
+def _sparse(target: Target, asked: bool | None, zeros: bool) -> tuple[bool, tuple[str, ...]]:
+    """Whether zeros are written as such, and what is said about it."""
+    if asked and not target.sparse:
+        raise UserError(
+            f"{target.title} has no form for zeros inside tensors: they would be stored and multiplied like any "
+            "other number. Leave `sparse` out, or remove whole channels with `sned.prune`."
+        )
+    if asked is False or (not zeros and not asked):
+        return False, ()
+    if not target.sparse:
+        return False, (f"{target.title} has no form for zeros: they gain neither size nor time here.",)
+    return True, (target.sparse,)
+
+
+def _share_of_zeros(model: nn.Module) -> float:
+    """Share of zeros among the weights of more than one axis."""
+    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    count = sum(weight.numel() for weight in weights)
+    return sum(int((weight == 0).sum()) for weight in weights) / count if count else 0.0
+
+
+def _default_tolerance(models: Iterable[nn.Module]) -> float:
+    weights = (weight for model in models for weight in model.parameters())
+    return max((HALVES.get(weight.dtype, TOLERANCE) for weight in weights), default=TOLERANCE)
+
+
+def _refuse_nan(outputs: tuple[Tensor, ...]) -> None:
+    if any(bool(output.isnan().any()) for output in outputs):
+        raise ModelError(
+            "The model returns NaN on the example inputs, so there is nothing to compare an export with. "
+            "Look for NaN in the weights (a training that diverged) or in the inputs."
+        )
+
+
+def _check_names(models: Mapping[str, nn.Module]) -> None:
+    if not models:
+        raise UserError("`models` must name at least one network, got none.")
+    wrong = [name for name in models if not name.isidentifier() and not (name == "" and len(models) == 1)]
+    if wrong:
+        raise UserError(
+            f"Networks in one file are called by names of letters, digits and underscores, got {wrong[0]!r}."
+        )
+
+
+def _path(out: str | Path, target: Target) -> Path:
+    """Where to write; the runtimes' own tools go by the suffix."""
+    path = Path(out)
+    if path.suffix != target.suffix:
+        raise UserError(
+            f"A file of {target.title} is called `NAME{target.suffix}`, got '{path}'. "
+            f"Write to '{path.with_suffix(target.suffix)}'."
+        )
+    return path
+
+
+def _opset(path: Path) -> int:
+    from sned.export.onnx_file import opset
+
+    return opset(path)

@@ -1,0 +1,313 @@
+"""What every runtime's exporter must do. ONNX always runs; the others where their extra is installed."""
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sned
+from sned.errors import ExportError, UserError, WriteError
+from sned.export import TARGETS, Exported, export_levels, find_target, installed
+from sned.export.target import DYNAMIC, FP16, FP32, INT8
+from sned.surgery.masks import hold_masks, masks_of
+from tests.export.networks import NETWORKS, convolutional, encoder, images
+
+SHARING = [name for name in TARGETS if find_target(name).levels]
+QUANTISED = [
+    (name, precision) for name in TARGETS for precision in find_target(name).precisions if precision != FP32
+]
+NO_SMALLER = {("executorch", "convolutional", FP16), ("executorch", "convolutional", DYNAMIC)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("exports")
+
+
+def available(name: str) -> None:
+    if not installed(find_target(name)):
+        pytest.skip(f"needs 'sned[{find_target(name).extra}]'")
+
+
+@lru_cache
+def network(name: str) -> nn.Module:
+    return NETWORKS[name][0]()
+
+
+@lru_cache
+def made(folder: Path, to: str, name: str, precision: str) -> Exported:
+    """Each network to each runtime once, for all tests."""
+    available(to)
+    inputs = NETWORKS[name][1]
+    return sned.export(
+        network(name),
+        inputs(1),
+        to=to,
+        quantize=None if precision == FP32 else precision,
+        calibration=[inputs(32, seed) for seed in range(4)],
+        out=folder / f"{to}-{name}-{precision}{find_target(to).suffix}",
+        runs=3,
+    )
+
+
+def answer(model: nn.Module, inputs: Any) -> Tensor:
+    with torch.no_grad():
+        output = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    return output["logits"] if isinstance(output, dict) else output
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("to", TARGETS)
+def test_the_file_computes_what_the_model_computes_on_inputs_it_never_saw(
+    folder: Path, to: str, name: str
+) -> None:
+    exported = made(folder, to, name, FP32)
+    unseen = NETWORKS[name][1](7, seed=99)
+    torch.testing.assert_close(
+        answer(exported.module(), unseen), answer(network(name), unseen), atol=1e-4, rtol=1e-4
+    )
+    assert exported.max_abs_diff < 1e-4
+    assert exported.parity.top1_agreement == 1
+    assert exported.parity.rows >= 4 * 32
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_what_is_told_about_the_file_is_so(folder: Path, to: str) -> None:
+    target, exported = find_target(to), made(folder, to, "encoder", FP32)
+    assert exported.inputs == ("ids", "mask")
+    assert exported.outputs == ("logits",)
+    assert exported.path.suffix == target.suffix
+    belongs = [exported.path, exported.path.with_suffix(".bin")] if to == "openvino" else [exported.path]
+    files = [
+        file for path in belongs for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()
+    ]
+    assert exported.size_bytes == sum(file.stat().st_size for file in files)
+    assert exported.dynamic_batch == target.dynamic_batch
+    assert bool(exported.static_because) != exported.dynamic_batch
+    assert (exported.latency is not None) == target.here
+    if not target.here:
+        assert any("was not run" in note for note in exported.notes)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("to", "precision"), QUANTISED)
+def test_coarser_files_are_smaller_and_stay_close(folder: Path, to: str, precision: str, name: str) -> None:
+    fine, coarse = made(folder, to, name, FP32), made(folder, to, name, precision)
+    assert coarse.precision == precision
+    assert coarse.parity.error > fine.parity.error
+    limit = 0.3 if (name, precision) == ("encoder", INT8) else 0.01 if precision == FP16 else 0.08
+    unseen = NETWORKS[name][1](64, seed=99)
+    expected, got = answer(network(name), unseen), answer(coarse.module(), unseen)
+    assert float((got - expected).norm() / expected.norm()) < limit
+    if (to, name, precision) in NO_SMALLER:
+        assert any("32 bits" in note for note in coarse.notes)
+    else:
+        assert _weights(coarse.path) < 0.75 * _weights(fine.path)
+
+
+def _weights(path: Path) -> int:
+    """Bytes of everything but the text that small files mostly consist of."""
+    import zlib
+
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    if path.suffix == ".xml":
+        files = [path.with_suffix(".bin")]
+    return sum(len(zlib.compress(file.read_bytes())) for file in files)
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_a_file_that_disagrees_is_not_kept(tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    available(to)
+    target = find_target(to)
+
+    def wrong(path: Path, level: str, threads: int) -> Any:
+        session = target.read(path, level, threads)
+        return SimpleNamespace(run=lambda inputs: [np.asarray(a) * 1.01 for a in session.run(inputs)])
+
+    monkeypatch.setattr("sned.export.road.find_target", lambda name: _replaced(target, read=wrong))
+    with pytest.raises(ExportError, match=r"does not compute what the model computes.*The file was not kept"):
+        sned.export(convolutional(), images(1), to=to, out=tmp_path / f"model{target.suffix}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _replaced(target: Any, **changes: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(target, **changes)
+
+
+class Deep(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(nn.Linear(4, 4), Of(function))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages(x)
+
+
+class Of(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_an_operation_that_the_converter_lacks_is_named_with_its_module(tmp_path: Path, to: str) -> None:
+    available(to)
+    path = tmp_path / f"model{find_target(to).suffix}"
+    with pytest.raises(
+        ExportError, match=r"(linalg_eig|view_as_real).*in module 'stages\.1'.*Replace that operation"
+    ):
+        sned.export(Deep(lambda x: torch.linalg.eigvals(x).real), torch.rand(2, 4, 4), to=to, out=path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_zeros_are_written_where_the_runtime_gains_and_only_there(tmp_path: Path, to: str) -> None:
+    available(to)
+    target, model = find_target(to), convolutional()
+    generator = torch.Generator().manual_seed(0)
+    wide = {"pointwise.0.weight": model.pointwise[0].weight, "head.weight": model.head.weight}
+    hold_masks(model, {name: torch.rand(w.shape, generator=generator) > 0.9 for name, w in wide.items()})
+    path = tmp_path / f"model{target.suffix}"
+    plain = sned.export(model, images(1), to=to, out=path, sparse=False, runs=0)
+    sparse = sned.export(model, images(1), to=to, out=path, runs=0)
+    assert masks_of(model).keys() == wide.keys()  # they still hold
+    unseen = images(5, seed=9)
+    torch.testing.assert_close(sparse.module()(unseen), answer(model, unseen), atol=1e-4, rtol=1e-4)
+    if to in ("onnx", "litert", "coreml"):
+        assert sparse.size_bytes < plain.size_bytes - 4000
+    else:
+        assert abs(sparse.size_bytes - plain.size_bytes) < 200
+    if target.sparse:
+        assert target.sparse in sparse.notes
+    else:
+        assert any("no form for zeros" in note for note in sparse.notes)
+        with pytest.raises(UserError, match="no form for zeros inside tensors"):
+            sned.export(model, images(1), to=to, out=path, sparse=True)
+
+
+@pytest.mark.parametrize("to", SHARING)
+def test_networks_in_one_file_share_equal_weights(tmp_path: Path, to: str) -> None:
+    available(to)
+    suffix = find_target(to).suffix
+
+    class Two(nn.Module):
+        def __init__(self, shared: nn.Module, seed: int) -> None:
+            super().__init__()
+            torch.manual_seed(seed)
+            self.shared, self.own = shared, nn.Linear(64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.own(torch.relu(self.shared(x)))
+
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64))
+    models = {"fast": Two(backbone, 1).eval(), "good": Two(backbone, 2).eval()}
+    x = torch.randn(1, 64)
+    levels = export_levels(models, x, to=to, out=tmp_path / f"both{suffix}")
+    alone = sned.export(models["fast"], x, to=to, out=tmp_path / f"one{suffix}", runs=0)
+    assert levels["fast"].size_bytes == levels["good"].size_bytes < 1.4 * alone.size_bytes
+    unseen = torch.randn(3, 64)
+    for name, model in models.items():
+        torch.testing.assert_close(levels[name].module()(unseen), answer(model, unseen), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(answer(models["fast"], unseen), answer(models["good"], unseen), atol=1e-2)
+
+
+@pytest.mark.parametrize("to", sorted({*TARGETS} - {*SHARING}))
+def test_a_runtime_that_cannot_share_weights_says_so(tmp_path: Path, to: str) -> None:
+    models = {"a": convolutional(), "b": convolutional(1)}
+    with pytest.raises(UserError, match=r"cannot hold several networks.*executorch"):
+        export_levels(models, images(1), to=to, out=tmp_path / f"model{find_target(to).suffix}")
+
+
+@pytest.mark.parametrize("to", [name for name in TARGETS if find_target(name).extra])
+def test_a_missing_extra_is_named_with_its_install_line(
+    tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sned.export.target.find_spec",
+        lambda module: None if module in find_target(to).modules else find_spec(module),
+    )
+    with pytest.raises(ExportError, match=re.escape(f"pip install 'sned[{to}]'")):
+        sned.export(convolutional(), images(1), to=to, out=tmp_path / f"m{find_target(to).suffix}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_an_export_folder_that_cannot_be_written_is_told(tmp_path: Path, to: str) -> None:
+    available(to)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(WriteError, match="a file stands where one of its folders should be"):
+        sned.export(
+            convolutional(), images(1), to=to, out=tmp_path / "file" / f"model{find_target(to).suffix}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ({"to": "tflite"}, r"must be one of onnx, coreml, litert.*got 'tflite'"),
+        ({"quantize": "int4"}, r"must be one of fp16, int8, int8-dynamic for ONNX Runtime, got 'int4'"),
+        ({"to": "coreml", "quantize": DYNAMIC}, r"must be one of fp16, int8 for Core ML, got 'int8-dynamic'"),
+        ({"out": "model.tflite"}, r"called `NAME\.onnx`, got '.*model\.tflite'. Write to '.*model\.onnx'"),
+    ],
+)
+def test_what_cannot_be_asked_for(tmp_path: Path, words: dict[str, str], match: str) -> None:
+    asked = {"to": "onnx", "out": "model.onnx", **words}
+    with pytest.raises(UserError, match=match):
+        sned.export(convolutional(), images(1), **{**asked, "out": tmp_path / asked["out"]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_users_measure_is_asked_about_the_model_and_about_the_file(tmp_path: Path) -> None:
+    asked: list[nn.Module] = []
+    rows = images(6)
+    expected = answer(network("convolutional"), rows).argmax(1)
+
+    def accuracy(model: nn.Module) -> float:
+        asked.append(model)
+        return float((model(rows).argmax(1) == expected).float().mean()) / len(asked)
+
+    exported = sned.export(
+        network("convolutional"), images(1), out=tmp_path / "model.onnx", evaluate=accuracy, runs=0
+    )
+    assert exported.accuracy == 1.0
+    assert exported.torch_accuracy == 0.5
+    assert asked[1] is network("convolutional")
+    assert not list(asked[0].parameters())
+
+
+def test_int8_without_calibration_says_that_it_guessed(tmp_path: Path) -> None:
+    exported = sned.export(convolutional(), images(1), quantize="int8", out=tmp_path / "m.onnx", runs=0)
+    assert any("random inputs" in note for note in exported.notes)
+
+
+def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
+    model = encoder().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    inputs = NETWORKS["encoder"][1]
+    sned.export(model, inputs(1), quantize="int8", calibration=[inputs(8)], out=tmp_path / "m.onnx", runs=2)
+    assert model.training
+    assert not model._forward_hooks
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_package_can_be_called_and_its_names_be_imported() -> None:
+    import sned.export as package
+
+    assert sned.export is package
+    assert callable(package)
+    assert package.feeds is sned.export.feeds

@@ -1,0 +1,77 @@
+"""The reader of Core ML programs, op by op against PyTorch, and what older systems do not take."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+import sned
+from sned.errors import UserError
+
+pytest.importorskip("coremltools")
+
+FUNCTIONS: dict[str, Any] = {
+    "strided": lambda x: functional.max_pool2d(x[:, 1:, ::2, -5:], 2),
+    "padded": lambda x: functional.pad(x, (1, 2, 0, 1), mode="replicate"),
+    "ceil pools": lambda x: functional.avg_pool2d(x, 3, 2, ceil_mode=True, count_include_pad=False),
+    "upsampled": lambda x: functional.interpolate(x, scale_factor=2, mode="nearest"),
+    "bilinear": lambda x: functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False),
+    "transposed": lambda x: functional.conv_transpose2d(
+        x, torch.linspace(-1, 1, 4 * 3 * 9).reshape(4, 3, 3, 3), stride=2
+    ),
+    "reduced": lambda x: x.amax(1, keepdim=True) - x.amin((2, 3), keepdim=True) + x.sum(1, keepdim=True),
+    "stacked": lambda x: torch.stack([x, x.abs().sqrt(), x.exp().log()], 1).flatten(1, 2),
+    "chosen": lambda x: torch.where(x > 0.2, x, torch.minimum(x * 2, torch.full_like(x, -0.1))),
+    "gated": lambda x: (
+        functional.silu(x) + functional.gelu(x) + functional.elu(x) + functional.softplus(x) + x.tanh()
+    ),
+    "normalised": lambda x: (
+        functional.layer_norm(x, (8, 8)) + functional.instance_norm(x) + functional.group_norm(x, 2)
+    ),
+    "shuffled": lambda x: functional.pixel_shuffle(x, 2) if x.shape[1] % 4 == 0 else x,
+    "split": lambda x: torch.cat([part * (place + 1) for place, part in enumerate(x.chunk(2, 1))], 1).roll(
+        1, 2
+    ),
+    "powers": lambda x: x**2 / (x.abs() + 1).rsqrt() + x.cumsum(1).erf(),
+}
+
+
+class Of(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return FUNCTIONS[self.name](x)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_operations_mean_what_they_mean_in_pytorch(tmp_path: Path, name: str) -> None:
+    x = torch.randn(1, 4, 8, 8)
+    exported = sned.export(Of(name), x, to="coreml", out=tmp_path / "m.mlpackage", runs=0)
+    torch.testing.assert_close(exported.module()(x), FUNCTIONS[name](x), atol=1e-4, rtol=1e-4)
+
+
+def test_a_system_too_old_for_a_form_is_told(tmp_path: Path) -> None:
+    model, x = nn.Linear(64, 64), torch.randn(1, 64)
+    path = tmp_path / "m.mlpackage"
+    with pytest.raises(
+        UserError, match=r"int8 weights from iOS16 on.*to run on iOS15.*raise `system` to iOS16"
+    ):
+        sned.export(model, x, to="coreml", quantize="int8", system="iOS15", out=path)
+    with pytest.raises(UserError, match=r"both sparse and int8 from iOS18 on"):
+        sned.export(model, x, to="coreml", quantize="int8", sparse=True, system="iOS17", out=path)
+    with pytest.raises(UserError, match=r"one of iOS15, iOS16, iOS17, iOS18.*got 'iOS9'"):
+        sned.export(model, x, to="coreml", system="iOS9", out=path)
+    assert list(tmp_path.iterdir()) == []
+    assert "For iOS15 and later." in sned.export(model, x, to="coreml", system="iOS15", out=path).notes
+
+
+def test_a_value_beyond_16_bits_shows(tmp_path: Path) -> None:
+    model = nn.Linear(4, 2)
+    nn.init.constant_(model.weight, 6e4)
+    with pytest.raises(sned.SnedError, match=r"The fp16 file does not compute.*Values beyond 65,504"):
+        sned.export(model, torch.ones(1, 4), to="coreml", quantize="fp16", out=tmp_path / "m.mlpackage")
