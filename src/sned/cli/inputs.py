@@ -108,7 +108,8 @@ def _with_weights(model: "nn.Module", path: Path) -> "nn.Module":
         if _is_ours(path):
             from sned.surgery import load
 
-            return load(model, path)
+            loaded: nn.Module = load(model, path)
+            return loaded
         state = _from_safetensors(path)
     else:
         state = _from_pickle(path)

@@ -18,7 +18,7 @@ from sned.report.model import Asked, Check, Curve, GroupLoss, LayerLoss, Point, 
 from sned.report.shares import shares
 from sned.saliency import Scores
 from sned.search import Found
-from sned.surgery.pytorch import TOLERANCE
+from sned.surgery.outputs import TOLERANCE
 from sned.timing import Latency
 
 LITTLE = 0.97
