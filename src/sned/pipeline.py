@@ -34,6 +34,7 @@ from sned.report.compose import Findings, Network, compose
 from sned.saliency import Evidence, Scores, score, sensitivities, weighed
 from sned.search import Found, Problem, Rules, curve, remeasured, search
 from sned.surgery import save, trace
+from sned.surgery.keras import is_keras
 from sned.surgery.pytorch import Pruned, fill, pruned
 
 ROUNDS = 4
@@ -48,14 +49,14 @@ INPUTS = 1024
 SYNTHETIC = 64
 """Random inputs where there are no real ones: they only serve to compare answers."""
 
-Evaluate = Callable[[nn.Module], float]
+Evaluate = Callable[[Any], float]
 
 
 @dataclass(frozen=True)
 class Result:
     """What `prune` returns: the smaller network, the plan that made it, and the report of the run."""
 
-    model: nn.Module
+    model: Any
     plan: Plan
     report: Report
 
@@ -124,6 +125,11 @@ def plan(
         >>> plan = sned.plan(sned.trace(model, x), sparsity=0.5)
     """
     asked = _one_of(sparsity, budget)
+    if is_keras(graph.model):
+        from sned.surgery.keras.road import calibration_of
+
+        graph.model.pull()
+        calibration = calibration_of(calibration, *graph.example.args)
     state = state_of(graph.model)
     learnt = calibrate(graph, state, calibration, progress=progress) if calibration is not None else None
     scores = _scores(Evidence(graph, state, learnt, progress=progress), saliency)
@@ -138,7 +144,7 @@ def plan(
 
 
 def prune(
-    model: nn.Module,
+    model: Any,
     example_inputs: Inputs,
     *,
     budget: Budget,
@@ -153,11 +159,13 @@ def prune(
     """Cut a trained network down to a budget, repair it without training, and prove what was gained.
 
     Args:
-        model: any trained `nn.Module`; it is not touched.
-        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+        model: any trained `nn.Module`, or a Keras 3 model on any backend; it is not touched.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; for a Keras model what
+            `model.predict` takes.
         budget: what may remain, and on which device.
         calibration: batches of inputs as the model takes them, a few hundred, without labels. Without them units are
-            chosen by their weights, and nothing is repaired.
+            chosen by their weights, and nothing is repaired. For a Keras model also an array, a `tf.data.Dataset` or a
+            `keras.utils.PyDataset`, whose labels are left aside.
         evaluate: how good a model is, a number, higher is better. Used to report; and to choose only where
             `budget.max_loss` asks for it, so give validation data then, not the test set.
         saliency: which units matter; by default from calibration inputs where there are any.
@@ -181,6 +189,12 @@ def prune(
     """
     if budget.max_loss is not None and evaluate is None:
         raise BudgetError("`max_loss` is measured by `evaluate`: pass a function from a model to a number.")
+    if is_keras(model):
+        from sned.surgery.keras.road import calibration_of, evaluate_of, inputs_of, network_for
+
+        model, evaluate = network_for(model, example_inputs), evaluate_of(evaluate)
+        example_inputs = inputs_of(example_inputs)
+        calibration = calibration_of(calibration, *example_inputs)
     with _folder(out) as folder:
         study = _study(model, example_inputs, budget, calibration, saliency, _rules(rules), folder, progress)
         base = evaluated(model, evaluate) if evaluate else None
@@ -462,11 +476,20 @@ def _finish(
         )
     )
     if keep:
-        save(small.model, study.folder / "model.safetensors")
+        save(small.model, study.folder / ("model.keras" if is_keras(small.model) else "model.safetensors"))
         atomic_write_text(study.folder / "plan.json", choice.found.plan.to_json())
         atomic_write_text(study.folder / "report.json", to_json(report))
         atomic_write_text(study.folder / "report.html", to_html(report))
-    return Result(small.model, choice.found.plan, report)
+    return Result(_handed(small.model), choice.found.plan, report)
+
+
+def _handed(model: Any) -> Any:
+    """The network as the user knows it."""
+    if not is_keras(model):
+        return model
+    from sned.surgery.keras.road import handed
+
+    return handed(model)
 
 
 def _agreement(study: Study, small: nn.Module) -> float | None:

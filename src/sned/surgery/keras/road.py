@@ -44,21 +44,31 @@ def network_of(model: Any) -> Network:
 
 def trace_keras(model: Any, example_inputs: Inputs) -> Graph:
     """`sned.trace` for a Keras model; `example_inputs` as `model.predict` takes them."""
-    network = model if isinstance(model, Network) else _built(model, example_inputs)
-    return traced(network, describe((nest_of(network, example_inputs),)))
+    if isinstance(model, Network):
+        return traced(model, describe(example_inputs))
+    return traced(network_for(model, example_inputs), describe(inputs_of(example_inputs)))
 
 
-def nest_of(model: Any, example_inputs: Inputs) -> Any:
-    """The one argument of a model, every array in it a tensor of PyTorch."""
+def inputs_of(example_inputs: Inputs) -> tuple[Any]:
+    """Example inputs as positional arguments: the one that a Keras model has, every array in it a tensor of PyTorch.
+
+    Raises:
+        ExampleError: they hold no array, or something else.
+    """
     nest = tensors(example_inputs)
-    if isinstance(model, Network) and type(nest) is tuple and len(nest) == 1:
-        return nest[0]
     if not keras.tree.flatten(nest):
         raise ExampleError("`example_inputs` must hold at least one array, as `model.predict` takes it.")
-    return nest
+    return (nest,)
 
 
-def _built(model: Any, example_inputs: Inputs) -> Network:
+def network_for(model: Any, example_inputs: Inputs) -> Network:
+    """The network of a model, which is called on the example first where it was not built yet.
+
+    Raises:
+        ModelError: it does not run on the example.
+    """
+    if isinstance(model, Network):
+        return model
     if not model.built:
         try:
             model(keras.tree.map_structure(keras.ops.convert_to_tensor, example_inputs))
