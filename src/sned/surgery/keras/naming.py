@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import keras
+
 
 @dataclass(frozen=True)
 class Held:
@@ -65,6 +67,15 @@ def variables_of(model: Any) -> list[Held]:
         for path, variables in held.items()
         for variable, name in zip(variables, _unique([_plain(v.name) for v in variables]), strict=True)
     ]
+
+
+def share_constants(model: Any, other: Any) -> None:
+    """Give the layers of `other` the tensors that those of `model` keep beside their variables (an adapted mean)."""
+    theirs = layers_of(other)
+    for path, layer in layers_of(model).items():
+        for name, value in list(vars(layer).items()) if path in theirs else ():
+            if keras.ops.is_tensor(value):
+                setattr(theirs[path], name, value)
 
 
 def _is_parameter(layer: Any, variable: Any) -> bool:

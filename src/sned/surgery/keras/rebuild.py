@@ -19,7 +19,7 @@ from sned.graph.sizes import Sizes
 from sned.surgery.attributes import solved, traced_batch
 from sned.surgery.keras.arrays import to_array, to_tensor
 from sned.surgery.keras.configuration import classes_of, configuration, edited, rebuilt
-from sned.surgery.keras.naming import layers_of, variables_of
+from sned.surgery.keras.naming import layers_of, share_constants, variables_of
 from sned.surgery.outputs import largest_difference, shaken
 
 
@@ -103,6 +103,7 @@ def fill(small: Any, state: Mapping[str, torch.Tensor]) -> None:
 
 def hand_over(model: Any, small: Any) -> None:
     """Give the pruned model what its configuration does not hold: flags, tables of preprocessing, compile settings."""
+    share_constants(model, small)
     ours, theirs = layers_of(model), layers_of(small)
     for path, layer in ours.items():
         if path in theirs and theirs[path].trainable != layer.trainable:

@@ -49,7 +49,7 @@ from sned.surgery.keras.configuration import (
     rebuilt,
     sized,
 )
-from sned.surgery.keras.naming import layers_of, variables_of
+from sned.surgery.keras.naming import layers_of, share_constants, variables_of
 from sned.surgery.keras.network import Holder
 from sned.surgery.probe import rehearsed
 
@@ -82,6 +82,12 @@ class Forward(Holder):
         super().__init__(model, tensors)
         self.paths = {id(layer): path for path, layer in layers_of(model).items()}
         self._variables = [held.variable for held in variables_of(model)]
+
+    @staticmethod
+    def of(model: Any, tensors: Mapping[str, torch.Tensor]) -> Forward:
+        """The module of a model; its class is called as the model's is."""
+        kind = type(type(model).__name__, (Forward,), {})
+        return kind(model, tensors)
 
     def forward(self, *args: Any) -> Any:
         """What the model returns, on the device of its inputs."""
@@ -121,7 +127,7 @@ def record(model: Any, example: Example) -> Graph:
     with factors_traced(), shapes_traced():
         twin = make_twin(sized(config), model, example)
     _check_alike(model, twin.model)
-    forward = Forward(twin.model, state)
+    forward = Forward.of(twin.model, state)
     found = _placed(recorded(forward, example), twin, config)
     shapes = _shapes_in_order(twin)
 
@@ -136,7 +142,7 @@ def recorded_plainly(model: Any, example: Example) -> Graph:
     state = {name: tensor.detach() for name, tensor in Holder(model).named_tensors()}
     twin = make_twin(configuration(model), model, example)
     _check_alike(model, twin.model)
-    return _plain(build(replace(recorded(Forward(twin.model, state), example), outputs_last=True)))
+    return _plain(build(replace(recorded(Forward.of(twin.model, state), example), outputs_last=True)))
 
 
 def _plain(graph: Graph) -> Graph:
@@ -165,6 +171,7 @@ def make_twin(config: Mapping[str, Any], like: Any, example: Example) -> Twin:
                     model(*args)
         except Exception as error:
             raise Unmade(error, tuple(made)) from error
+    share_constants(like, model)
     return Twin(model, tuple(made))
 
 

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import keras
 
-from sned.errors import CheckpointError, ExampleError, ModelError, SnedError
+from sned.errors import CheckpointError, ExampleError, ModelError, PlanError, SnedError
 from sned.files import atomic_path
 from sned.graph.example import Example, Inputs, describe
 from sned.graph.ir import Graph
@@ -110,7 +110,10 @@ def apply_keras(model: Any, plan: Plan) -> Any:
     network = network_of(model)
     graph = _known(network, plan)
     if graph is None:
-        graph = traced(network, plan.example)
+        try:
+            graph = traced(network, plan.example)
+        except ModelError as error:
+            raise PlanError(f"The plan was made for another network: {error}") from error
         check_fits(plan, graph)
     small, _ = _cut(network, graph, plan)
     return small
