@@ -99,13 +99,22 @@ def rehearsed(graph: Graph, rehearse: Rehearse | None = None) -> Graph:
         except Unrepaired as error:
             alike = _alike(graph, error.op) if error.op is not None else set()
             if error.part is not None and error.part not in staying:
-                staying[error.part] = str(error)
+                staying |= _stuck(rehearse, graph, error.part, str(error))
             elif error.elsewhere or all(fixed.get(index, 0) == FIXED for index in alike):
                 staying |= dict(_culprits(rehearse, graph, graph.groups, {}))
             else:
                 fixed.update({index: fixed.get(index, 0) + 1 for index in alike})
             graph = build(graph.recorded, fixed, staying)
     return graph
+
+
+def _stuck(
+    rehearse: Rehearse, graph: Graph, part: tuple[str, int], reason: str
+) -> dict[tuple[str, int], str]:
+    """An axis that does not come out as planned; where several groups lie on it, the first axis of those to blame."""
+    sharing = [g for g in graph.groups if any((s.parameter, s.axis) == part for s in g.slices)]
+    blamed = dict(_culprits(rehearse, graph, sharing, {})) if len(sharing) > 1 else {}
+    return blamed or {part: reason}
 
 
 def _culprits(
