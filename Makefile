@@ -17,7 +17,7 @@ STAMP_CORE := $(VENV)/.sned-core
 STAMP_TEST := $(VENV)/.sned-test
 PINS := pyproject.toml constraints.txt tools/environment.sh
 
-.PHONY: help demo test lint environment clean
+.PHONY: help demo test test-keras lint environment clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,10 @@ demo: $(STAMP_CORE) ## prune a small network to half of its latency on this mach
 test: $(STAMP_TEST) ## lint, type check, import rules and every test; what CI runs
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+# The other backends live in environments of their own: TensorFlow and JAX beside the PyTorch of .venv.
+test-keras: $(STAMP_TEST) ## the tests of Keras models on the TensorFlow and JAX backends too
+	@bash tools/keras_backends.sh $(BIN)/python
 
 lint: $(STAMP_TEST) ## ruff, mypy (strict) and the one-way imports
 	$(BIN)/ruff check

@@ -1,10 +1,10 @@
-"""MLPerf Tiny's ResNet-8 (Keras) on CIFAR-10: pruned without training, and after a few epochs of `fit` with distillation.
+"""MLPerf Tiny's ResNet-8 (Keras) on CIFAR-10: pruned without training, and after some epochs of distillation.
 
     KERAS_BACKEND=torch python -m benchmarks.keras [--speed-up 1.5 2] [--fit 5] [--inputs 1024] [--out FILE]
 
 Calibration inputs are unlabelled training images; distillation sees 10,000 labelled ones; the test set is read once, at
-the end, for every row. `python -m benchmarks.keras_applications` is the benchmark of correctness. The data are read from
-SNED_DATA (see `benchmarks/data.py`).
+the end, for every row. `python -m benchmarks.keras_applications` is the benchmark of correctness. The data are read
+from SNED_DATA (see `benchmarks/data.py`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def tuned(small: Any, dense: Any, given: NDArray[np.float32], labels: NDArray[np
     steps = epochs * len(given) // 64
     distiller = sned.keras.Distiller(small, dense, temperature=4.0, weight=0.9)
     rate = keras.optimizers.schedules.CosineDecay(RATE, steps)
-    distiller.compile(keras.optimizers.Adam(rate), loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    distiller.compile(
+        keras.optimizers.Adam(rate), loss="sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
     flipped = np.concatenate([given, given[:, :, ::-1]])
     twice = np.concatenate([labels, labels])
     order = np.random.default_rng(0).permutation(len(twice))
@@ -80,7 +82,9 @@ def rows(options: argparse.Namespace) -> list[Row]:
     for speed_up in options.speed_up:
         start = time.perf_counter()
         budget = sned.Budget(macs=f"{100 / speed_up}%")
-        result = sned.prune(dense, train[:2], budget=budget, calibration=train[drawn], progress=RichProgress())
+        result = sned.prune(
+            dense, train[:2], budget=budget, calibration=train[drawn], progress=RichProgress()
+        )
         took = time.perf_counter() - start
         before = result.report.before.macs or 0.0
         share = (result.report.after.macs or 0.0) / before
@@ -103,14 +107,18 @@ def main() -> None:
     """Print the table, and write it as JSON where `--out` says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--speed-up", type=float, nargs="+", default=[1.5, 2.0], help="times fewer MACs")
-    parser.add_argument("--fit", type=int, default=5, help="epochs of distillation after a speed-up above 1.5")
+    parser.add_argument(
+        "--fit", type=int, default=5, help="epochs of distillation after a speed-up above 1.5"
+    )
     parser.add_argument("--inputs", type=int, default=1024, help="unlabelled calibration images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     found = rows(options)
     where = environment()
-    table = Table(title=f"ResNet-8, CIFAR-10; Keras {keras.__version__} on {keras.backend.backend()}; {where.machine}")
+    table = Table(
+        title=f"ResNet-8, CIFAR-10; Keras {keras.__version__} on {keras.backend.backend()}; {where.machine}"
+    )
     for column in ("", "MACs", "parameters", "accuracy", "seconds"):
         table.add_column(column)
     for row in found:
@@ -123,7 +131,11 @@ def main() -> None:
         )
     Console(width=140).print(table)
     if options.out:
-        data = {"environment": asdict(where), "backend": keras.backend.backend(), "rows": [asdict(row) for row in found]}
+        data = {
+            "environment": asdict(where),
+            "backend": keras.backend.backend(),
+            "rows": [asdict(row) for row in found],
+        }
         options.out.write_text(json.dumps(data, indent=1))
 
 

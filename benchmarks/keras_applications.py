@@ -4,8 +4,8 @@
 
 The smallest model of each family, with random weights and the smallest input that it takes. "difference" is the pruned
 model beside the dense one with the removed slices set to zero, over the largest output; it is taken with the groups
-alone that no normalisation, mean or softmax spans. "reload" is the pruned model beside what a fresh process without sned
-loads from its file.
+alone that no normalisation, mean or softmax spans. "reload" is the pruned model beside what a fresh process without
+sned loads from its file.
 """
 
 from __future__ import annotations
@@ -75,7 +75,11 @@ def model_of(name: str, size: int) -> Any:
     for variable in model.weights:
         if len(variable.shape) == 1:
             positive = "gamma" in variable.name or "variance" in variable.name
-            value = rng.uniform(0.5, 1.5, variable.shape) if positive else 0.1 * rng.standard_normal(variable.shape)
+            value = (
+                rng.uniform(0.5, 1.5, variable.shape)
+                if positive
+                else 0.1 * rng.standard_normal(variable.shape)
+            )
             variable.assign(value)
     return model
 
@@ -121,7 +125,9 @@ def row_of(name: str, sparsity: float) -> Row:
         model = model_of(name, FAMILIES[name])
     except ValueError as error:
         return Row(name, failure=f"not made by Keras on this backend: {str(error).splitlines()[0][:80]}")
-    given = np.random.default_rng(1).standard_normal((2, FAMILIES[name], FAMILIES[name], 3)).astype(np.float32)
+    given = (
+        np.random.default_rng(1).standard_normal((2, FAMILIES[name], FAMILIES[name], 3)).astype(np.float32)
+    )
     try:
         start = time.perf_counter()
         graph = sned.trace(model, given)
@@ -171,7 +177,9 @@ def main() -> None:
     options = parser.parse_args()
     found = list(rows(options.names, options.sparsity))
     where = environment()
-    table = Table(title=f"keras.applications, {options.sparsity:.0%} of every group; {keras.backend.backend()} backend")
+    table = Table(
+        title=f"keras.applications, {options.sparsity:.0%} of every group; {keras.backend.backend()} backend"
+    )
     for column in ("", "groups (exact)", "units", "parameters", "difference", "reload", "trace s", "apply s"):
         table.add_column(column)
     for row in found:

@@ -53,7 +53,9 @@ def test_the_loss_is_that_of_the_paper(softmax: bool) -> None:
     distiller = sned.keras.Distiller(student, teacher, temperature=3.0, weight=0.7)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not softmax)
     distiller.compile("sgd", loss=loss)
-    got = float(distiller.compute_loss(keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y), student(x)))
+    got = float(
+        distiller.compute_loss(keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(y), student(x))
+    )
     logits = [np.log(a) if softmax else a for a in (answers(teacher, x)[0], answers(student, x)[0])]
 
     def soft(z: np.ndarray) -> np.ndarray:

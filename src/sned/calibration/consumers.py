@@ -274,7 +274,9 @@ class _Finder:
             name=op.module,
             kind=kind,
             weight=weight,
-            bias=inside or self._bias_after(output, parts * outputs, axis) if parts == 1 or geometry else None,
+            bias=inside or self._bias_after(output, parts * outputs, axis)
+            if parts == 1 or geometry
+            else None,
             bias_inside=inside is not None,
             input=x,
             output=output,

@@ -99,13 +99,14 @@ def _own_model(spec: str) -> "nn.Module":
 
     found = load_object(spec, what="model")
     ready = isinstance(found, nn.Module) or is_keras(found)
-    model: nn.Module = found if ready else called(found, spec=spec)
+    model: Any = found if ready else called(found, spec=spec)
     if not (isinstance(model, nn.Module) or is_keras(model)):
         raise ModelError(
             f"'{spec}' must be a model (torch.nn.Module or keras.Model) or a function that returns one, "
             f"got {type(model).__name__}."
         )
-    return model
+    made: nn.Module = model
+    return made
 
 
 def _with_weights(model: "nn.Module", path: Path) -> "nn.Module":
@@ -114,7 +115,8 @@ def _with_weights(model: "nn.Module", path: Path) -> "nn.Module":
     from sned.surgery.keras import is_keras
 
     if is_keras(model):
-        return with_keras_weights(model, path)
+        filled: nn.Module = with_keras_weights(model, path)
+        return filled
     if path.suffix == ".safetensors":
         if _is_ours(path):
             from sned.surgery import load

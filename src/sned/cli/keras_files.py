@@ -59,7 +59,9 @@ def with_keras_weights(model: Any, path: Path) -> Any:
     try:
         model.load_weights(path)
     except Exception as error:
-        raise CheckpointError(f"The weights in '{path}' are not those of this model: {_reason(error)}") from error
+        raise CheckpointError(
+            f"The weights in '{path}' are not those of this model: {_reason(error)}"
+        ) from error
     return model
 
 

@@ -16,9 +16,9 @@ TINY = 1e-7
 class Distiller(keras.Model):  # type: ignore[misc]
     """Trains `student` through `fit` to answer as `teacher` does, and as the labels say where there are any.
 
-    `loss = (1 - weight) * loss(y, s(x)) + weight * T² * KL(p_T(t(x)) || p_T(s(x)))` with `p_T` the softmax of the logits
-    over the temperature `T`, averaged over the inputs. With `temperature=None` the second term is the mean squared
-    difference of the outputs, for networks that do not classify.
+    `loss = (1 - weight) * loss(y, s(x)) + weight * T² * KL(p_T(t(x)) || p_T(s(x)))` with `p_T` the softmax of the
+    logits over the temperature `T`, averaged over the inputs. With `temperature=None` the second term is the mean
+    squared difference of the outputs, for networks that do not classify.
 
     Args:
         student: a built model, such as a pruned one; `fit` trains it in place.
@@ -63,7 +63,12 @@ class Distiller(keras.Model):  # type: ignore[misc]
         return self.student(inputs, training=training)
 
     def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
     ) -> Any:
         """The loss of a batch; see the class."""
         labelled = y is not None and self.weight < 1
@@ -95,4 +100,7 @@ class _Aside:
 
 def _ends_in_softmax(model: Any) -> bool:
     last = model.layers[-1] if model.layers else model
-    return isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax
+    return (
+        isinstance(last, keras.layers.Softmax)
+        or getattr(last, "activation", None) is keras.activations.softmax
+    )

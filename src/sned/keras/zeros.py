@@ -78,7 +78,9 @@ class GradualSparsity(HoldZeros):
     ) -> None:
         super().__init__(only)
         if not 0 < sparsity < 1:
-            raise UserError(f"`sparsity` is the share of weights that become zero, in (0, 1), got {sparsity}.")
+            raise UserError(
+                f"`sparsity` is the share of weights that become zero, in (0, 1), got {sparsity}."
+            )
         if not 0 <= begin < end or every < 1:
             raise UserError(f"`begin` < `end` and `every` >= 1 are needed, got {begin}, {end} and {every}.")
         self.sparsity, self.begin, self.end, self.every = sparsity, begin, end, every
@@ -112,7 +114,9 @@ def kernels(model: Any, only: Sequence[str] | None = None) -> list[Any]:
         return matrices
     for pattern in only:
         if not any(fnmatchcase(v.path, pattern) for v in matrices):
-            raise NotFoundError(f"No weight fits {pattern!r}. {close_names(pattern, [v.path for v in matrices])}")
+            raise NotFoundError(
+                f"No weight fits {pattern!r}. {close_names(pattern, [v.path for v in matrices])}"
+            )
     return [v for v in matrices if any(fnmatchcase(v.path, pattern) for pattern in only)]
 
 

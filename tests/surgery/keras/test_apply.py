@@ -27,7 +27,7 @@ def zeroed(model: Any, graph: Graph, plan: Plan) -> Any:
     variables = {held.path: held.variable for held in variables_of(model)}
     for group in graph.groups:
         for part in group.slices if group.name in plan.removed else ():
-            value = np.array(keras.ops.convert_to_numpy(variables[part.parameter]))
+            value = np.array(keras.ops.convert_to_numpy(variables[part.parameter].value))
             index: list[Any] = [slice(None)] * value.ndim
             index[part.axis] = part.positions[list(plan.removed[group.name])].ravel()
             value[tuple(index)] = 0

@@ -86,7 +86,7 @@ class Forward(Holder):
     @staticmethod
     def of(model: Any, tensors: Mapping[str, torch.Tensor]) -> Forward:
         """The module of a model; its class is called as the model's is."""
-        kind = type(type(model).__name__, (Forward,), {})
+        kind: type[Forward] = type(type(model).__name__, (Forward,), {})
         return kind(model, tensors)
 
     def forward(self, *args: Any) -> Any:
