@@ -33,8 +33,9 @@ test: $(STAMP_TEST) ## lint, type check, import rules and every test; what CI ru
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
-test-all: $(STAMP_ALL) ## the exports to every runtime, in an environment of their own (.venv-all) with all extras
+test-all: $(STAMP_ALL) $(STAMP_TEST) ## exports to every runtime (.venv-all), and Keras models on TensorFlow and JAX (.venvs)
 	$(BIN_ALL)/python -m pytest tests/export tests/measure/test_stages.py -p no:cacheprovider
+	@bash tools/keras_backends.sh $(BIN)/python
 
 lint: $(STAMP_TEST) ## ruff, mypy (strict) and the one-way imports
 	$(BIN)/ruff check

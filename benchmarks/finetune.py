@@ -84,7 +84,8 @@ def pruned_by_sned(network: str, speed_up: float, images: Tensor, runs: Path | N
     """The dense network at its budget, repaired; read back where it was made before."""
     path = None if runs is None else runs / f"{network}-{speed_up:g}.safetensors"
     if path is not None and path.is_file():
-        return sned.load(trained(network), path)
+        held: nn.Module = sned.load(trained(network), path)
+        return held
     result = sned.prune(
         trained(network),
         EXAMPLE,
@@ -94,7 +95,8 @@ def pruned_by_sned(network: str, speed_up: float, images: Tensor, runs: Path | N
     )
     if path is not None:
         sned.save(result.model, path)
-    return result.model
+    small: nn.Module = result.model
+    return small
 
 
 def ways(options: argparse.Namespace, dense: nn.Module) -> dict[str, dict[str, Any]]:

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from sned.export import export, export_onnx
     from sned.graph import Graph, Group, Plan
     from sned.pipeline import Result, plan, prune
-    from sned.repair import Sparse, sparsify
+    from sned.repair.sparsify import Sparse, sparsify
     from sned.surgery import apply, burn_in, load, save, trace, without
-    from sned.training import Distillation, Recipe, Tuned, finetune
+    from sned.training import Distillation, Recipe
+    from sned.training.finetune import Tuned, finetune
 
 _HOMES = {
     "Budget": "sned.devices.budget",

@@ -37,6 +37,7 @@ from sned.search import Found, Problem, Rules, curve, remeasured, search, search
 from sned.search.space import amount
 from sned.surgery import save, trace
 from sned.surgery import without as leave_out
+from sned.surgery.keras import is_keras
 from sned.surgery.pytorch import Pruned, fill, pruned
 from sned.training import finetune as train
 
@@ -67,14 +68,14 @@ SYNTHETIC = 64
 RESUME = ".resume"
 """Folder inside `out` for what an interrupted run had learnt; gone when a run is complete."""
 
-Evaluate = Callable[[nn.Module], float]
+Evaluate = Callable[[Any], float]
 
 
 @dataclass(frozen=True)
 class Result:
     """What `prune` returns: the smaller network, the plan that made it, and the report of the run."""
 
-    model: nn.Module
+    model: Any
     plan: Plan
     report: Report
 
@@ -172,6 +173,11 @@ def plan(
         raise BudgetError(
             "`max_loss` takes networks that are pruned, repaired and evaluated: use `sned.prune` for it."
         )
+    if is_keras(graph.model):
+        from sned.surgery.keras.road import calibration_of
+
+        graph.model.pull()
+        calibration = calibration_of(calibration, *graph.example.args)
     state = state_of(graph.model)
     learnt = calibrate(graph, state, calibration, progress=progress) if calibration is not None else None
     scores = _scores(Evidence(graph, state, learnt, _checked(labels, learnt), progress=progress), saliency)
@@ -184,7 +190,7 @@ def plan(
 
 
 def prune(
-    model: nn.Module,
+    model: Any,
     example_inputs: Inputs,
     *,
     budget: Budget | None = None,
@@ -204,11 +210,13 @@ def prune(
     gained.
 
     Args:
-        model: any trained `nn.Module`; it is not touched.
-        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments.
+        model: any trained `nn.Module`, or a Keras 3 model on any backend; it is not touched.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; for a Keras model what
+            `model.predict` takes.
         budget: what may remain, and on which device; None where rules or `without` alone say what goes.
         calibration: batches of inputs as the model takes them, a few hundred, without labels. Without them units are
-            chosen by their weights, and nothing is repaired.
+            chosen by their weights, and nothing is repaired. For a Keras model also an array, a `tf.data.Dataset` or a
+            `keras.utils.PyDataset`, whose labels are left aside.
         labels: int64 `[n]`, classes of the calibration inputs in their order, for criteria that take a loss ("taylor",
             "fisher", "snip", "grasp"); nothing else needs any.
         evaluate: how good a model is, a number, higher is better. Used to report; and to choose only where
@@ -254,6 +262,17 @@ def prune(
         raise UserError(
             "`finetune` must hold what `sned.finetune` takes, `data` at least: {'data': loader, 'epochs': 10}."
         )
+    if is_keras(model):
+        from sned.surgery.keras.road import calibration_of, evaluate_of, inputs_of, network_for
+
+        if finetune is not None:
+            raise UserError(
+                "A Keras model is trained by its own `fit`: prune it without `finetune`, and give the result to "
+                "`sned.keras.Distiller`, with the original as its teacher."
+            )
+        model, evaluate = network_for(model, example_inputs), evaluate_of(evaluate)
+        example_inputs = inputs_of(example_inputs)
+        calibration = calibration_of(calibration, *example_inputs)
     with _folder(out) as folder:
         resume = Resume(None if out is None else folder / RESUME)
         study = _study(
@@ -569,7 +588,7 @@ def _keep(study: Study, found: Found, model: nn.Module | None = None) -> None:
     """Write down the best so far, for who stops the run."""
     atomic_write_text(study.folder / "plan.json", found.plan.to_json())
     if model is not None:
-        save(model, study.folder / "model.safetensors")
+        save(model, study.folder / ("model.keras" if is_keras(model) else "model.safetensors"))
 
 
 def _measure(study: Study, files: Mapping[str, Path], runs: int = 60) -> dict[str, Latency]:
@@ -781,7 +800,16 @@ def _finish(
     if keep:
         atomic_write_text(study.folder / "report.json", to_json(report))
         atomic_write_text(study.folder / "report.html", to_html(report))
-    return Result(small.model, choice.found.plan, report)
+    return Result(_handed(small.model), choice.found.plan, report)
+
+
+def _handed(model: Any) -> Any:
+    """The network as the user knows it."""
+    if not is_keras(model):
+        return model
+    from sned.surgery.keras.road import handed
+
+    return handed(model)
 
 
 def _agreement(study: Study, small: nn.Module) -> float | None:

@@ -135,6 +135,7 @@ def matrices(graph: Graph, sizes: Sizes, op: Op, weight: str) -> torch.Tensor:
     index = torch.arange(prod(shape), dtype=kind).reshape(shape)
     if op.name != "convolution":
         return _product_layout(_viewed(graph, sizes, _product_operands(op)[1].id, number, index))
+    index = _viewed(graph, sizes, op.args[1].id, number, index)
     args, _ = sizes.arguments(op)
     transposed, groups = args[6], args[8]
     return _transposed_layout(index, groups) if transposed else _convolution_layout(index, groups)
@@ -227,9 +228,9 @@ class _Finder:
         return self.names[number] if self.names[number] in self.graph.trainable else None
 
     def convolution(self, op: Op) -> Consumer | None:
-        """A convolution whose weight is a parameter as it is."""
+        """A convolution whose weight is a view of a parameter."""
         x, weight, bias = op.args[:3]
-        name = self.source(weight) if weight.id in self.names else None
+        name = self.source(weight)
         if name is None or (bias is not None and self.source(bias) is None):
             return None
         shape = self.graph.tensors[weight.id].shape
@@ -273,7 +274,9 @@ class _Finder:
             name=op.module,
             kind=kind,
             weight=weight,
-            bias=inside or self._bias_after(output, outputs) if parts == 1 or geometry else None,
+            bias=inside or self._bias_after(output, parts * outputs, axis)
+            if parts == 1 or geometry
+            else None,
             bias_inside=inside is not None,
             input=x,
             output=output,
@@ -286,18 +289,30 @@ class _Finder:
             reads=self._reads(weight, index),
         )
 
-    def _bias_after(self, number: int, outputs: int) -> str | None:
-        """A bias that is added to an output behind views only (a linear layer on three axes)."""
+    def _bias_after(self, number: int, outputs: int, axis: int) -> str | None:
+        """A bias that is added to an output behind ops that only rearrange; `axis` is where the channels lie."""
         while len(readers := self.readers.get(number, [])) == 1:
             op = readers[0]
             if op.name == "add" and len(op.args) == 2 and not op.kwargs and isinstance(op.args[1], Ref):
-                name = self.names.get(op.args[1].id)
-                fits = name is not None and self.graph.tensors[op.args[1].id].shape == (outputs,)
-                return name if fits and name in self.graph.trainable else None
-            if op.name not in ("view", "_unsafe_view", "reshape") or op.outputs[0] is None:
+                return self._bias(op.args[1], len(self.graph.tensors[number].shape) - axis, outputs)
+            rank = len(self.graph.tensors[number].shape)
+            if op.outputs[0] is None:
+                return None
+            if op.name == "permute":
+                axis = [a % rank for a in op.args[1]].index(axis)
+            elif op.name in ("view", "_unsafe_view", "reshape") and axis == rank - 1:
+                axis = len(self.graph.tensors[op.outputs[0]].shape) - 1
+            elif op.name not in ("clone", "contiguous", "alias"):
                 return None
             number = op.outputs[0]
         return None
+
+    def _bias(self, added: Ref, from_end: int, outputs: int) -> str | None:
+        """The parameter `[outputs]` that is added along an axis counted from the end, None where it is none."""
+        name, shape = self.source(added), self.graph.tensors[added.id].shape
+        if name is None or self.graph.tensors[self.graph.parameters[name]].shape != (outputs,):
+            return None
+        return name if shape[-from_end:][:1] == (outputs,) and prod(shape) == outputs else None
 
     def _uses(self, parameter: str) -> int:
         """How many ops read a parameter, not counting the views of it."""

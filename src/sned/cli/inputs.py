@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sned.cli.keras_files import SUFFIXES, keras_model, with_keras_weights
 from sned.cli.objects import called, load_object
 from sned.cli.zoo import LIBRARIES, from_zoo
 from sned.errors import CheckpointError, ExampleError, ModelError, NotFoundError, UserError
@@ -20,7 +21,7 @@ def load_model(spec: str, weights: Path | None = None) -> "nn.Module":
 
     Args:
         spec: `path/to/file.py:make_model`, `package.module:factory`, `torchvision:NAME` or `timm:NAME`;
-            the object is a model, its class, or a function that gives one.
+            the object is a model, its class, or a function that gives one; or a Keras model's `file.keras` or `.h5`.
         weights: a `.safetensors` file (one that sned saved cuts the model first), or a state dict saved by
             PyTorch.
 
@@ -30,7 +31,10 @@ def load_model(spec: str, weights: Path | None = None) -> "nn.Module":
         CheckpointError: the weights do not fit.
     """
     library, _, name = spec.partition(":")
-    model = from_zoo(library, name) if library in LIBRARIES else _own_model(spec)
+    if Path(spec).suffix in SUFFIXES:
+        model: nn.Module = keras_model(Path(spec))
+    else:
+        model = from_zoo(library, name) if library in LIBRARIES else _own_model(spec)
     return model if weights is None else _with_weights(model, weights)
 
 
@@ -91,24 +95,34 @@ def load_evaluate(spec: str) -> "Callable[[nn.Module], float]":
 def _own_model(spec: str) -> "nn.Module":
     from torch import nn
 
+    from sned.surgery.keras import is_keras
+
     found = load_object(spec, what="model")
-    model = found if isinstance(found, nn.Module) else called(found, spec=spec)
-    if not isinstance(model, nn.Module):
+    ready = isinstance(found, nn.Module) or is_keras(found)
+    model: Any = found if ready else called(found, spec=spec)
+    if not (isinstance(model, nn.Module) or is_keras(model)):
         raise ModelError(
-            f"'{spec}' must be a model (torch.nn.Module) or a function that returns one, "
+            f"'{spec}' must be a model (torch.nn.Module or keras.Model) or a function that returns one, "
             f"got {type(model).__name__}."
         )
-    return model
+    made: nn.Module = model
+    return made
 
 
 def _with_weights(model: "nn.Module", path: Path) -> "nn.Module":
     if not path.is_file():
         raise NotFoundError(f"There is no file '{path}'. Give the file that holds the weights.")
+    from sned.surgery.keras import is_keras
+
+    if is_keras(model):
+        filled: nn.Module = with_keras_weights(model, path)
+        return filled
     if path.suffix == ".safetensors":
         if _is_ours(path):
             from sned.surgery import load
 
-            return load(model, path)
+            loaded: nn.Module = load(model, path)
+            return loaded
         state = _from_safetensors(path)
     else:
         state = _from_pickle(path)

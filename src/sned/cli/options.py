@@ -9,7 +9,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="path/to/file.py:make_model, package.module:factory, torchvision:resnet50 or timm:NAME.",
+        help="path/to/file.py:make_model, package.module:factory, torchvision:resnet50, timm:NAME, or a Keras "
+        "model's .keras or .h5 file.",
     ),
 ]
 Example = Annotated[

@@ -139,6 +139,8 @@ def command(
 
     sned prune model.py:make_model -w model.pt -e 1,3,32,32 -c model.py:batches --macs 50% --out out/
 
+    sned prune model.keras -e 1,32,32,3 -c model.py:batches --macs 50% --out out/
+
     sned prune model.py:make_model -e 1,3,32,32 --evaluate model.py:accuracy --max-loss 0.01 --out out/
 
     sned prune model.py:make_model -e 1,3,32,32 --rules rules.toml --out out/
@@ -211,7 +213,8 @@ def show_report(report: "Report", out: Path | None, *, as_json: bool) -> None:
     if out is None:
         say("Nothing was written. Give --out DIR to keep the model, the plan, the ONNX file and the report.")
     else:
-        say(f"Open {out / 'report.html'} for the whole report; the model is in {out / 'model.safetensors'}.")
+        kept = next(file for name in ("model.safetensors", "model.keras") if (file := out / name).is_file())
+        say(f"Open {out / 'report.html'} for the whole report; the model is in {kept}.")
 
 
 def _budget(**fields: Any) -> "Budget":

@@ -41,7 +41,11 @@ def build(
         _through(Flow(recorded.trained.tensors, flow.relations), recorded.trained, labels, {})
     for (name, axis), reason in (staying or {}).items():
         flow.freeze(labels[name][axis], reason)
-    positions = [Position(name, axis, ids) for name, axes in labels.items() for axis, ids in axes.items()]
+    positions = [
+        Position(name, axis, ids, axis == _output_axis(recorded, name))
+        for name, axes in labels.items()
+        for axis, ids in axes.items()
+    ]
     made_up = tuple(_make_up(flow, main, positions))
     names, aliases = _names(model)
     read = _read(main) | (_read(recorded.trained) if recorded.trained is not None else set())
@@ -102,11 +106,20 @@ def _through(flow: Flow, recording: Recording, labels: Labels, fixed: Mapping[in
             _fix(flow, op, fixed[op.index])
     for use in recording.uses:
         flow.op = recording.ops[use.last_op - 1] if use.last_op <= len(recording.ops) else None
-        _link(flow, use)
+        if use.at is None:
+            _link(flow, use)
     _link_attributes(flow, recording.ops, recording.uses)
     flow.op = None
     for number in recording.outputs:
         flow.freeze_boxes(flow.boxes.get(number, ()), "output of the model")
+
+
+def _output_axis(recorded: Recorded, name: str) -> int:
+    """The axis of a parameter that is of what its layer makes."""
+    if not recorded.outputs_last:
+        return 0
+    recording = next(r for r in (recorded.main, recorded.trained) if r is not None and name in r.parameters)
+    return len(recording.tensors[recording.parameters[name]].shape) - 1
 
 
 def _read(recording: Recording) -> set[str]:
@@ -176,7 +189,7 @@ def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> None
     divisors = {source for use, _ in divided for source in use.formula.sources} - follows
     first: dict[Attribute, tuple[int, int]] = {}
     for use in uses:
-        if use.last_op == use.first_op or len(use.formula.sources) != 1:
+        if (use.last_op == use.first_op and use.at is None) or len(use.formula.sources) != 1:
             continue
         (source,) = use.formula.sources
         op = ops[use.last_op - 1]
@@ -212,6 +225,8 @@ def _is_product(flow: Flow, ops: Sequence[Op], use: Use) -> bool:
 
 def _made(flow: Flow, op: Op, use: Use) -> tuple[int, int] | None:
     """The axis (tensor, axis) whose size a number gives: one of a shape, or a piece of a split."""
+    if use.at is not None:
+        return use.at
     if use.from_end is not None:
         number = next((n for n in op.outputs if n is not None), None)
         if number is None or use.from_end > len(flow.tensors[number].shape):

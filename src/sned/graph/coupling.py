@@ -40,11 +40,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Position:
-    """The labels of one axis of one parameter."""
+    """The labels of one axis of one parameter; `output` as in `Slices`."""
 
     parameter: str
     axis: int
     labels: IntArray
+    output: bool
 
 
 class Coupling:
@@ -258,7 +259,7 @@ class Coupling:
         lines = owned[units].indices.reshape(len(units), -1).astype(np.int64)
         edges = np.searchsorted(lines[0], self._bounds)
         return tuple(
-            Slices(p.parameter, p.axis, lines[:, start:stop] - self._bounds[i])
+            Slices(p.parameter, p.axis, lines[:, start:stop] - self._bounds[i], p.output)
             for i, p in enumerate(self._positions)
             for start, stop in [(edges[i], edges[i + 1])]
             if stop > start
@@ -275,7 +276,7 @@ class Coupling:
         for p in self._positions:
             units = self._unit[self._atom[p.labels]]
             stay = np.unique(units[self._signature[units] < 0])
-            if p.axis or not stay.size:
+            if not (p.output and stay.size):
                 continue
             atoms = covers[stay].indices
             first = int(self._reason[atoms].min()) if atoms.size else len(events)
@@ -421,8 +422,8 @@ def _indicator(rows: Sequence[IntArray], count: int) -> sparse.csr_matrix:
 
 
 def _name(slices: Sequence[Slices]) -> str:
-    """The module whose outputs the units are: the first weight cut along axis 0, else the first parameter cut."""
-    outputs = [s for s in slices if s.axis == 0]
+    """The module whose outputs the units are: of the first weight that makes them, else the first parameter cut."""
+    outputs = [s for s in slices if s.output]
     chosen = (outputs or list(slices))[0].parameter
     return chosen.rpartition(".")[0] or chosen
 

@@ -100,11 +100,15 @@ class Term:
 
 @dataclass(frozen=True)
 class Slices:
-    """What the units of a group own on one axis of one parameter: `positions[u]` are the `k` indices of unit `u`."""
+    """What the units of a group own on one axis of one parameter: `positions[u]` are the `k` indices of unit `u`.
+
+    `output` says whether that axis is of what the layer makes: the first one in PyTorch, the last one in Keras.
+    """
 
     parameter: str
     axis: int
     positions: IntArray
+    output: bool = False
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,12 @@ class Formula:
         values = [o.evaluate(news) if isinstance(o, Formula) else o for o in self.operands]
         return OPERATIONS[self.operation](*values)
 
+    def over(self, same: Mapping[Source, Source]) -> Formula:
+        """The same number as a function of sources that always equal its own."""
+        operands = tuple(o.over(same) if isinstance(o, Formula) else o for o in self.operands)
+        sources = frozenset(same.get(source, source) for source in self.sources)
+        return Formula(sources, self.value, self.operation, operands)
+
 
 class Sized(int):
     """An integer that remembers the formula that it came from."""
@@ -169,6 +175,10 @@ class _Float(metaclass=_Floats):
         return _with_formula(plain, "float", (value,)) if isinstance(value, Sized | SizedFloat) else plain
 
 
+opened_float: Any = _Float
+"""Stands for `float` in code that derives factors from sizes: see `functions_opened`."""
+
+
 def _sqrt(value: Any) -> Any:
     root = _plain_sqrt(value)
     return _with_formula(root, "sqrt", (value,)) if isinstance(value, Sized | SizedFloat) else root
@@ -186,6 +196,7 @@ class Use:
         equals: what it was found equal to, in a comparison.
         given: all the integers of the call, in order.
         place: where among them it stood.
+        at: the axis (tensor, axis) that was made in that size, where the number was not given to a recorded call.
     """
 
     formula: Formula
@@ -196,6 +207,7 @@ class Use:
     equals: Formula | None = None
     given: tuple[int, ...] = ()
     place: int = 0
+    at: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -277,6 +289,9 @@ class Watch(TorchFunctionMode):
         end = self.position()
         for value in _floats((args, tuple(kwargs.values()))):
             self.scales.append(Scale(value.formula, float(value), start, end))
+        if name == "scaled_dot_product_attention" and isinstance(kwargs.get("scale"), SizedFloat):
+            root = kwargs["scale"] ** 0.5  # of which the query and the key get one each
+            self.scales.append(Scale(root.formula, float(root), start, end))
         if name == "scaled_dot_product_attention" and kwargs.get("scale") is None and len(args) < 7:
             query = args[0] if args else kwargs["query"]
             number = self.number(query)

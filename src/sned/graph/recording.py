@@ -41,7 +41,11 @@ class Call:
 
 @dataclass
 class Recording:
-    """One recorded pass: ops over numbered tensors, and which numbers are parameters, inputs and outputs."""
+    """One recorded pass: ops over numbered tensors, and which numbers are parameters, inputs and outputs.
+
+    `calls` tells of modules and what they returned, `given` which tensors the modules were called with that the model
+    does not hold.
+    """
 
     ops: list[Op] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
@@ -53,13 +57,15 @@ class Recording:
     scales: list[Scale] = field(default_factory=list)
     leaks: list[Formula] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    given: list[tuple[str, tuple[int | None, ...]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Recorded:
     """All passes over one model: `main` in eval mode, at two batch sizes merged; `trained` where it adds to that.
 
-    `batched` says whether the pass can be replayed at any batch size, `device` on which one it was recorded.
+    `batched` says whether the pass can be replayed at any batch size, `device` on which one it was recorded, and
+    `outputs_last` whether a weight has its outputs on the last axis, as in Keras, rather than on the first.
     """
 
     model: nn.Module
@@ -68,3 +74,4 @@ class Recorded:
     batched: bool
     trained: Recording | None
     device: str = "meta"
+    outputs_last: bool = False

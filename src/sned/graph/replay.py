@@ -18,7 +18,7 @@ from sned.graph.example import Inputs, arguments, tensors_in
 from sned.graph.ir import Graph, Op, Ref
 from sned.graph.plan import Plan
 from sned.graph.provenance import Source, TensorAxis
-from sned.graph.sizes import Sizes
+from sned.graph.sizes import Sizes, filled
 
 State = Mapping[str, torch.Tensor]
 
@@ -92,6 +92,8 @@ class Replay:
         return Sizes(self.graph, self.keep, batch)
 
     def _args_at(self, batch: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        if type(batch) is not int and self.plan is None:  # `torch.export` leaves the batch size open
+            return [(filled(op.args, batch), filled(op.kwargs, batch)) for op in self.graph.ops]
         if batch not in self._arguments:
             sizes = self.sizes(batch)
             self._arguments[batch] = [sizes.arguments(op) for op in self.graph.ops]

@@ -33,7 +33,10 @@ DEVICES = ("meta", "cpu")
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes every ATen call into a `Recording`, with the path of the module that made it."""
+    """Writes every ATen call into a `Recording`, with the path of the module that made it.
+
+    A model may call modules that it does not hold, and name their paths by identity in its attribute `paths`.
+    """
 
     def __init__(self, model: nn.Module, parameters: Mapping[int, str], recording: Recording) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -42,7 +45,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._names = parameters
         self._numbers: dict[int, int] = {}
         self._alive: list[torch.Tensor] = []  # keeps id() unique
-        self._paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
+        self._foreign: Mapping[int, str] = getattr(model, "paths", {})
+        own = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
+        self._paths = {**own, **self._foreign}
         self._stack: list[tuple[str, int]] = [("", 0)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -116,8 +121,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def module_paths(self) -> Iterator[None]:
         """Follow which module is running."""
 
-        def enter(module: nn.Module, _: Any) -> None:
+        def enter(module: nn.Module, args: Any) -> None:
             path = self._paths.get(id(module), self._stack[-1][0])
+            if id(module) in self._foreign:
+                self.recording.given.append((path, tuple(map(self.known, tensors_in(args)))))
             self._stack.append((path, len(self.recording.ops)))
 
         def leave(_: nn.Module, args: Any, *rest: Any) -> None:
@@ -317,11 +324,20 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Graph:
 
 def trace_example(model: nn.Module, example: Example) -> Graph:
     """`trace`, from a description of the inputs."""
+    return build(recorded(model, example))
+
+
+def recorded(model: nn.Module, example: Example) -> Recorded:
+    """What `model` does on inputs like `example`.
+
+    Raises:
+        ModelError: the model does not run on them.
+    """
     recording, batched, device = _both(model, example)
     trained = None
     if any(name not in recording.parameters and t.is_floating_point() for name, t in state_of(model).items()):
         trained = _in_training(model, example, BATCHES[0] if batched else None, device)
-    return build(Recorded(model, example, recording, batched, trained, device))
+    return Recorded(model, example, recording, batched, trained, device)
 
 
 def _in_training(model: nn.Module, example: Example, batch: int | None, device: str) -> Recording | None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from sned.calibration import calibrate
 from sned.calibration.patterns import SINGLE, Pattern
 from sned.graph.example import Inputs
@@ -18,6 +16,7 @@ from sned.progress import SILENT, Progress
 from sned.repair.repair import load_state
 from sned.repair.thin import thin
 from sned.surgery import trace
+from sned.surgery.keras import is_keras
 from sned.surgery.pytorch import pruned
 
 INPUTS = 1024
@@ -38,7 +37,7 @@ class Sparse:
         note: all that in a sentence.
     """
 
-    model: nn.Module
+    model: Any
     plan: Plan = field(repr=False)
     pattern: str
     sparsity: float
@@ -48,7 +47,7 @@ class Sparse:
 
 
 def sparsify(
-    model: nn.Module,
+    model: Any,
     example_inputs: Inputs,
     *,
     sparsity: float | None = None,
@@ -63,7 +62,8 @@ def sparsify(
     network that is smaller and faster everywhere use `sned.prune`; both go together, pruning first.
 
     Args:
-        model: any `nn.Module`, pruned by sned or not; it is not touched.
+        model: any `nn.Module` or Keras 3 model, pruned by sned or not; it is not touched. Zeros of a Keras model hold
+            through `fit` with the callback `sned.keras.HoldZeros`.
         example_inputs: as for `sned.trace`.
         sparsity: share of weights that become zero, in (0, 1); an N:M pattern has its own.
         pattern: "weight" for single ones, "N:M" such as "2:4" along the contracted axis, or blocks of outputs x
@@ -84,6 +84,11 @@ def sparsify(
         >>> sned.save(sparse.model, "sparse.safetensors")
     """
     wanted = Pattern.parse(pattern)
+    if is_keras(model):
+        from sned.surgery.keras.road import calibration_of, inputs_of, network_for
+
+        model, example_inputs = network_for(model, example_inputs), inputs_of(example_inputs)
+        calibration = calibration_of(calibration, *example_inputs)
     graph = trace(model, example_inputs)
     state = state_of(model)
     learnt = calibrate(graph, state, calibration, limit=INPUTS, progress=progress, workdir=workdir)
@@ -97,5 +102,9 @@ def sparsify(
         f"{found.sparsity:.1%} of the weights in {len(masks)} tensors are zero ({pattern}), from {learnt.note}; "
         f"divergence from the dense network on inputs held out: {best.divergence.key:.3g}."
     )
+    if is_keras(small):
+        from sned.surgery.keras.road import handed
+
+        small = handed(small)
     zeros = {name: float(1 - mask.mean()) for name, mask in masks.items()}
     return Sparse(small, plan, pattern, found.sparsity, zeros, best.divergence.key, note)

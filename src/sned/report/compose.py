@@ -22,7 +22,7 @@ from sned.report.shares import shares
 from sned.saliency import Scores
 from sned.saliency.scores import FloatArray
 from sned.search import Found
-from sned.surgery.pytorch import TOLERANCE
+from sned.surgery.outputs import TOLERANCE
 from sned.timing import Latency
 
 LITTLE = 0.97

@@ -31,9 +31,9 @@ def weights(graph: Graph, group: Group) -> Iterator[Slices]:
 
 
 def producers(graph: Graph, group: Group) -> list[Slices]:
-    """The weights whose first axis is the group's units (its filters); all of its weights without those."""
+    """The weights that make the group's units (its filters); all of its weights without those."""
     held = list(weights(graph, group))
-    return [s for s in held if s.axis == 0] or held
+    return [s for s in held if s.output] or held
 
 
 def matrix(graph: Graph, group: Group, state: State) -> torch.Tensor:

@@ -141,7 +141,7 @@ def _check_names(graph: Graph, patterns: Iterable[str]) -> None:
 
 def _where(graph: Graph, name: str, names: Sequence[str]) -> str:
     for group in graph.groups:
-        if any(s.parameter.rpartition(".")[0] == name for s in group.slices if s.axis == 0):
+        if any(s.parameter.rpartition(".")[0] == name for s in group.slices if s.output):
             return f"Its outputs go together with those of {group.name!r}: name that group instead."
     for frozen in graph.frozen:
         if frozen.name == name:

@@ -34,11 +34,17 @@ TIDY: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
 
 
 class Unrepaired(SurgeryError):
-    """A number could not be traced to an attribute; `op` is where it shows, or, if `elsewhere`, what came next."""
+    """A number could not be traced to an attribute.
 
-    def __init__(self, op: Op, text: str, *, elsewhere: bool = False) -> None:
+    `op` is where it shows, or, if `elsewhere`, what came next (None where the network could not even be made); `part`
+    is the axis (parameter, axis) that it gives, where that is known.
+    """
+
+    def __init__(
+        self, op: Op | None, text: str, *, elsewhere: bool = False, part: tuple[str, int] | None = None
+    ) -> None:
         super().__init__(text)
-        self.op, self.elsewhere = op, elsewhere
+        self.op, self.elsewhere, self.part = op, elsewhere, part
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,10 @@ class Repair:
 
 def repair_attributes(model: nn.Module, graph: Graph, keep: Keep) -> tuple[Repair, ...]:
     """Change attributes of `model` (already sliced) to what the plan asks, as far as they can be traced."""
-    sizes = Sizes(graph, keep, _batch(graph))
+    sizes = Sizes(graph, keep, traced_batch(graph))
     modules = dict(model.named_modules())
     private: set[tuple[str, str]] = set()
-    repairs = [_assign(modules, private, source, new) for source, new in _solve(graph, sizes).items()]
+    repairs = [_assign(modules, private, source, new) for source, new in solved(graph, sizes).items()]
     return (*repairs, *_tidy(model))
 
 
@@ -66,7 +72,7 @@ def check_sizes(model: nn.Module, graph: Graph, keep: Keep) -> None:
     Raises:
         Unrepaired: a number could not be traced to an attribute; names the op and the module.
     """
-    found = _first_difference(model, graph, Sizes(graph, keep, _batch(graph)))
+    found = _first_difference(model, graph, Sizes(graph, keep, traced_batch(graph)))
     if found is not None:
         op = graph.ops[found.at]
         kind = type(model.get_submodule(op.module)).__name__
@@ -79,11 +85,12 @@ def check_sizes(model: nn.Module, graph: Graph, keep: Keep) -> None:
         )
 
 
-def _batch(graph: Graph) -> int | None:
+def traced_batch(graph: Graph) -> int | None:
+    """The batch size of the recorded pass, where it takes any."""
     return BATCHES[0] if graph.batched else None
 
 
-def _solve(graph: Graph, sizes: Sizes) -> dict[Attribute, int]:
+def solved(graph: Graph, sizes: Sizes) -> dict[Attribute, int]:
     """New values of the attributes: first from numbers given as they are, then from formulas with one unknown."""
     news: dict[Source, int] = {
         source: sizes.shape(source.tensor)[source.axis]
@@ -107,7 +114,10 @@ def _solve(graph: Graph, sizes: Sizes) -> dict[Attribute, int]:
 
 def _invert(use: Use, news: Mapping[Source, int], source: Source, new: int) -> int | None:
     """The value of one source that gives a formula its new value, if one up to the old values does."""
-    for candidate in (new, *range(1, max(use.value, new, *_leaves(use.formula)) + 1)):
+    olds = dict(_olds(use.formula))
+    old = olds.get(source, 0)
+    in_proportion = (old * news[s] // olds[s] for s in use.formula.sources if s in news and olds.get(s))
+    for candidate in (new, *in_proportion, *range(1, max(use.value, new, *olds.values()) + 1)):
         try:
             if use.formula.evaluate({**news, source: candidate}) == new:
                 return int(candidate)
@@ -116,13 +126,13 @@ def _invert(use: Use, news: Mapping[Source, int], source: Source, new: int) -> i
     return None
 
 
-def _leaves(formula: Formula) -> Iterator[int]:
-    """The old values that a formula starts from."""
+def _olds(formula: Formula) -> Iterator[tuple[Source, int]]:
+    """The sources of a formula with their old values."""
     if not formula.operation:
-        yield formula.value
+        yield from ((source, formula.value) for source in formula.sources)
     for operand in formula.operands:
         if isinstance(operand, Formula):
-            yield from _leaves(operand)
+            yield from _olds(operand)
 
 
 def _wanted(graph: Graph, sizes: Sizes, use: Use, news: Mapping[Source, int]) -> int | None:
@@ -130,6 +140,8 @@ def _wanted(graph: Graph, sizes: Sizes, use: Use, news: Mapping[Source, int]) ->
     numbers in the ops of the call."""
     if use.equals is not None:
         return int(use.equals.evaluate(news)) if use.equals.sources <= news.keys() else None
+    if use.at is not None:
+        return sizes.shape(use.at[0])[use.at[1]]
     ops = graph.ops[use.first_op : use.last_op]
     if use.from_end is not None:
         number = next((n for n in ops[-1].outputs if n is not None), None)
@@ -252,7 +264,9 @@ def _first_difference(model: nn.Module, graph: Graph, sizes: Sizes) -> Differenc
     partial = Recording()
     failure, ours = "", False
     try:
-        recording = record(model, graph.example, _batch(graph), into=partial, device=graph.recorded.device)
+        recording = record(
+            model, graph.example, traced_batch(graph), into=partial, device=graph.recorded.device
+        )
         made = [recording.tensors[number].shape for number in recording.outputs]
         if made == [sizes.shape(number) for number in graph.outputs]:
             at = _strayed(graph, recording, sizes)

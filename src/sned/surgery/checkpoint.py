@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -22,23 +23,30 @@ from sned.graph.plan import Plan
 from sned.graph.replay import keep_of
 from sned.graph.trace import state_of
 from sned.surgery.attributes import check_sizes
+from sned.surgery.keras import is_keras
 from sned.surgery.pytorch import PLAN_ATTRIBUTE, cut, graph_for
 from sned.version import __version__
 
 FORMAT = "1"
 
 
-def save(model: nn.Module, path: str | Path) -> None:
+def save(model: Any, path: str | Path) -> None:
     """Write a pruned network: weights and structure in one safetensors file, without pickle.
 
     Args:
         model: what `sned.apply`, `sned.prune` or `sned.load` returned, trained further or not.
-        path: the file to write; it appears whole or not at all.
+        path: the file to write; it appears whole or not at all. A Keras model is written in Keras's own format, so its
+            path ends in ".keras".
 
     Raises:
         CheckpointError: the network carries no plan.
         WriteError: the file cannot be written.
     """
+    if is_keras(model):
+        from sned.surgery.keras.road import save_keras
+
+        save_keras(model, Path(path))
+        return
     plans: tuple[Plan, ...] = getattr(model, PLAN_ATTRIBUTE, ())
     if not plans:
         raise CheckpointError(
@@ -75,11 +83,12 @@ def _digest(state: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load(model: nn.Module, path: str | Path) -> nn.Module:
+def load(model: Any, path: str | Path) -> Any:
     """Read a pruned network back, bit for bit.
 
     Args:
-        model: a fresh network of the original structure (its weights do not matter); it is not touched.
+        model: a fresh network of the original structure (its weights do not matter); it is not touched. A ".keras" file
+            needs none: give the model where it has classes of your own that are not registered, else None.
         path: what `save` wrote.
 
     Returns:
@@ -88,6 +97,10 @@ def load(model: nn.Module, path: str | Path) -> nn.Module:
     Raises:
         CheckpointError: the file is missing, damaged, or was saved from another network.
     """
+    if model is None or is_keras(model):
+        from sned.surgery.keras.road import load_keras
+
+        return load_keras(model, Path(path))
     tensors, plans = _read(Path(path))
     small = model
     try:

@@ -6,7 +6,8 @@ groups that it depends on are frozen, with the reason, and the rehearsal starts 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -20,19 +21,21 @@ from sned.graph.replay import keep_of, slice_state
 from sned.graph.trace import state_of, uncollected
 from sned.graph.trace import trace_example as recorded_example
 from sned.surgery.attributes import Unrepaired, check_sizes, repair_attributes
+from sned.surgery.keras import is_keras
 from sned.surgery.twin import twin
 
 SHARE = 0.4
 """How much of each group goes in the rehearsal: not a half, which literals might suit by chance."""
 
 
-def trace(model: nn.Module, example_inputs: Inputs) -> Graph:
+def trace(model: Any, example_inputs: Inputs) -> Graph:
     """Record what `model` does and find the groups of units that can go; the model is not touched.
 
     Args:
-        model: any `nn.Module`.
-        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments. The first axis of the
-            first tensor is taken for the batch. Values are not read, except the range of integers.
+        model: any `nn.Module`, or a Keras 3 model on any backend.
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; for a Keras model what
+            `model.predict` takes. The first axis of the first tensor is taken for the batch. Values are not read,
+            except the range of integers.
 
     Returns:
         The `Graph`: ops, shapes, groups, and what is frozen with the reason; no weight values.
@@ -45,6 +48,10 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Graph:
         >>> [group.name for group in graph.groups][:2]
         ['conv1', 'layer1.0.conv1']
     """
+    if is_keras(model):
+        from sned.surgery.keras.road import trace_keras
+
+        return trace_keras(model, example_inputs)
     return trace_example(model, describe(example_inputs))
 
 
@@ -76,43 +83,61 @@ def known(model: nn.Module, plan: Plan) -> Graph | None:
     return graph if same else None
 
 
-def rehearsed(graph: Graph) -> Graph:
+Rehearse = Callable[[Graph, Plan], None]
+"""Cuts a network without values by a plan, and raises `Unrepaired` where that cannot be done."""
+
+
+def rehearsed(graph: Graph, rehearse: Rehearse | None = None) -> Graph:
     """The graph with those groups frozen that surgery could not cut."""
+    rehearse = rehearse or _rehearse
     fixed: dict[int, int] = {}
     staying: dict[tuple[str, int], str] = {}
     while graph.groups:
         try:
-            _rehearse(graph, some_of_each(graph))
+            rehearse(graph, some_of_each(graph))
             return graph
         except Unrepaired as error:
-            alike = _alike(graph, error.op)
-            if error.elsewhere or all(fixed.get(index, 0) == FIXED for index in alike):
-                staying |= dict(_culprits(graph, graph.groups, {}))
+            alike = _alike(graph, error.op) if error.op is not None else set()
+            if error.part is not None and error.part not in staying:
+                staying |= _stuck(rehearse, graph, error.part, str(error))
+            elif error.elsewhere or all(fixed.get(index, 0) == FIXED for index in alike):
+                staying |= dict(_culprits(rehearse, graph, graph.groups, {}))
             else:
                 fixed.update({index: fixed.get(index, 0) + 1 for index in alike})
             graph = build(graph.recorded, fixed, staying)
     return graph
 
 
+def _stuck(
+    rehearse: Rehearse, graph: Graph, part: tuple[str, int], reason: str
+) -> dict[tuple[str, int], str]:
+    """An axis that does not come out as planned; where several groups lie on it, the first axis of those to blame."""
+    sharing = [g for g in graph.groups if any((s.parameter, s.axis) == part for s in g.slices)]
+    blamed = dict(_culprits(rehearse, graph, sharing, {})) if len(sharing) > 1 else {}
+    return blamed or {part: reason}
+
+
 def _culprits(
-    graph: Graph, groups: Sequence[Group], going: dict[str, Sequence[int]]
+    rehearse: Rehearse, graph: Graph, groups: Sequence[Group], going: dict[str, Sequence[int]]
 ) -> Iterator[tuple[tuple[str, int], str]]:
     """An axis of each of the groups that cannot be cut beside those that are `going`, and why: the last resort."""
     more = {group.name: _some(group, SHARE) for group in groups}
     try:
-        _rehearse(graph, graph.plan({**going, **more}))
+        rehearse(graph, graph.plan({**going, **more}))
         going.update(more)
     except Unrepaired as error:
         if len(groups) == 1:
             part = groups[0].slices[0]
             yield (
                 (part.parameter, part.axis),
-                f"the model does not run without some of it (at {error.op.target})",
+                f"the model does not run without some of it (at {error.op.target})"
+                if error.op
+                else str(error),
             )
             return
         half = len(groups) // 2
-        yield from _culprits(graph, groups[:half], going)
-        yield from _culprits(graph, groups[half:], going)
+        yield from _culprits(rehearse, graph, groups[:half], going)
+        yield from _culprits(rehearse, graph, groups[half:], going)
 
 
 def some_of_each(graph: Graph, share: float = SHARE) -> Plan:

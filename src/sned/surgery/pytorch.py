@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,22 +18,22 @@ from sned.graph.replay import Replay, keep_of, made_up, slice_state
 from sned.graph.trace import mode_of, plain_kernels, state_of, uncollected
 from sned.surgery.attributes import check_sizes, repair_attributes
 from sned.surgery.depth import without
+from sned.surgery.keras import is_keras
 from sned.surgery.masks import cut_masks, hold_masks
+from sned.surgery.outputs import largest_difference, shaken
 from sned.surgery.probe import known, trace_example
 from sned.surgery.twin import twin
 
 PLAN_ATTRIBUTE = "_sned_plan"
 """Where a pruned network carries its plan, so that `save` needs nothing else."""
 
-TOLERANCE = 1e-4
-"""Largest difference to the replay, relative to the largest output (float32)."""
 
-
-def apply(model: nn.Module, plan: Plan) -> nn.Module:
+def apply(model: Any, plan: Plan) -> Any:
     """A smaller network of the same class; `model` is not touched.
 
     The copy is run beside the replay of the recorded ops on the sliced weights, at two batch sizes where the network
-    takes them; it is handed over only when both give the same output.
+    takes them; it is handed over only when both give the same output. A pruned Keras model is a plain one, with edited
+    layer configurations; layer names, trainable flags and compile settings are those of `model`.
 
     Args:
         model: the network that the plan was made for, or a copy of it with any weights.
@@ -49,6 +49,10 @@ def apply(model: nn.Module, plan: Plan) -> nn.Module:
     Example:
         >>> small = sned.apply(model, sned.plan(sned.trace(model, x), sparsity=0.5))
     """
+    if is_keras(model):
+        from sned.surgery.keras.road import apply_keras
+
+        return apply_keras(model, plan)
     graph = known(model, plan)
     if graph is not None:
         try:
@@ -79,8 +83,12 @@ class Pruned:
     difference: float
 
 
-def pruned(model: nn.Module, graph: Graph, plan: Plan) -> Pruned:
+def pruned(model: Any, graph: Graph, plan: Plan) -> Pruned:
     """`apply`, for a plan that is known to fit the graph of this very model."""
+    if is_keras(model):
+        from sned.surgery.keras.road import pruned_keras
+
+        return Pruned(*pruned_keras(model, graph, plan))
     with uncollected():
         small = cut(model, graph, plan)
     try:
@@ -158,23 +166,14 @@ def verify(small: nn.Module, graph: Graph, plan: Plan, state: Mapping[str, torch
     Raises:
         SurgeryError: they differ by more than rounding.
     """
-    shaken = {name: _not_zero(tensor) for name, tensor in state.items() if name not in graph.aliases}
-    replay = Replay(graph, shaken, plan)
-    zero = [name for name, tensor in shaken.items() if tensor is not state[name]]
+    tried = shaken({name: tensor for name, tensor in state.items() if name not in graph.aliases})
+    replay = Replay(graph, tried, plan)
+    zero = [name for name, tensor in tried.items() if tensor is not state[name]]
     own = {
         name: tensor for name, tensor in made_up(graph, plan, replay.state).items() if name in zero
     } or None
     batches = (2, 1) if graph.batched else (None,)
     return max(_difference(small, graph, replay, own, batch) for batch in batches)
-
-
-def _not_zero(tensor: torch.Tensor) -> torch.Tensor:
-    if not tensor.is_floating_point() or tensor.ndim < 2:
-        return tensor
-    if bool(tensor[:1].any()) or bool(tensor.any()):  # nearly always told by the first row
-        return tensor
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(tensor.shape, generator=generator).to(tensor) / math.sqrt(tensor.shape[-1])
 
 
 def _difference(
@@ -191,24 +190,4 @@ def _difference(
             if own is None
             else torch.func.functional_call(small, dict(own), args, kwargs)
         )
-    got = tensors_in(made)
-    worst = 0.0
-    for number, (mine, theirs) in enumerate(zip(got, expected, strict=True)):
-        if mine.shape != theirs.shape:
-            raise SurgeryError(
-                f"A pruned network must compute what its plan promises, but output {number} has shape "
-                f"{tuple(mine.shape)} instead of {tuple(theirs.shape)}. Please report this network."
-            )
-        a, b = mine.double(), theirs.double()
-        scale = max(float(b.abs().nan_to_num(0, 0, 0).max()) if b.numel() else 0.0, 1e-6)
-        difference = (
-            float((a - b).abs().nan_to_num(0 if bool((a.isnan() == b.isnan()).all()) else 1e9).max()) / scale
-        )
-        worst = max(worst, difference)
-    limit = TOLERANCE if all(t.dtype in (torch.float32, torch.float64) for t in expected) else 0.05
-    if worst > limit:
-        raise SurgeryError(
-            f"A pruned network must compute what its plan promises, but its outputs differ by {worst:.2g} of the "
-            f"largest one at batch size {batch or graph.batch}. The original was not touched. Please report it."
-        )
-    return worst
+    return largest_difference(tensors_in(made), expected, batch or graph.batch)

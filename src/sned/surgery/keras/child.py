@@ -1,0 +1,104 @@
+"""The process under the PyTorch backend that records models for a process under another one: `python -m`, see `client`.
+
+It reads the names of folders from its standard input, one a line, and answers each with a line of JSON. It ends when
+its input does, in the middle of work too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import pickle
+import queue
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sned.errors import ModelError, SnedError
+
+MODEL, JOB, ANSWER = "model.keras", "job.pickle", "graph.pickle"
+"""The files of a job."""
+
+
+def serve(folder: Path) -> None:
+    """Record the model in a folder, as its job says, and leave the graph there."""
+    import keras
+
+    from sned.surgery.keras.recording import record, recorded_plainly
+
+    with (folder / JOB).open("rb") as opened:
+        job = pickle.load(opened)
+    found = {name: _class(**where) for name, where in job["classes"].items()}
+    model = keras.saving.load_model(folder / MODEL, custom_objects=found, compile=False, safe_mode=False)
+    graph = (record if job["rehearse"] else recorded_plainly)(model, job["example"])
+    with (folder / ANSWER).open("wb") as opened:
+        pickle.dump(graph, opened, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _class(module: str, qualname: str, file: str | None) -> Any:
+    """A class of the user's, from the module that it is in."""
+    found: Any = _module(module, file)
+    for step in qualname.split("."):
+        if not hasattr(found, step):
+            raise ModelError(
+                f"The class {qualname!r} must be found in {module!r} under its own name: define it at the top of a "
+                "module, not inside a function."
+            )
+        found = getattr(found, step)
+    return found
+
+
+def _module(name: str, file: str | None) -> Any:
+    if name == "__main__":
+        name = "__mp_main__"  # so that what stands under `if __name__ == "__main__":` is left alone
+    if name in sys.modules:
+        return sys.modules[name]
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        spec = importlib.util.spec_from_file_location(name, file) if file else None
+        if spec is None or spec.loader is None:
+            raise ModelError(
+                f"The module {name!r} that a class of the model is defined in cannot be imported by another process: "
+                f"{error}. Put the class into a file of its own and import it from there."
+            ) from error
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        return module
+
+
+def _answer(folder: str) -> Mapping[str, str]:
+    try:
+        serve(Path(folder))
+    except SnedError as error:
+        return {"error": type(error).__name__, "text": str(error)}
+    except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return {"error": "ModelError", "text": f"{type(error).__name__}: {lines[0] if lines else ''}"}
+    return {}
+
+
+def main() -> None:
+    """Answer jobs until the standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is not for the parent to read
+    jobs: queue.Queue[str] = queue.Queue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            jobs.put(line.strip())
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        answers.write(json.dumps(_answer(jobs.get())) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

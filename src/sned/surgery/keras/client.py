@@ -1,0 +1,144 @@
+"""Have a model recorded by a process under the PyTorch backend: the backend of Keras is fixed for a process."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+import sned.errors
+from sned.errors import ModelError, SnedError
+from sned.graph.example import Example
+from sned.graph.ir import Graph
+from sned.surgery.keras.child import ANSWER, JOB, MODEL
+
+TAIL = 2000
+"""How much of what a dead child printed is read for its last words."""
+
+
+def recorded_by_child(model: Any, example: Example, *, rehearse: bool) -> Graph:
+    """The graph of a model, from the child, which is started when it is first asked and lives as long as this process.
+
+    Raises:
+        ModelError: the model cannot be saved or loaded, or does not run; or the child died.
+    """
+    with tempfile.TemporaryDirectory(prefix="sned-") as made:
+        folder = Path(made)
+        try:
+            model.save(folder / MODEL)
+        except Exception as error:
+            raise ModelError(
+                f"A Keras model goes to another process as a .keras file, but saving {type(model).__name__} failed: "
+                f"{error}. Make `model.save('model.keras')` work first."
+            ) from error
+        job = {"classes": _classes(model), "example": example, "rehearse": rehearse}
+        (folder / JOB).write_bytes(pickle.dumps(job))
+        CHILD.ask(folder)
+        with (folder / ANSWER).open("rb") as opened:
+            graph: Graph = pickle.load(opened)
+    return graph
+
+
+def _classes(model: Any) -> dict[str, dict[str, str | None]]:
+    """Where the classes of the user's own are found."""
+    found = {}
+    for kind in {type(layer) for layer in model._flatten_layers()}:
+        if kind.__module__.startswith("keras."):
+            continue
+        file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+        if "<locals>" in kind.__qualname__ or (kind.__module__ == "__main__" and file is None):
+            raise ModelError(
+                f"The class {kind.__qualname__!r} must be importable by another process, which records the model under "
+                "the PyTorch backend: define it at the top of a .py file and import it from there."
+            )
+        found[kind.__name__] = {"module": kind.__module__, "qualname": kind.__qualname__, "file": file}
+    return found
+
+
+class Child:
+    """The other process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._said: IO[bytes] | None = None
+
+    def ask(self, folder: Path) -> None:
+        """Have the job in a folder done.
+
+        Raises:
+            SnedError: what the child raised.
+            ModelError: it died.
+        """
+        with self._lock:
+            process = self._running()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                process.stdin.write(f"{folder}\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            except BrokenPipeError:
+                line = ""
+            except BaseException:  # Ctrl-C: what it is at is of no use any more
+                self.end()
+                raise
+            if not line:
+                raise ModelError(self._last_words())
+        answer = json.loads(line)
+        if answer:
+            kind = getattr(sned.errors, answer["error"], ModelError)
+            raise (kind if issubclass(kind, SnedError) else ModelError)(answer["text"])
+
+    def end(self) -> None:
+        """Stop the child."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            self._said = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the child)
+            paths = [os.path.abspath(path) for path in sys.path]  # noqa: PTH100
+            extra = {
+                "KERAS_BACKEND": "torch",
+                "KERAS_TORCH_DEVICE": "cpu",
+                "CUDA_VISIBLE_DEVICES": "",
+                "PYTHONPATH": os.pathsep.join(paths),
+            }
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sned.surgery.keras.child"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._said,
+                text=True,
+                env={**os.environ, **extra},
+            )
+        return self._process
+
+    def _last_words(self) -> str:
+        assert self._process is not None
+        assert self._said is not None
+        code = self._process.wait()
+        self._process = None
+        self._said.seek(0, os.SEEK_END)
+        self._said.seek(max(0, self._said.tell() - TAIL))
+        lines = [line for line in self._said.read().decode(errors="replace").splitlines() if line.strip()]
+        said = f" It said last: {lines[-1].strip()}" if lines else ""
+        killed = " It was killed, perhaps for want of memory." if code == -9 else ""
+        return (
+            f"The process that records Keras models under the PyTorch backend ended with code {code}.{killed}{said} "
+            "The model was not touched."
+        )
+
+
+CHILD = Child()
+atexit.register(CHILD.end)

@@ -1,0 +1,177 @@
+"""The configuration that a Keras model is rebuilt from, and the numbers in it that a plan can change.
+
+Every whole number in it that may be a size is swapped for one that remembers where it stood. A model built from that
+tells, when it makes its variables and when it is recorded, which of them its sizes come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+
+from sned.errors import ModelError
+from sned.graph.provenance import Attribute, Sized
+
+NO_SIZES = frozenset({
+    "axes", "axis", "build_input_shape", "dilation_rate", "dilation", "ndim",
+    "input_shape", "kernel_size", "keras_history", "node_index", "output_padding", "padding", "pool_size", "seed",
+    "shared_object_id", "strides", "trainable",
+})  # fmt: skip
+"""Keys of a configuration below which no number is a count of units."""
+
+_OLD_SHAPES = ("build_config", "compile_config")
+
+
+def configuration(model: Any) -> dict[str, Any]:
+    """What Keras writes down to make the model again, without the shapes that it was built for.
+
+    Raises:
+        ModelError: the model, or a layer in it, does not tell its configuration.
+    """
+    try:
+        return _without_shapes(keras.saving.serialize_keras_object(model))  # type: ignore[no-any-return]
+    except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"A Keras model is rebuilt from its configuration, but {type(model).__name__} does not tell it: "
+            f"{_first(error)}. Give every class of your own a `get_config` that returns the arguments of its "
+            "`__init__`."
+        ) from error
+
+
+def plainly_attending(config: Any) -> Any:
+    """The configuration with attention that never drops anything, as in inference.
+
+    Keras then calls one op for it; otherwise it multiplies by a tensor that it makes of the head dimension.
+    """
+    if isinstance(config, dict):
+        attends = config.get("class_name") in ("MultiHeadAttention", "GroupQueryAttention")
+        inner = {key: plainly_attending(value) for key, value in config.items()}
+        return {**inner, "config": {**inner["config"], "dropout": 0.0}} if attends else inner
+    return type(config)(map(plainly_attending, config)) if isinstance(config, list | tuple) else config
+
+
+def sized(config: Any) -> Any:
+    """The configuration with every number that may be a size swapped for a `Sized` that remembers its place."""
+    return _walk(config, lambda value, place: Sized.of(value, place))
+
+
+def edited(config: Any, news: Mapping[Attribute, int]) -> Any:
+    """The configuration with new numbers at the given places."""
+    return _walk(config, lambda value, place: news.get(place, value))
+
+
+def rebuilt(config: Mapping[str, Any], like: Any) -> Any:
+    """A model made anew from a configuration; it has variables as soon as Keras can tell their shapes.
+
+    Args:
+        config: from `configuration`, edited or not.
+        like: a model of the same classes, so that they are found without being registered.
+
+    Raises:
+        Whatever the constructors of its layers raise.
+    """
+    with classes_of(like):
+        return keras.saving.deserialize_keras_object(config, safe_mode=False)
+
+
+def classes_of(model: Any) -> AbstractContextManager[Any]:
+    """Let Keras find the classes of a model's layers by name, registered or not."""
+    kinds = {type(layer) for layer in model._flatten_layers()}
+    own = [kind for kind in kinds if not kind.__module__.startswith("keras.")]
+    return keras.saving.custom_object_scope({kind.__name__: kind for kind in own})  # type: ignore[no-any-return]
+
+
+def inner_inputs(config: Any, path: str = "") -> Iterator[tuple[str, list[Attribute]]]:
+    """The names of all models in a configuration, and where the shapes of their inputs stand, in order."""
+    if isinstance(config, list | tuple):
+        for i, item in enumerate(config):
+            yield from inner_inputs(item, f"{path}/{i}")
+    elif isinstance(config, dict):
+        layers = config.get("layers")
+        if isinstance(layers, list) and isinstance(config.get("name"), str):
+            shapes = {
+                layer["config"]["name"]: Attribute(f"{path}/layers/{i}/config", "batch_shape")
+                for i, layer in enumerate(layers)
+                if isinstance(layer, dict) and layer.get("class_name") == "InputLayer"
+            }
+            order = [name for name in _names_in(config.get("input_layers", list(shapes))) if name in shapes]
+            yield config["name"], [shapes[name] for name in order]
+        for key, item in config.items():
+            yield from inner_inputs(item, f"{path}/{key}")
+
+
+def _names_in(nest: Any) -> Iterator[str]:
+    """Names of the input layers in a nest of `[name, 0, 0]`."""
+    if isinstance(nest, str):
+        yield nest
+    elif isinstance(nest, dict):
+        for value in nest.values():
+            yield from _names_in(value)
+    elif isinstance(nest, list | tuple):
+        for value in nest:
+            yield from _names_in(value)
+
+
+def owner(config: Any, place: Attribute) -> str:
+    """The name of the layer in whose configuration a number stands, to be shown."""
+    names = (held["name"] for held in _down(config, place) if isinstance(held, dict) and "name" in held)
+    return [name for name in names if isinstance(name, str)][-1]
+
+
+def number_at(config: Any, place: Attribute) -> Any:
+    """What stands at a place of a configuration."""
+    *_, holder = _down(config, place)
+    held = holder.get(place.name)
+    return held if place.item is None or held is None else held[place.item]
+
+
+def _down(config: Any, place: Attribute) -> Iterator[Any]:
+    """The configuration and everything in it on the way to a place."""
+    yield config
+    for step in filter(None, place.module.split("/")):
+        config = config[int(step) if isinstance(config, list | tuple) else step]
+        yield config
+
+
+def _walk(config: Any, change: Callable[[int, Attribute], int], path: str = "") -> Any:
+    if isinstance(config, dict):
+        if config.get("class_name") == "__keras_tensor__":
+            return config
+        return {
+            key: value if key in NO_SIZES else _walk_item(value, change, path, key)
+            for key, value in config.items()
+        }
+    if isinstance(config, list | tuple):
+        return type(config)(_walk(item, change, f"{path}/{i}") for i, item in enumerate(config))
+    return config
+
+
+def _walk_item(value: Any, change: Callable[[int, Attribute], int], path: str, key: str) -> Any:
+    if type(value) is int:
+        return change(value, Attribute(path, key))
+    if isinstance(value, list | tuple) and value and all(v is None or type(v) is int for v in value):
+        return type(value)(
+            v if v is None else change(v, Attribute(path, key, item=i)) for i, v in enumerate(value)
+        )
+    return _walk(value, change, f"{path}/{key}")
+
+
+def _without_shapes(config: Any) -> Any:
+    if isinstance(config, dict):
+        serialised = "class_name" in config
+        return {
+            key: _without_shapes(value)
+            for key, value in config.items()
+            if not (serialised and key in _OLD_SHAPES)
+        }
+    if isinstance(config, list | tuple):
+        return type(config)(map(_without_shapes, config))
+    return config
+
+
+def _first(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,131 @@
+"""Names for what a Keras model holds: the same for a model, its rebuilt twin, and another made by the same code."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+
+@dataclass(frozen=True)
+class Held:
+    """One variable of a model.
+
+    Attributes:
+        layer: path of the innermost layer that holds it, such as `encoder.mha.query`.
+        name: of the variable in that layer, such as `kernel`.
+        variable: a `keras.Variable`.
+        parameter: whether training may change it; else it is state, such as the moving mean of BatchNormalization.
+    """
+
+    layer: str
+    name: str
+    variable: Any
+    parameter: bool
+
+    @property
+    def path(self) -> str:
+        """The name of its tensor in a graph."""
+        return f"{self.layer}.{self.name}" if self.layer else self.name
+
+
+def layers_of(model: Any) -> dict[str, Any]:
+    """Every layer of a model by its path, outer ones first; the model itself is "". A shared layer comes once."""
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+
+    def visit(layer: Any, path: str) -> None:
+        seen.add(id(layer))
+        found[path] = layer
+        inner = [
+            one for one in layer._flatten_layers(include_self=False, recursive=False) if id(one) not in seen
+        ]
+        for one, name in zip(inner, _names_in(layer, inner), strict=True):
+            if id(one) not in seen:
+                visit(one, f"{path}.{name}" if path else name)
+
+    visit(model, "")
+    return found
+
+
+def variables_of(model: Any) -> list[Held]:
+    """Every weight of a model once, without metrics and random seeds, under the layer that made it."""
+    layers = layers_of(model)
+    owner: dict[int, tuple[str, Any]] = {}
+    for path, layer in layers.items():  # inner layers come later and win
+        for variable in layer.weights:
+            known = owner.get(id(variable))
+            if known is None or path.startswith(f"{known[0]}.") or not known[0]:
+                owner[id(variable)] = (path, layer)
+    held: dict[str, list[Any]] = {}
+    for variable in model.weights:
+        held.setdefault(owner[id(variable)][0], []).append(variable)
+    return [
+        Held(path, name, variable, _is_parameter(layers[path], variable))
+        for path, variables in held.items()
+        for variable, name in zip(variables, _unique([_plain(v.name) for v in variables]), strict=True)
+    ]
+
+
+def share_constants(model: Any, other: Any) -> None:
+    """Give the layers of `other` the tensors that those of `model` keep beside their variables (an adapted mean)."""
+    theirs = layers_of(other)
+    for path, layer in layers_of(model).items():
+        for name, value in list(vars(layer).items()) if path in theirs else ():
+            if keras.ops.is_tensor(value):
+                setattr(theirs[path], name, value)
+
+
+def _is_parameter(layer: Any, variable: Any) -> bool:
+    """Also where its layer is frozen: then `variable.trainable` is False, but it was made to be trained."""
+    return any(variable is one for one in layer._trainable_variables)
+
+
+def _unique(names: list[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return result
+
+
+def _plain(name: str) -> str:
+    """A name without dots, and without the number that Keras gives to variables that were given no name."""
+    return "variable" if re.fullmatch(r"variable(_\d+)?", name) else name.replace(".", "_")
+
+
+def _numbered(layer: Any) -> tuple[str, int] | None:
+    """The stem and the number of a name that Keras gave by itself (`dense`, `dense_1`); None for other names."""
+    kind = type(layer).__name__
+    stem = re.sub(
+        r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", re.sub(r"\W+", "", kind))
+    )
+    found = re.fullmatch(rf"((?:forward_|backward_)?{stem.lower()})(?:_(\d+))?", layer.name)
+    return (found[1], int(found[2] or 0)) if found else None
+
+
+def _names_in(layer: Any, inner: list[Any]) -> list[str]:
+    """Names of the layers inside one; those that Keras numbered over the whole process are numbered from 0.
+
+    In models whose configuration holds the names the gaps between the numbers are kept, so that most names are those
+    that `model.summary()` shows; elsewhere each copy of the layer numbers them differently, and their order counts.
+    """
+    found = [_numbered(one) for one in inner]
+    least: dict[str, int] = {}
+    for stem, number in filter(None, found):
+        least[stem] = min(number, least.get(stem, number))
+    kept = type(layer).__name__ in ("Functional", "Sequential")
+    count: dict[str, int] = {}
+    names = []
+    for one, numbered in zip(inner, found, strict=True):
+        if numbered is None:
+            names.append(_plain(one.name))
+            continue
+        stem, number = numbered
+        place = number - least[stem] if kept else count.get(stem, 0)
+        count[stem] = count.get(stem, 0) + 1
+        names.append(f"{stem}_{place}" if place else stem)
+    return _unique(names)

@@ -1,0 +1,135 @@
+"""A Keras model as the stages see it: tensors by name, and a forward pass made of its recorded ops.
+
+The replay is what lets everything after the trace (calibration, repair, export, measurement) be the same on every
+backend; the model itself runs on the user's own, and is held against it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import torch
+from torch import Tensor, nn
+
+from sned.graph.ir import Graph
+from sned.graph.replay import Replay
+from sned.surgery.keras.arrays import to_array, to_tensor
+from sned.surgery.keras.naming import Held, layers_of, variables_of
+
+
+class Handle:
+    """Holds an object that copies of its owner share."""
+
+    def __init__(self, value: Any = None) -> None:
+        self.value = value
+
+    def __deepcopy__(self, _: dict[int, object]) -> Handle:
+        return self
+
+
+class Holder(nn.Module):
+    """The tensors of a model in a tree of modules that are named as its layers are."""
+
+    def __init__(self, model: Any, tensors: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self._held = Handle(model)
+        self.places: list[tuple[str, nn.Module, str]] = []
+        modules: dict[str, nn.Module] = {"": self}
+        for path, layer in layers_of(model).items():
+            if path:
+                outer, _, name = path.rpartition(".")
+                modules[path] = _kind(type(layer).__name__)()
+                modules[outer].add_module(name, modules[path])
+        for held in variables_of(model):
+            module = modules[held.layer]
+            tensor = tensor_of(held) if tensors is None else tensors[held.path]
+            if held.parameter and tensor.is_floating_point():
+                if not isinstance(tensor, nn.Parameter):
+                    tensor = nn.Parameter(tensor, bool(held.variable.trainable))
+                module.register_parameter(held.name, tensor)
+            else:
+                module.register_buffer(held.name, tensor.detach())
+            self.places.append((held.path, module, held.name))
+
+    @property
+    def keras(self) -> Any:
+        """The Keras model."""
+        return self._held.value
+
+    def named_tensors(self) -> list[tuple[str, Tensor]]:
+        """Parameters and buffers by name."""
+        return [(path, getattr(module, name)) for path, module, name in self.places]
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors of the variables, in the order of `variables_of`."""
+        return [getattr(module, name) for _, module, name in self.places]
+
+    def pull(self) -> None:
+        """Take the values that the variables have now."""
+        with torch.no_grad():
+            for held, tensor in zip(variables_of(self.keras), self.tensors(), strict=True):
+                if tensor is not held.variable.value:
+                    tensor.copy_(tensor_of(held))
+
+    def push(self) -> None:
+        """Give the variables the values that the tensors have now."""
+        for held, tensor in zip(variables_of(self.keras), self.tensors(), strict=True):
+            if tensor is not held.variable.value:
+                held.variable.assign(to_array(tensor))
+
+
+class Network(Holder):
+    """A Keras model that runs as its graph says, on any backend.
+
+    Args:
+        model: a built Keras model.
+        graph: its trace; its forward pass needs it.
+    """
+
+    def __init__(self, model: Any, graph: Graph | None = None) -> None:
+        super().__init__(model)
+        self._graph = Handle(graph)
+
+    @staticmethod
+    def of(model: Any, graph: Graph | None = None) -> Network:
+        """The network of a model; its class is called as the model's is."""
+        kind = _network_kind(type(model).__name__)
+        return kind(model, graph)
+
+    @property
+    def graph(self) -> Graph | None:
+        """The trace of the model, once it is known."""
+        found: Graph | None = self._graph.value
+        return found
+
+    @graph.setter
+    def graph(self, graph: Graph) -> None:
+        self._graph.value = graph
+
+    def forward(self, *args: Any) -> Any:
+        """The recorded ops on the tensors that this network holds."""
+        graph = self.graph
+        assert graph is not None
+        state = {path: getattr(module, name) for path, module, name in self.places}
+        outputs, _ = Replay(graph, state).run((args, {}))
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def tensor_of(held: Held) -> Tensor:
+    """The value of a variable; under the PyTorch backend the very tensor."""
+    value = held.variable.value
+    return value if isinstance(value, Tensor) else to_tensor(keras.ops.convert_to_numpy(value))
+
+
+@functools.cache
+def _kind(name: str) -> type[nn.Module]:
+    """A module class that is called like a layer's."""
+    return type(name, (nn.Module,), {})
+
+
+@functools.cache
+def _network_kind(name: str) -> type[Network]:
+    return type(name, (Network,), {})

@@ -1,0 +1,422 @@
+"""Record a Keras model under the PyTorch backend, and rehearse what can be cut.
+
+The model is rebuilt without values from a configuration whose numbers remember their places (`configuration`): what its
+variables and its ops are sized by is thereby traced to the configuration, as `graph/provenance.py` traces numbers in a
+PyTorch module to attributes. The user's model is not run and not touched.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import torch
+
+from sned.errors import ModelError
+from sned.graph.build import build
+from sned.graph.example import Example
+from sned.graph.ir import Graph
+from sned.graph.plan import Plan
+from sned.graph.provenance import (
+    Attribute,
+    Formula,
+    Scale,
+    Sized,
+    Source,
+    TensorAxis,
+    Use,
+    functions_opened,
+    opened_float,
+)
+from sned.graph.recording import Recorded, Recording
+from sned.graph.replay import keep_of
+from sned.graph.sizes import Sizes
+from sned.graph.trace import recorded
+from sned.surgery.attributes import Unrepaired, check_sizes, solved, traced_batch
+from sned.surgery.keras.configuration import (
+    configuration,
+    edited,
+    inner_inputs,
+    number_at,
+    owner,
+    plainly_attending,
+    rebuilt,
+    sized,
+)
+from sned.surgery.keras.naming import layers_of, share_constants, variables_of
+from sned.surgery.keras.network import Holder
+from sned.surgery.probe import rehearsed
+
+Shape = tuple[int, ...]
+
+
+class Place(str):
+    """The name of a device as Keras wants it, equal to the device as PyTorch tells it and to nothing else.
+
+    Keras asks whether a tensor is on the device in use, and copies it where the two differ; and it asks whether that
+    device is called "meta", and leaves ops out where it is.
+    """
+
+    __hash__ = str.__hash__
+
+    def lower(self) -> Place:
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, torch.device) and str(self) == str(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+class Forward(Holder):
+    """A Keras model as a PyTorch module whose tensors can be exchanged."""
+
+    def __init__(self, model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(model, tensors)
+        self.paths = {id(layer): path for path, layer in layers_of(model).items()}
+        self._variables = [held.variable for held in variables_of(model)]
+
+    @staticmethod
+    def of(model: Any, tensors: Mapping[str, torch.Tensor]) -> Forward:
+        """The module of a model; its class is called as the model's is."""
+        kind: type[Forward] = type(type(model).__name__, (Forward,), {})
+        return kind(model, tensors)
+
+    def forward(self, *args: Any) -> Any:
+        """What the model returns, on the device of its inputs."""
+        mapping = list(zip(self._variables, self.tensors(), strict=True))
+        with on_device_of(args), keras.StatelessScope(mapping, initialize_variables=False):
+            return self.keras(*args, training=self.training)
+
+
+@contextmanager
+def on_device_of(args: Any) -> Iterator[None]:
+    """Let Keras make its tensors where the arguments are."""
+    first = next(t for t in keras.tree.flatten(args) if isinstance(t, torch.Tensor))
+    with keras.device(Place(str(first.device))):
+        yield
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A model made from a configuration, without values; `made` are its variables in order, as asked for."""
+
+    model: Any
+    made: tuple[tuple[Any, Shape], ...]
+
+
+def record(model: Any, example: Example) -> Graph:
+    """The graph of a Keras model under the PyTorch backend, rehearsed; it keeps no model.
+
+    Args:
+        model: a built model; it is not touched.
+        example: its inputs, one positional argument.
+
+    Raises:
+        ModelError: the model does not run on them, or cannot be made anew from its configuration.
+    """
+    config = plainly_attending(configuration(model))
+    state = {name: tensor.detach() for name, tensor in Holder(model).named_tensors()}
+    with factors_traced(), shapes_traced():
+        twin = make_twin(sized(config), model, example)
+    _check_alike(model, twin.model)
+    forward = Forward.of(twin.model, state)
+    found = _placed(recorded(forward, example), twin, config)
+    shapes = _shapes_in_order(twin)
+
+    def rehearse(graph: Graph, plan: Plan) -> None:
+        _rehearse(graph, plan, config, model, shapes)
+
+    return _plain(rehearsed(build(found), rehearse))
+
+
+def recorded_plainly(model: Any, example: Example) -> Graph:
+    """The graph of a model as it is, without asking what could be cut."""
+    state = {name: tensor.detach() for name, tensor in Holder(model).named_tensors()}
+    twin = make_twin(configuration(model), model, example)
+    _check_alike(model, twin.model)
+    return _plain(build(replace(recorded(Forward.of(twin.model, state), example), outputs_last=True)))
+
+
+def _plain(graph: Graph) -> Graph:
+    """A graph that can cross to another process: without the model, and without layers to leave out."""
+    kept = replace(
+        graph.recorded, model=None, main=replace(graph.recorded.main, calls=[], given=[]), trained=None
+    )
+    return replace(graph, model=None, recorded=kept)
+
+
+def make_twin(config: Mapping[str, Any], like: Any, example: Example) -> Twin:
+    """Make a model from a configuration without giving its variables values.
+
+    Raises:
+        Unmade: a layer did not accept its configuration; holds the variables made until then.
+    """
+    made: list[tuple[Any, Shape]] = []
+    with keras.StatelessScope(initialize_variables=False), _variables_noted(made):
+        try:
+            model = rebuilt(config, like)
+            if not model.built or len(variables_of(model)) < len(variables_of(like)):
+                args, _ = example.build(
+                    lambda leaf: torch.empty(leaf.shape, dtype=getattr(torch, leaf.dtype), device="meta")
+                )
+                with keras.device("meta"), torch.no_grad():
+                    model(*args)
+        except Exception as error:
+            raise Unmade(error, tuple(made)) from error
+    share_constants(like, model)
+    return Twin(model, tuple(made))
+
+
+class Unmade(ModelError):
+    """A model could not be made from its configuration."""
+
+    def __init__(self, error: Exception, made: tuple[tuple[Any, Shape], ...]) -> None:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        self.reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
+        self.made = made
+        super().__init__(
+            f"A Keras model is rebuilt from its configuration, but that failed: {self.reason}. Give every class of "
+            "your own a `get_config` that returns the arguments of its `__init__`, and try "
+            "`keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))`."
+        )
+
+
+@contextmanager
+def _variables_noted(made: list[tuple[Any, Shape]]) -> Iterator[None]:
+    """Note every variable as it is made, with the shape that was asked for."""
+    original = keras.Variable.__init__
+
+    def noted(self: Any, initializer: Any, shape: Any = None, *args: Any, **kwargs: Any) -> None:
+        original(self, initializer, shape, *args, **kwargs)
+        made.append((self, tuple(self.shape) if shape is None else tuple(shape)))
+
+    keras.Variable.__init__ = noted
+    try:
+        yield
+    finally:
+        keras.Variable.__init__ = original
+
+
+BUILT = "built "
+"""Begins the `Attribute.module` of a size that a layer was built for, before it is known which tensor had it."""
+
+
+@contextmanager
+def shapes_traced() -> Iterator[None]:
+    """Let layers be built for shapes whose sizes remember which layer and which of its arguments they are of."""
+    original = vars(keras.layers.Layer)["__new__"]
+
+    def made(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        layer = original.__get__(None, cls)(cls, *args, **kwargs)
+        build = layer.build
+
+        @functools.wraps(build)
+        def traced(*shapes: Any, **named: Any) -> Any:
+            places = itertools.count()
+
+            def remembered(shape: Any) -> Any:
+                if isinstance(shape, dict):
+                    return {name: remembered(inner) for name, inner in shape.items()}
+                if not isinstance(shape, list | tuple):
+                    return shape
+                if not all(size is None or isinstance(size, int) for size in shape):
+                    return type(shape)(map(remembered, shape))
+                module, name = f"{BUILT}{id(layer)}", str(next(places))
+                return type(shape)(
+                    Sized.of(size, Attribute(module, name, item=axis)) if type(size) is int else size
+                    for axis, size in enumerate(shape)
+                )
+
+            return build(
+                *map(remembered, shapes), **{name: remembered(shape) for name, shape in named.items()}
+            )
+
+        layer.build = traced
+        return layer
+
+    keras.layers.Layer.__new__ = staticmethod(made)
+    try:
+        yield
+    finally:
+        keras.layers.Layer.__new__ = original
+
+
+@contextmanager
+def factors_traced() -> Iterator[None]:
+    """Let the layers of Keras derive factors from sizes (`1 / sqrt(float(key_dim))`) without losing their sources."""
+    layers = [
+        vars(m)
+        for name, m in list(sys.modules.items())
+        if name.startswith("keras.src.layers.") and m is not None
+    ]
+    with functions_opened(), ExitStack() as stack:
+        for held in layers:
+            if "float" not in held:
+                held["float"] = opened_float
+                stack.callback(held.pop, "float")
+        yield
+
+
+def _check_alike(model: Any, twin: Any) -> None:
+    mine, theirs = (
+        [(held.name, tuple(map(int, held.variable.shape))) for held in variables_of(one)]
+        for one in (model, twin)
+    )
+    if mine != theirs:
+        name = next((a[0] for a, b in zip(mine, theirs, strict=False) if a != b), "a variable")
+        raise ModelError(
+            f"A Keras model is rebuilt from its configuration, but then {type(model).__name__} has other variables "
+            f"(the first one: {name!r}). Give every class of your own a `get_config` that returns the arguments of its "
+            "`__init__`, and change nothing of a layer after it was made."
+        )
+
+
+def _shapes_in_order(twin: Twin) -> list[str | None]:
+    """The name of the tensor of each variable in the order in which they are made; None for seeds and the like."""
+    names = {id(held.variable): held.path for held in variables_of(twin.model)}
+    return [names.get(id(variable)) for variable, _ in twin.made]
+
+
+def _placed(found: Recorded, twin: Twin, config: Any) -> Recorded:
+    """The recording with the sizes of variables, and of the inputs of inner models, that the configuration gives."""
+    main, entered = found.main, _first_given(found.main, twin)
+    names = {id(held.variable): held.path for held in variables_of(twin.model)}
+    uses = list(_inputs(main, twin, config))
+    same: dict[Source, Source] = {}
+    for variable, shape in twin.made:
+        number = main.parameters.get(names.get(id(variable), ""))
+        for axis, size in enumerate(shape) if number is not None else ():
+            formula = _known(size.formula, entered) if isinstance(size, Sized) else None
+            if isinstance(formula, Formula) and number is not None:
+                uses.append(Use(formula, int(size), 0, 0, None, at=(number, axis)))
+                if not formula.operation:
+                    (source,) = formula.sources
+                    same.setdefault(source, TensorAxis(number, axis))
+    main = replace(main, uses=[*uses, *_all_known(main.uses, entered)], calls=[])
+    for held in (main.scales, main.leaks):
+        held[:] = _all_over(held, entered, same)
+    return replace(found, main=main, outputs_last=True)
+
+
+def _first_given(main: Recording, twin: Twin) -> dict[tuple[int, int], int]:
+    """The number of each tensor that a layer was first called with, by (identity of the layer, place)."""
+    layers = layers_of(twin.model)
+    found: dict[tuple[int, int], int] = {}
+    for path, numbers in main.given:
+        for place, number in enumerate(numbers):
+            if path in layers and number is not None:
+                found.setdefault((id(layers[path]), place), number)
+    return found
+
+
+def _known(formula: Formula, entered: Mapping[tuple[int, int], int]) -> Formula | int | float:
+    """A formula over the axes that layers were called with, in the place of what they were built for.
+
+    A number where nothing is left that it could depend on.
+    """
+    if not formula.operation:
+        (source,) = formula.sources
+        if not isinstance(source, Attribute) or not source.module.startswith(BUILT):
+            return formula
+        number = entered.get((int(source.module.removeprefix(BUILT)), int(source.name)))
+        if number is None or source.item is None:
+            return formula.value
+        return Formula(frozenset([TensorAxis(number, source.item)]), formula.value)
+    operands = tuple(_known(o, entered) if isinstance(o, Formula) else o for o in formula.operands)
+    sources = frozenset[Source]().union(*(o.sources for o in operands if isinstance(o, Formula)))
+    made = Formula(sources, operation=formula.operation, operands=operands)
+    return made if sources else made.evaluate({})
+
+
+def _all_known(uses: Sequence[Use], entered: Mapping[tuple[int, int], int]) -> Iterator[Use]:
+    for use in uses:
+        formula = _known(use.formula, entered)
+        equals = _known(use.equals, entered) if use.equals is not None else None
+        if isinstance(formula, Formula) and (equals is None or isinstance(equals, Formula)):
+            yield replace(use, formula=formula, equals=equals)
+
+
+def _all_over(
+    held: Sequence[Any], entered: Mapping[tuple[int, int], int], same: Mapping[Source, Source]
+) -> list[Any]:
+    """Factors as functions of the axes that variables got, rather than of the numbers that gave those."""
+    found = []
+    for item in held:
+        formula = _known(item.formula if isinstance(item, Scale) else item, entered)
+        if isinstance(formula, Formula):
+            formula = formula.over(same)
+            found.append(replace(item, formula=formula) if isinstance(item, Scale) else formula)
+    return found
+
+
+def _inputs(main: Recording, twin: Twin, config: Any) -> Iterator[Use]:
+    """What inner models are called with, and where the shapes of their inputs stand in the configuration."""
+    layers, places = layers_of(twin.model), dict(inner_inputs(config))
+    for path, numbers in main.given:
+        shapes = places.get(layers[path].name, []) if path in layers and path else []
+        for number, place in zip(numbers, shapes, strict=False):
+            for axis, size in enumerate(main.tensors[number].shape) if number is not None else ():
+                item = replace(place, item=axis)
+                if number is not None and number_at(config, item) == size:
+                    yield Use(Formula(frozenset([item]), size), size, 0, 0, None, at=(number, axis))
+
+
+def _rehearse(
+    graph: Graph, plan: Plan, config: Mapping[str, Any], model: Any, order: Sequence[str | None]
+) -> None:
+    keep = keep_of(graph, plan)
+    sizes = Sizes(graph, keep, traced_batch(graph))
+    news = solved(graph, sizes)
+    try:
+        small = make_twin(edited(config, news), model, graph.example)
+        made: tuple[tuple[Any, Shape], ...] = small.made
+        failure = ""
+    except Unmade as error:
+        small, made, failure = None, error.made, error.reason
+    part = _first_wrong(graph, sizes, made, order)
+    if part is not None:
+        raise Unrepaired(None, _not_in_configuration(graph, part, config), elsewhere=True, part=part)
+    if small is None:
+        raise Unrepaired(None, f"Keras cannot make the model without some of it ({failure})", elsewhere=True)
+    state = {
+        name: torch.zeros(
+            sizes.shape(number), dtype=getattr(torch, graph.tensors[number].dtype), device="meta"
+        )
+        for name, number in graph.parameters.items()
+    }
+    whole = {name: tensor for name, tensor in graph.model.named_tensors() if name not in state}
+    check_sizes(Forward(small.model, {**whole, **state}), graph, keep)
+
+
+def _first_wrong(
+    graph: Graph, sizes: Sizes, made: Sequence[tuple[Any, Shape]], order: Sequence[str | None]
+) -> tuple[str, int] | None:
+    """The first axis of a variable that did not come out as planned."""
+    for name, (_, shape) in zip(order, made, strict=False):
+        number = graph.parameters.get(name or "")
+        if number is None:
+            continue
+        wanted = sizes.shape(number)
+        for axis in reversed(range(len(wanted))):
+            if len(shape) != len(wanted) or int(shape[axis]) != wanted[axis]:
+                return name or "", axis
+    return None
+
+
+def _not_in_configuration(graph: Graph, part: tuple[str, int], config: Mapping[str, Any]) -> str:
+    """Why an axis did not follow the configuration."""
+    number = graph.parameters[part[0]]
+    found = [use.formula for use in graph.uses if use.at == (number, part[1])]
+    places = sorted({s for formula in found for s in formula.sources if isinstance(s, Attribute)}, key=str)
+    if not places:
+        return "its size is in no layer's configuration, so Keras could not load the model again"
+    shown = " and ".join(f"`{place.name}` of {owner(config, place)!r}" for place in places)
+    return f"its size follows from {shown} together with others that lose differently"

@@ -1,0 +1,189 @@
+"""The stages for Keras models: trace, cut, save and load; and a model as the stages after the trace take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import keras
+
+from sned.errors import CheckpointError, ExampleError, ModelError, PlanError, SnedError
+from sned.files import atomic_path
+from sned.graph.example import Example, Inputs, describe
+from sned.graph.ir import Graph
+from sned.graph.plan import Plan, check_fits
+from sned.graph.trace import state_of
+from sned.surgery.keras.arrays import batches, tensors
+from sned.surgery.keras.naming import variables_of
+from sned.surgery.keras.network import Network
+from sned.surgery.keras.rebuild import cut, verify
+
+SUFFIX = ".keras"
+
+_graphs: WeakValueDictionary[int, Graph] = WeakValueDictionary()
+"""The graphs that are in use, by the identity of their Keras model, which they keep alive."""
+
+_plans: WeakKeyDictionary[Any, tuple[Plan, ...]] = WeakKeyDictionary()
+"""The plans that made a pruned model."""
+
+
+def network_of(model: Any) -> Network:
+    """A Keras model as the stages take it, with the values that it has now."""
+    if isinstance(model, Network):
+        return model
+    if not model.built:
+        raise ModelError(
+            f"A Keras model must have its variables, but {type(model).__name__} was not built yet. Call it on an input "
+            "once."
+        )
+    return Network.of(model)
+
+
+def trace_keras(model: Any, example_inputs: Inputs) -> Graph:
+    """`sned.trace` for a Keras model; `example_inputs` as `model.predict` takes them."""
+    if isinstance(model, Network):
+        return traced(model, describe(example_inputs))
+    return traced(network_for(model, example_inputs), describe(inputs_of(example_inputs)))
+
+
+def inputs_of(example_inputs: Inputs) -> tuple[Any]:
+    """Example inputs as positional arguments: the one that a Keras model has, every array in it a tensor of PyTorch.
+
+    Raises:
+        ExampleError: they hold no array, or something else.
+    """
+    nest = tensors(example_inputs)
+    if not keras.tree.flatten(nest):
+        raise ExampleError("`example_inputs` must hold at least one array, as `model.predict` takes it.")
+    return (nest,)
+
+
+def network_for(model: Any, example_inputs: Inputs) -> Network:
+    """The network of a model, which is called on the example first where it was not built yet.
+
+    Raises:
+        ModelError: it does not run on the example.
+    """
+    if isinstance(model, Network):
+        return model
+    if not model.built:
+        try:
+            model(keras.tree.map_structure(keras.ops.convert_to_tensor, example_inputs))
+        except Exception as error:
+            raise ModelError(
+                f"The model must run on the example inputs, but {type(model).__name__} failed: {error}"
+            ) from error
+    return network_of(model)
+
+
+def traced(network: Network, example: Example) -> Graph:
+    """The graph of a network, kept for `apply`."""
+    graph = _recorded(network.keras, example, rehearse=True)
+    network.graph = graph = replace(graph, model=network)
+    _graphs[id(network.keras)] = graph
+    return graph
+
+
+def _recorded(model: Any, example: Example, *, rehearse: bool) -> Graph:
+    if keras.backend.backend() == "torch":
+        from sned.surgery.keras.recording import record, recorded_plainly
+
+        return (record if rehearse else recorded_plainly)(model, example)
+    from sned.surgery.keras.client import recorded_by_child
+
+    return recorded_by_child(model, example, rehearse=rehearse)
+
+
+def pruned_keras(network: Network, graph: Graph, plan: Plan) -> tuple[Network, float]:
+    """A pruned and verified network, and the largest difference to the replay."""
+    small, difference = _cut(network, graph, plan)
+    made = Network.of(small)
+    made.graph = replace(_recorded(small, graph.example, rehearse=False), model=made)
+    return made, difference
+
+
+def apply_keras(model: Any, plan: Plan) -> Any:
+    """`sned.apply` for a Keras model."""
+    network = network_of(model)
+    graph = _known(network, plan)
+    if graph is None:
+        try:
+            graph = traced(network, plan.example)
+        except ModelError as error:
+            raise PlanError(f"The plan was made for another network: {error}") from error
+        check_fits(plan, graph)
+    small, _ = _cut(network, graph, plan)
+    return small
+
+
+def _cut(network: Network, graph: Graph, plan: Plan) -> tuple[Any, float]:
+    state = state_of(network)
+    small = cut(network.keras, graph, plan, state)
+    difference = verify(small, graph, plan, state)
+    _plans[small] = (*_plans.get(network.keras, ()), plan)
+    return small, difference
+
+
+def _known(network: Network, plan: Plan) -> Graph | None:
+    """The graph that a plan was made from, where the model has the same shapes still."""
+    graph = _graphs.get(id(network.keras))
+    if graph is None or graph.fingerprint != plan.fingerprint or graph.example != plan.example:
+        return None
+    shapes = {held.path: tuple(map(int, held.variable.shape)) for held in variables_of(network.keras)}
+    same = all(shapes.get(name) == graph.tensors[number].shape for name, number in graph.parameters.items())
+    try:
+        check_fits(plan, graph)
+    except SnedError:
+        return None
+    return graph if same else None
+
+
+def handed(network: Any) -> Any:
+    """The Keras model of a network, with the values that the network has now."""
+    if not isinstance(network, Network):
+        return network
+    network.push()
+    return network.keras
+
+
+def calibration_of(given: Any, example_inputs: Inputs) -> Iterator[Any] | None:
+    """Calibration batches as the stages take them, without labels."""
+    return None if given is None else batches(given, example_inputs)
+
+
+def evaluate_of(evaluate: Callable[[Any], float] | None) -> Callable[[Any], float] | None:
+    """The user's measure, asked about the Keras model that a network holds."""
+    return None if evaluate is None else lambda network: evaluate(handed(network))
+
+
+def save_keras(model: Any, path: Path) -> None:
+    """Write a model in Keras's own format, whole or not at all."""
+    if path.suffix != SUFFIX:
+        raise CheckpointError(
+            f"A pruned Keras model is a plain one and is saved in Keras's own format: give a path that ends in "
+            f"{SUFFIX!r}, got {path.name!r}."
+        )
+    with atomic_path(path) as beside:
+        handed(model).save(beside)
+
+
+def load_keras(model: Any, path: Path) -> Any:
+    """Read a model that `save_keras` or Keras wrote; `model` (or None) tells the classes of the user's own.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or a class in it is not known.
+    """
+    from sned.surgery.keras.configuration import classes_of
+
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}. Check the path.")
+    try:
+        if model is None:
+            return keras.saving.load_model(path)
+        with classes_of(model):
+            return keras.saving.load_model(path)
+    except Exception as error:
+        raise CheckpointError(f"{path.name} could not be loaded by Keras: {error}") from error

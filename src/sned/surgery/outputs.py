@@ -1,0 +1,55 @@
+"""What a pruned network returns, held against what its plan promises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from sned.errors import SurgeryError
+
+TOLERANCE = 1e-4
+"""Largest difference to the replay, relative to the largest output (float32)."""
+
+
+def shaken(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, with random ones in the place of weights that are all zero and would hide every difference."""
+    return {name: _not_zero(tensor) for name, tensor in state.items()}
+
+
+def _not_zero(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point() or tensor.ndim < 2:
+        return tensor
+    if bool(tensor[:1].any()) or bool(tensor.any()):  # nearly always told by the first row
+        return tensor
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(tensor.shape, generator=generator).to(tensor) / math.sqrt(tensor.shape[-1])
+
+
+def largest_difference(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], batch: int) -> float:
+    """The largest difference between outputs, relative to the largest of each.
+
+    Raises:
+        SurgeryError: they differ by more than rounding, or in their shapes.
+    """
+    worst = 0.0
+    for number, (mine, theirs) in enumerate(zip(got, expected, strict=True)):
+        if mine.shape != theirs.shape:
+            raise SurgeryError(
+                f"A pruned network must compute what its plan promises, but output {number} has shape "
+                f"{tuple(mine.shape)} instead of {tuple(theirs.shape)}. Please report this network."
+            )
+        a, b = mine.double(), theirs.double()
+        scale = max(float(b.abs().nan_to_num(0, 0, 0).max()) if b.numel() else 0.0, 1e-6)
+        difference = (
+            float((a - b).abs().nan_to_num(0 if bool((a.isnan() == b.isnan()).all()) else 1e9).max()) / scale
+        )
+        worst = max(worst, difference)
+    limit = TOLERANCE if all(t.dtype in (torch.float32, torch.float64) for t in expected) else 0.05
+    if worst > limit:
+        raise SurgeryError(
+            f"A pruned network must compute what its plan promises, but its outputs differ by {worst:.2g} of the "
+            f"largest one at batch size {batch}. The original was not touched. Please report it."
+        )
+    return worst

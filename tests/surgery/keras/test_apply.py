@@ -1,0 +1,63 @@
+"""A pruned Keras model against the dense one with the removed slices set to zero: neither replay nor graph is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import sned
+from sned.graph import Graph, Plan
+from sned.surgery.keras.naming import variables_of
+from tests.surgery.keras.models import BUILDERS, made
+
+
+def answers(model: Any, inputs: Any) -> list[np.ndarray]:
+    given = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
+    return [
+        np.asarray(keras.ops.convert_to_numpy(t)) for t in keras.tree.flatten(model(given, training=False))
+    ]
+
+
+def zeroed(model: Any, graph: Graph, plan: Plan) -> Any:
+    """The dense model with what the plan removes set to zero, in place."""
+    variables = {held.path: held.variable for held in variables_of(model)}
+    for group in graph.groups:
+        for part in group.slices if group.name in plan.removed else ():
+            value = np.array(keras.ops.convert_to_numpy(variables[part.parameter].value))
+            index: list[Any] = [slice(None)] * value.ndim
+            index[part.axis] = part.positions[list(plan.removed[group.name])].ravel()
+            value[tuple(index)] = 0
+            variables[part.parameter].assign(value)
+    return model
+
+
+def close(mine: list[np.ndarray], theirs: list[np.ndarray]) -> None:
+    for a, b in zip(mine, theirs, strict=True):
+        assert a.shape == b.shape
+        assert np.abs(a - b).max() <= 1e-4 * max(np.abs(b).max(), 1e-3)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_half_of_every_group_can_go(name: str, tmp_path: Path) -> None:
+    model, inputs = made(name)
+    before = answers(model, inputs)
+    graph = sned.trace(model, inputs)
+    assert graph.groups
+    plan = sned.plan(graph, sparsity=0.5)
+
+    small = sned.apply(model, plan)
+
+    assert type(small) is type(model)
+    assert small.count_params() < model.count_params()
+    close(answers(model, inputs), before)
+    exact = [group.name for group in graph.groups if group.exact]
+    only_exact = graph.plan({name: plan.removed[name] for name in exact if name in plan.removed})
+    if exact:
+        few = answers(sned.apply(model, only_exact), inputs)
+        close(few, answers(zeroed(made(name)[0], graph, only_exact), inputs))
+    small.save(tmp_path / "small.keras")
+    close(answers(keras.saving.load_model(tmp_path / "small.keras"), inputs), answers(small, inputs))

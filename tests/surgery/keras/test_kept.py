@@ -1,0 +1,137 @@
+"""What a pruned model keeps beside its weights; and the short road."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import onnxruntime as ort
+import pytest
+from keras import layers
+
+import sned
+from sned.graph.trace import state_of
+from tests.surgery.keras.models import images, made
+from tests.surgery.keras.test_apply import answers, close
+
+
+def pruned(model: Any, inputs: Any) -> Any:
+    return sned.apply(model, sned.plan(sned.trace(model, inputs), sparsity=0.5))
+
+
+def test_names_flags_and_compile_settings_are_kept() -> None:
+    model, x = made("sequential_cnn")
+    model.get_layer("stem").trainable = False
+    model.compile(
+        keras.optimizers.SGD(0.125, momentum=0.5), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
+    small = pruned(model, x)
+    assert [layer.name for layer in small.layers] == [layer.name for layer in model.layers]
+    assert [layer.trainable for layer in small.layers] == [layer.trainable for layer in model.layers]
+    assert small.name == model.name
+    assert type(small.optimizer) is type(model.optimizer)
+    assert float(small.optimizer.learning_rate) == 0.125
+    assert small.loss == "sparse_categorical_crossentropy"
+    history = small.fit(x, np.array([0, 1]), epochs=2, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    assert "accuracy" in small.evaluate(x, np.array([0, 1]), verbose=0, return_dict=True)
+
+
+def test_configurations_follow_the_plan() -> None:
+    model, x = made("sequential_cnn")
+    graph = sned.trace(model, x)
+    stem = graph.group("stem")
+    small = sned.apply(model, graph.plan({"stem": [0, 3, 5]}))
+    assert stem.size == 8
+    assert small.get_layer("stem").filters == 5
+    kept = [1, 2, 4, 6, 7]
+    mine, theirs = (np.array(m.get_layer("stem").get_weights()[0]) for m in (small, model))
+    np.testing.assert_array_equal(mine, theirs[..., kept])
+
+
+def test_groups_are_named_after_what_makes_them() -> None:
+    model, x = made("residual")
+    graph = sned.trace(model, x)
+    assert {group.name for group in graph.groups} == {"conv2d", "conv2d_1", "conv2d_3"}
+    assert {frozen.name for frozen in graph.frozen} == {"dense"}
+    assert all(tensor.numel() for tensor in state_of(graph.model).values())
+
+
+def test_adapted_preprocessing_is_kept() -> None:
+    normal = layers.Normalization()
+    normal.adapt(images() * 3 + 1)
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, activation="relu")(normal(inputs))
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    graph = sned.trace(model, images())
+    full = sned.apply(model, graph.plan({}))
+    close(answers(full, images()), answers(model, images()))
+    assert pruned(model, images()).count_params() < model.count_params()
+
+
+def test_weights_are_those_of_now() -> None:
+    model, x = made("residual")
+    graph = sned.trace(model, x)
+    kernel = model.get_layer(model.layers[1].name).kernel
+    value = np.array(keras.ops.convert_to_numpy(kernel.value))
+    value[..., [1, 2, 6]] = 1e-4
+    kernel.assign(value)
+    plan = sned.plan(graph, sparsity=0.375)
+    first = next(iter(plan.removed))
+    small = sned.apply(model, plan)
+    theirs = np.array(keras.ops.convert_to_numpy(small.layers[1].kernel.value))
+    kept = np.setdiff1d(np.arange(value.shape[-1]), plan.removed[first])
+    np.testing.assert_allclose(theirs, value[..., kept])
+
+
+def test_the_short_road_ends_in_a_plain_keras_model(tmp_path: Path) -> None:
+    model, x = made("residual")
+    rng = np.random.default_rng(0)
+    seen: list[Any] = []
+
+    def evaluate(candidate: Any) -> float:
+        seen.append(candidate)
+        return float(candidate.count_params() > 0)
+
+    batches = [(rng.standard_normal((16, 8, 8, 3)).astype("float32"), np.zeros(16)) for _ in range(4)]
+    result = sned.prune(
+        model, x, budget=sned.Budget(macs="60%"), calibration=batches, evaluate=evaluate, out=tmp_path / "out"
+    )
+    assert all(isinstance(candidate, keras.Model) for candidate in [*seen, result.model])
+    assert type(result.model) is type(model)
+    assert result.report.after.macs <= 0.6 * result.report.before.macs
+    assert result.report.asked.model == "Functional"
+    again = keras.saving.load_model(tmp_path / "out" / "model.keras")
+    close(answers(again, x), answers(result.model, x))
+    session = ort.InferenceSession(tmp_path / "out" / "model.onnx")
+    given = {session.get_inputs()[0].name: x}
+    close(session.run(None, given), answers(result.model, x))
+
+
+def test_zeros_inside_tensors() -> None:
+    import sned.keras
+
+    model, x = made("residual")
+    sparse = sned.sparsify(model, x, sparsity=0.5, calibration=[images() for _ in range(8)])
+    assert isinstance(sparse.model, keras.Model)
+    masked = {name for name, zeros in sparse.zeros.items() if zeros > 0}
+    assert masked
+    assert sned.keras.sparsity_of(sparse.model) > 0.3
+    assert sned.keras.sparsity_of(model) == 0
+
+
+@pytest.mark.parametrize("name", ["residual"])
+def test_the_command_line_prunes_files(name: str, tmp_path: Path) -> None:
+    from sned.cli.app import main
+
+    model, x = made(name)
+    model.save(tmp_path / "model.keras")
+    arguments = ["prune", str(tmp_path / "model.keras"), "-e", "2,8,8,3", "--sparsity", "0.5"]
+    with contextlib.suppress(SystemExit):
+        main([*arguments, "--out", str(tmp_path / "out")])
+    small = keras.saving.load_model(tmp_path / "out" / "model.keras")
+    assert small.count_params() < model.count_params()
+    assert answers(small, x)[0].shape == answers(model, x)[0].shape

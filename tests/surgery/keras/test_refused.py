@@ -1,0 +1,230 @@
+"""What bad input gets, and what Keras cannot express."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import sned
+from sned.errors import CalibrationError, CheckpointError, ExampleError, ModelError
+from sned.surgery.keras import is_keras
+from sned.surgery.keras.arrays import batches
+from sned.surgery.keras.naming import variables_of
+from tests.surgery.keras.models import images, made, sequence
+
+TORCH = keras.backend.backend() == "torch"
+
+
+class Fixed(keras.Model):
+    """A model with its sizes written into the code."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.one, self.two = layers.Dense(8, activation="relu"), layers.Dense(3)
+
+    def call(self, x: Any) -> Any:
+        return self.two(self.one(x))
+
+
+class Silent(layers.Layer):
+    """A layer that does not tell its configuration."""
+
+    def __init__(self, factor: Any) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def call(self, x: Any) -> Any:
+        return x * self.factor
+
+
+def values(model: Any) -> list[np.ndarray]:
+    return [np.array(keras.ops.convert_to_numpy(held.variable.value)) for held in variables_of(model)]
+
+
+def test_sizes_in_the_code_stay_with_the_reason() -> None:
+    model = Fixed()
+    x = sequence(1, 6)[:, 0]
+    model(x)
+    graph = sned.trace(model, x)
+    assert not graph.groups
+    assert any("in no layer's configuration" in frozen.reason for frozen in graph.frozen)
+
+
+def test_a_shape_in_a_function_stays_with_the_reason() -> None:
+    inputs = keras.Input((6,))
+    x = layers.Dense(8)(inputs)
+    x = layers.Lambda(lambda t: __import__("keras").ops.reshape(t, (-1, 2, 4)), output_shape=(2, 4))(x)
+    x = layers.Dense(5)(x)
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+    graph = sned.trace(model, sequence(1, 6)[:, 0])
+    assert [group.name for group in graph.groups] == ["dense_1"]
+    assert any(frozen.name == "dense" for frozen in graph.frozen)
+    small = sned.apply(model, sned.plan(graph, sparsity=0.4))
+    assert small.get_layer(model.layers[3].name).units == 3
+
+
+def test_a_layer_without_configuration_is_named() -> None:
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, layers.Dense(3)(Silent(np.ones(6, "float32"))(layers.Dense(6)(inputs))))
+    before = values(model)
+    with pytest.raises(ModelError, match=r"Silent|get_config"):
+        sned.trace(model, sequence(1, 6)[:, 0])
+    for mine, theirs in zip(values(model), before, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_layer_alone_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"whole Keras models, got the layer Dense.*Sequential"):
+        sned.trace(layers.Dense(3), sequence())
+
+
+def test_models_of_keras_2_are_told_what_to_do() -> None:
+    kind = type("Functional", (), {"__module__": "tf_keras.src.engine.functional"})
+    with pytest.raises(ModelError, match=r"Keras 2 \(tf_keras\).*TF_USE_LEGACY_KERAS"):
+        is_keras(kind())
+
+
+def test_a_function_that_keras_cannot_load_is_told() -> None:
+    inputs = keras.Input((6,))
+    x = layers.Lambda(lambda t: NOWHERE.twice(t), output_shape=(6,))(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    with pytest.raises(ModelError, match=r"NOWHERE"):
+        sned.trace(model, sequence(1, 6)[:, 0])
+
+
+class NOWHERE:
+    """A name that a saved function cannot see."""
+
+    @staticmethod
+    def twice(t: Any) -> Any:
+        return t * 2
+
+
+def test_examples_must_be_arrays_that_fit() -> None:
+    model, _ = made("residual")
+    with pytest.raises(ExampleError, match=r"array of numbers.*got str"):
+        sned.trace(model, "images")
+    with pytest.raises(ModelError, match=r"must run on the example|failed"):
+        sned.trace(model, images(channels=4))
+
+
+def test_plans_fit_another_model_made_by_the_same_code() -> None:
+    one, x = made("bidirectional")
+    plan = sned.plan(sned.trace(one, x), sparsity=0.5)
+    other, _ = made("bidirectional")
+    assert sned.apply(other, plan).count_params() < other.count_params()
+    with pytest.raises(sned.SnedError, match=r"another network|network"):
+        sned.apply(made("residual")[0], plan)
+
+
+def test_pruned_models_are_saved_in_the_format_of_keras(tmp_path: Path) -> None:
+    model, x = made("residual")
+    small = sned.apply(model, sned.plan(sned.trace(model, x), sparsity=0.5))
+    with pytest.raises(CheckpointError, match=r"ends in '\.keras'"):
+        sned.save(small, tmp_path / "small.safetensors")
+    sned.save(small, tmp_path / "small.keras")
+    again = sned.load(None, tmp_path / "small.keras")
+    assert again.count_params() == small.count_params()
+    (tmp_path / "small.keras").write_bytes(b"no")
+    with pytest.raises(CheckpointError, match=r"could not be loaded"):
+        sned.load(None, tmp_path / "small.keras")
+    with pytest.raises(CheckpointError, match=r"no file"):
+        sned.load(None, tmp_path / "none.keras")
+
+
+class Sequence(keras.utils.PyDataset):
+    """Three batches with labels."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Any:
+        return images()[:, :, :, :] + index, np.zeros(2)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.concatenate([images()] * 3),
+        [images(), (images(), np.zeros(2)), [images(), np.zeros(2), np.ones(2)]],
+        (images() for _ in range(3)),
+        Sequence(),
+    ],
+    ids=["array", "list", "generator", "PyDataset"],
+)
+def test_calibration_is_whatever_fit_takes(given: Any) -> None:
+    found = [batch for (batch,) in batches(given, images())]
+    assert sum(map(len, found)) == 6
+    assert all(tuple(batch.shape[1:]) == (8, 8, 3) for batch in found)
+
+
+def test_calibration_from_tf_data() -> None:
+    tf = pytest.importorskip("tensorflow")
+    data = tf.data.Dataset.from_tensor_slices((np.concatenate([images()] * 3), np.zeros(6))).batch(4)
+    assert [len(batch) for (batch,) in batches(data, images())] == [4, 2]
+
+
+def test_several_inputs_are_told_from_labels() -> None:
+    pair = {"a": np.ones((2, 3), "float32"), "b": np.ones((2, 4), "float32")}
+    ((found,),) = batches([(pair, np.zeros(2))], pair)
+    assert set(found) == {"a", "b"}
+    ((both,),) = batches([[pair["a"], pair["b"]]], [pair["a"], pair["b"]])
+    assert [tuple(t.shape) for t in both] == [(2, 3), (2, 4)]
+
+
+@pytest.mark.parametrize("given", [5, ["text"], [({"a": None}, 1)]])
+def test_calibration_of_the_wrong_kind_is_refused(given: Any) -> None:
+    with pytest.raises(CalibrationError, match=r"[Cc]alibration"):
+        list(batches(given, images()))
+
+
+@pytest.mark.skipif(TORCH, reason="there is a child under other backends only")
+def test_the_child_tells_its_errors_and_its_death() -> None:
+    from sned.surgery.keras.client import CHILD
+
+    class Local(layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x
+
+    inputs = keras.Input((6,))
+    hidden = keras.Model(inputs, layers.Dense(3)(Local()(inputs)))
+    with pytest.raises(ModelError, match=r"Local.*importable by another process"):
+        sned.trace(hidden, sequence(1, 6)[:, 0])
+    model, x = made("residual")
+    sned.trace(model, x)
+    process = CHILD._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert sned.trace(model, x).groups  # another one is started
+
+
+@pytest.mark.skipif(TORCH, reason="there is a child under other backends only")
+def test_the_child_dies_with_its_parent() -> None:
+    code = (
+        "import os, signal, keras, numpy as np, sned\n"
+        "from sned.surgery.keras.client import CHILD\n"
+        "m = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(2)])\n"
+        "sned.trace(m, np.ones((2, 4), 'float32'))\n"
+        "print(CHILD._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    pid = int(ended.stdout.split()[-1])
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+            return
+        import time
+
+        time.sleep(0.1)
+    pytest.fail("the child outlived its parent")
