@@ -14,7 +14,8 @@ import sned
 from sned.errors import BudgetError, CalibrationError, PlanError, UserError
 from sned.export import Exported
 from sned.export.parity import Parity
-from sned.pipeline import Result, Study
+from sned.pipeline import Result
+from sned.pipeline.study import Study
 from sned.timing import Latency
 
 
@@ -37,8 +38,9 @@ def made_up_files(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(study: Study, files: Mapping[str, Path], runs: int = 1) -> dict[str, Latency]:
         return {name: Latency(1.0, 1.0, 1.0, runs, 1) for name in files}
 
-    monkeypatch.setattr("sned.pipeline.export_onnx", export)
-    monkeypatch.setattr("sned.pipeline._measure", measure)
+    for module in ("study", "choice", "road"):
+        monkeypatch.setattr(f"sned.pipeline.{module}.measure", measure)
+        monkeypatch.setattr(f"sned.pipeline.{module}.export_onnx", export)
 
 
 class Small(nn.Module):
@@ -162,7 +164,7 @@ def test_rules_alone_say_how_much_goes(tmp_path: Path) -> None:
 def test_rules_that_cannot_be_are_refused_before_anything_is_measured(
     rules: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sned.pipeline.calibrate", lambda *a, **k: pytest.fail("too late"))
+    monkeypatch.setattr("sned.pipeline.study.calibrate", lambda *a, **k: pytest.fail("too late"))
     with pytest.raises(PlanError, match=message):
         pruned(rules=rules)
 

@@ -189,7 +189,7 @@ def test_ctrl_c_names_what_was_kept(
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sned.pipeline.search", interrupted)
+    monkeypatch.setattr("sned.pipeline.choice.search", interrupted)
     out = tmp_path / "out"
     ended = shell("prune", f"{user_file}:make_model", "-e", "1,3,8,8", "--sparsity", "0.5", "--out", out)
     assert ended.code == 130
@@ -212,7 +212,7 @@ def test_a_stopped_run_goes_on_from_there(
     assert shell(*words, "--out", tmp_path / "whole").code == 0
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("sned.pipeline.repair", interrupted)
+        patch.setattr("sned.pipeline.making.repair", interrupted)
         ended = shell(*words, "--out", out)
     assert ended.code == 130
     assert "each of them whole: dense.onnx, plan.json. What was learnt is kept in" in ended.err

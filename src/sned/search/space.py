@@ -69,6 +69,11 @@ class Found:
     costs: Mapping[str, float]
     error: float
 
+    @property
+    def changes(self) -> bool:
+        """Whether the plan takes anything away."""
+        return bool(self.plan.removed or self.plan.bypassed)
+
 
 MISSED_SHOWN = 3
 """Limits that an error names, those that are missed most first."""

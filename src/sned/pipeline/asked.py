@@ -1,0 +1,85 @@
+"""What is asked of a run, checked before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sned.calibration import Calibration
+from sned.devices import Budget
+from sned.errors import BudgetError, CalibrationError
+from sned.saliency import criterion_named
+from sned.search import Rules, search_named
+
+Evaluate = Callable[[Any], float]
+
+
+RULES_ALONE = Budget(macs="100%")
+"""What is asked where rules or layers alone say what goes: nothing may get larger."""
+
+
+def one_of(sparsity: float | None, budget: Budget | None, rules: Rules) -> Budget:
+    """What is asked, as a budget."""
+    if budget is not None and not isinstance(budget, Budget):
+        raise BudgetError(f'`budget` must be a `sned.Budget`, such as Budget(macs="50%"), got {budget!r}.')
+    if sparsity is None and budget is None and rules.sparsity:
+        return RULES_ALONE
+    if (sparsity is None) == (budget is None):
+        raise BudgetError(
+            "Say how much may remain: give either `sparsity`, such as 0.5, or a `Budget`; or rules that give groups a "
+            "sparsity."
+        )
+    return budget if budget is not None else Budget(sparsity=sparsity)
+
+
+def check_names(saliency: str | None, search_by: str | None) -> None:
+    """A name that is mistyped is told before any work is done."""
+    if saliency is not None:
+        criterion_named(saliency)
+    if search_by is not None:
+        search_named(search_by)
+
+
+def checked(labels: torch.Tensor | None, learnt: Calibration | None) -> torch.Tensor | None:
+    """Labels, if there is one for every calibration input."""
+    if labels is None:
+        return None
+    if learnt is None or learnt.synthetic:
+        raise CalibrationError(
+            "`labels` belong to calibration inputs, and none were given. Pass `calibration` too."
+        )
+    if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64 or len(labels.shape) == 0:
+        got = str(labels.dtype) if isinstance(labels, torch.Tensor) else type(labels).__name__
+        raise CalibrationError(
+            f"`labels` must be an int64 tensor with a class for every calibration input, got {got}."
+        )
+    if len(labels) < learnt.count:
+        raise CalibrationError(
+            f"`labels` must hold one for every calibration input, in their order, got {len(labels)} for {learnt.count}."
+        )
+    return labels
+
+
+def rules_of(given: Rules | Mapping[str, Any] | str | Path | None) -> Rules:
+    """The rules in any of the forms that a user may give them in."""
+    if given is None:
+        return Rules()
+    if isinstance(given, str | Path):
+        return Rules.from_toml(Path(given))
+    return given if isinstance(given, Rules) else Rules.from_data(given)
+
+
+def default_search(budget: Budget, rules: Rules) -> str:
+    """The name of the search where none was asked for."""
+    if budget.sparsity is not None:
+        return "uniform"
+    alone = rules.sparsity and budget.amounts == RULES_ALONE.amounts and budget.max_loss is None
+    return "manual" if alone else "knapsack"
+
+
+def axis_of(budget: Budget) -> str:
+    """The cost that the trade-off curve runs along: the first that is limited, or latency."""
+    return next(iter(budget.amounts), "latency_ms")

@@ -1,0 +1,182 @@
+"""Which plan: the search, tightened by measured latencies, and the reasons in words."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sned.devices import Cost, FleetCost
+from sned.errors import BudgetError
+from sned.export import export_onnx
+from sned.pipeline.asked import Evaluate, axis_of, default_search
+from sned.pipeline.loss import within_loss
+from sned.pipeline.study import Study, anchored, keep, measure, once, timed
+from sned.report.compose import Whole
+from sned.saliency import CRITERIA, Evidence, Scores, criterion_named, sensitivities, weighed
+from sned.search import Found, Problem, curve, remeasured, search
+from sned.surgery.pytorch import pruned
+
+ROUNDS = 4
+"""How many plans are measured at most before the best of them is taken."""
+
+
+NEAR = 0.94
+"""A measured latency between this share of the one asked for and the whole of it is near enough."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan, the limits that led to it, and what was learnt on the way."""
+
+    found: Found
+    limits: dict[str, float]
+    cost: Cost | FleetCost
+    whole: Whole
+    scores: Scores
+    curve: tuple[Found, ...]
+    notes: tuple[str, ...] = ()
+
+
+def choose(study: Study, search_by: str | None, evaluate: Evaluate | None, base: float | None) -> Choice:
+    """The plan of the least error within the budget.
+
+    Args:
+        study: what is known of the network.
+        search_by: name of a search; None for the default.
+        evaluate: the user's measure, for a budget with a loss.
+        base: what it says of the whole network.
+    """
+    budget = study.budget
+    with timed(study.seconds, "search"):
+        study, limits, notes = anchored(study)
+        name = search_by or default_search(budget, study.rules)
+        problem = _weighed(study, replace(study.problem, limits=limits, sparsity=budget.sparsity))
+        points = curve(problem, axis_of(budget), points=10)
+        found, said = _within(study, problem, name)
+        if budget.max_loss is not None and evaluate is not None and base is not None:
+            found, more = within_loss(study, problem, name, found, base, evaluate)
+            said = (*said, *more)
+        notes = (
+            *_left_out(study),
+            _ranked_by(study),
+            *_labels_unused(study),
+            _chosen_by(study, name, asked=search_by is not None),
+            *notes,
+            *said,
+        )
+        return Choice(found, limits, study.cost, study.whole, problem.scores, points, notes)
+
+
+def _weighed(study: Study, problem: Problem) -> Problem:
+    """The problem with each group's error weighed by what it does to the network's answers, around smaller and smaller
+    networks on the way to the limits; left as it is where a criterion was asked for, or there are no real inputs."""
+    if not study.weigh:
+        return problem
+    evidence = Evidence(study.graph, study.state, study.calibration, progress=study.progress)
+    if problem.limits or problem.sparsity is not None:
+        return remeasured(problem, evidence)
+    return replace(problem, scores=weighed(problem.scores, sensitivities(evidence, problem.scores)))
+
+
+def _within(study: Study, problem: Problem, name: str) -> tuple[Found, tuple[str, ...]]:
+    """The best plan within the limits; what limits latency is measured."""
+    if "latency_ms" in problem.limits:
+        return _within_latency(study, problem, name)
+    found = search(name, problem)
+    whole = not found.changes and study.budget.max_loss is None
+    return found, ("The network keeps the budget as it is, so nothing was removed.",) if whole else ()
+
+
+def _within_latency(study: Study, problem: Problem, name: str) -> tuple[Found, tuple[str, ...]]:
+    """Search, measure, and tighten or ease the predicted limit until the measured latency keeps the real one."""
+    limits = dict(problem.limits)
+    wanted = limits["latency_ms"]
+    tried: list[tuple[float, Found]] = []
+    for _ in range(ROUNDS):
+        try:
+            found = search(name, replace(problem, limits=limits))
+        except BudgetError:
+            if not tried:
+                raise
+            break
+        if any((found.counts == other.counts).all() for _, other in tried):
+            break
+        share = _measured_share(study, found) / (wanted / study.dense_costs()["latency_ms"])
+        tried.append((share, found))
+        keep(study, _of_least_error(tried))
+        if NEAR <= share <= 1:
+            break
+        limits["latency_ms"] *= min(1.0, 0.985 / share) if share > 1 else min(1.15, 0.99 / share)
+    found = _of_least_error(tried)
+    share = next(share for share, other in tried if other is found)
+    said = f"{len(tried)} plans were measured; the chosen one takes {share:.2f} of the latency asked for."
+    return found, (said,)
+
+
+def _of_least_error(tried: Sequence[tuple[float, Found]]) -> Found:
+    """Of measured plans (share of the latency asked for, plan) the best that keeps it, else the fastest."""
+    kept = [pair for pair in tried if pair[0] <= 1]
+    return (min(kept, key=lambda p: p[1].error) if kept else min(tried, key=lambda p: p[0]))[1]
+
+
+def _measured_share(study: Study, found: Found) -> float:
+    """Measured latency of a plan over that of the whole network, both in one interleaved run."""
+
+    def measured() -> float:
+        small = pruned(study.graph.model, study.graph, found.plan).model
+        with tempfile.TemporaryDirectory() as folder:
+            exported = export_onnx(small, study.example, Path(folder) / "round.onnx")
+            timed = measure(study, {"before": study.exported.path, "after": exported.path})
+        return timed["after"].median_ms / timed["before"].median_ms
+
+    return once(study, "latency", measured, found.plan.to_json())
+
+
+def _left_out(study: Study) -> tuple[str, ...]:
+    """Which layers are gone altogether, and what that means for the figures."""
+    names = ", ".join(study.graph.bypassed)
+    note = (
+        f"Left out, as asked: {names}. Search, repair and trade-off curve hold answers against the network without "
+        "them; agreement, accuracy and all figures before are those of yours."
+    )
+    return (note,) if names else ()
+
+
+def _ranked_by(study: Study) -> str:
+    """By which criterion units were ranked, and why by that."""
+    name = study.scores.criterion
+    if study.weigh:
+        return (
+            f"Units were ranked by '{name}', each group's error weighed by what it does to the answers: the default "
+            "where there are calibration inputs."
+        )
+    if not study.asked_for_saliency:
+        return f"Units were ranked by '{name}': the default, for want of calibration inputs, is their weights alone."
+    random = study.calibration.synthetic and criterion_named(name).calibrated
+    caution = (
+        ", on random inputs, for want of real ones: pass `calibration` to rank them by real ones"
+        if random
+        else ""
+    )
+    return f"Units were ranked by '{name}', as asked{caution}."
+
+
+def _labels_unused(study: Study) -> tuple[str, ...]:
+    name = study.scores.criterion
+    used = name in CRITERIA and CRITERIA[name].labelled
+    return (
+        (f"Labels were given and not looked at: '{name}' needs none.",) if study.labelled and not used else ()
+    )
+
+
+def _chosen_by(study: Study, name: str, *, asked: bool) -> str:
+    """Which search said how much goes where, and why that one."""
+    if asked:
+        return f"How much goes where was chosen by '{name}', as asked."
+    reason = {
+        "uniform": "the default for a sparsity",
+        "manual": "rules alone say how much goes",
+    }.get(name, "the default for a budget: the least error within it")
+    return f"How much goes where was chosen by '{name}', {reason}."

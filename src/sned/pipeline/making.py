@@ -1,0 +1,77 @@
+"""The network of a plan: cut, verified, repaired, and trained where that is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from sned.pipeline.study import Study, timed
+from sned.repair import RepairReport, match, repair
+from sned.search import Found
+from sned.surgery.keras import is_keras
+from sned.surgery.pytorch import Pruned, fill, pruned
+from sned.training import finetune as train
+
+Watch = Callable[[str, nn.Module], None]
+"""Is told what was done to a network, and the network."""
+
+
+def made(
+    study: Study, found: Found, watch: Watch = lambda done, model: None
+) -> tuple[Pruned, tuple[str, ...]]:
+    """The pruned network of a plan, verified, and repaired where there are inputs to do so; and what was done."""
+    with timed(study.seconds, "surgery"):
+        small = pruned(study.graph.model, study.graph, found.plan)
+    watch("as cut", small.model)
+    if study.calibration.synthetic:
+        return small, ("Nothing was repaired: that takes calibration inputs, a few hundred without labels.",)
+    with timed(study.seconds, "repair"):
+        state, told = repair(study.graph, study.state, found.plan, study.calibration, progress=study.progress)
+        fill(small.model, study.graph, found.plan, state)
+    watch("after repair", small.model)
+    return small, _repaired(told)
+
+
+def _repaired(told: RepairReport) -> tuple[str, ...]:
+    """What repair did, in a sentence, and what it has to say."""
+    before, after = told.before.key, told.after.key
+    return (
+        f"Repair chose '{told.chosen}' of {len(told.candidates)}: on {told.judged} inputs held out, answers are "
+        f"{after:.3g} from the dense network's, {before:.3g} as cut.",
+        *told.notes,
+    )
+
+
+def matched(study: Study, small: Pruned, seconds: float) -> tuple[Pruned, tuple[str, ...]]:
+    """The network after `seconds` of matching the dense one, and what came of it."""
+    if study.calibration.synthetic:
+        return small, ("Nothing was matched: that takes calibration inputs, a few hundred without labels.",)
+    with timed(study.seconds, "match"):
+        batches = study.calibration.batches()
+        found = match(small.model, study.model, batches, seconds=seconds, progress=study.progress)
+    return replace(small, model=found.model), (found.note,)
+
+
+def trained(
+    study: Study, small: Pruned, finetune: Mapping[str, Any], watch: Watch, *, stays: bool
+) -> tuple[Pruned, tuple[str, ...]]:
+    """The network trained further, by default with the dense one as its teacher; and how that went."""
+    asked = {"teacher": study.model, "folder": study.folder / "training" if stays else None, **finetune}
+    if asked["teacher"] is None:
+        asked.pop("distillation", None)
+    with timed(study.seconds, "train"):
+        tuned = train(small.model, progress=study.progress, **asked)
+    watch("after training", tuned.model)
+    return replace(small, model=tuned.model), (tuned.note,)
+
+
+def handed(model: Any) -> Any:
+    """The network as the user knows it."""
+    if not is_keras(model):
+        return model
+    from sned.surgery.keras.road import handed
+
+    return handed(model)

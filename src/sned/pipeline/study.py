@@ -1,0 +1,241 @@
+"""All that is known about a network before anything is removed, and what is measured on the way."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sned.calibration import Calibration, Resume, calibrate
+from sned.devices import Budget, Cost, FleetCost, cost_for, find_devices, limits_for
+from sned.errors import ModelError
+from sned.export import Exported, export_onnx, feeds
+from sned.files import atomic_write_text
+from sned.graph import Graph
+from sned.graph.example import Inputs
+from sned.graph.trace import state_of
+from sned.measure import Latency, measure_onnx
+from sned.pipeline.asked import checked
+from sned.progress import Progress
+from sned.report.compose import Whole
+from sned.saliency import Evidence, Scores, score
+from sned.search import Found, Problem, Rules
+from sned.surgery import save, trace
+from sned.surgery import without as leave_out
+from sned.surgery.keras import is_keras
+
+INPUTS = 1024
+"""Calibration inputs read at most."""
+
+
+SYNTHETIC = 64
+"""Random inputs where there are no real ones: they only serve to compare answers."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that is known about a network before anything is removed.
+
+    Where layers are left out, `graph`, `state`, `calibration`, `scores` and `cost` are of the network without them, and
+    `model`, `exported` and `whole` of the user's own.
+    """
+
+    model: nn.Module
+    example: Inputs
+    graph: Graph
+    state: Mapping[str, torch.Tensor]
+    calibration: Calibration
+    scores: Scores
+    cost: Cost | FleetCost
+    whole: Whole
+    budget: Budget
+    rules: Rules
+    folder: Path
+    exported: Exported
+    progress: Progress
+    weigh: bool
+    asked_for_saliency: bool
+    labelled: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> Problem:
+        """The search problem without limits."""
+        return Problem(self.graph, self.scores, self.cost, rules=self.rules)
+
+    @property
+    def measured(self) -> bool:
+        """Whether networks can be timed on the device from here."""
+        return self.cost.basis == "measured"
+
+    def dense_costs(self) -> dict[str, float]:
+        """Predicted costs of the user's own network."""
+        return self.whole.costs()
+
+    def anchored(self, latency_ms: float | None, size_bytes: float | None) -> Study:
+        """The same, its cost models scaled to what was measured of the user's own network."""
+        whole = self.whole.anchored(latency_ms, size_bytes)
+        return replace(self, whole=whole, cost=self.cost.anchored_like(whole.cost))
+
+
+def study_of(
+    model: nn.Module,
+    example: Inputs,
+    budget: Budget,
+    batches: Iterable[Any] | None,
+    labels: torch.Tensor | None,
+    saliency: str | None,
+    rules: Rules,
+    without: Sequence[str],
+    folder: Path,
+    progress: Progress,
+    resume: Resume,
+) -> Study:
+    """Trace, calibrate, score, and make the cost model; the arguments are those of `prune`."""
+    seconds: dict[str, float] = {}
+    find_devices(budget.device)  # a wrong name is found before anything else
+    _check_weights(model)
+    with timed(seconds, "trace"):
+        dense = trace(model, example)
+        graph = leave_out(dense, without) if without else dense
+    _check_groups(graph)
+    rules.choices(graph)  # a wrong name is found before anything is measured
+    state = state_of(graph.model)
+    with timed(seconds, "calibrate"):
+        limit = SYNTHETIC if batches is None else INPUTS
+        learnt = calibrate(graph, state, batches, limit=limit, progress=progress, resume=resume)
+    with timed(seconds, "score"):
+        known = checked(labels, learnt)
+        scores = scored(Evidence(graph, state, learnt, known, progress=progress), saliency)
+    with timed(seconds, "cost model"):
+        costs = [
+            cost_for(each, budget, progress=progress) for each in ([dense, graph] if without else [dense])
+        ]
+    with timed(seconds, "export"):
+        exported = export_onnx(model, example, folder / "dense.onnx")
+    weigh = saliency is None and not learnt.synthetic
+    return Study(
+        model,
+        example,
+        graph,
+        state,
+        learnt,
+        scores,
+        costs[-1],
+        Whole(dense, costs[0]),
+        budget,
+        rules,
+        folder,
+        exported,
+        progress,
+        weigh,
+        saliency is not None,
+        labels is not None,
+        seconds,
+    )
+
+
+def _check_weights(model: nn.Module) -> None:
+    for name, tensor in state_of(model).items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"Weights must be finite numbers, but {name!r} holds NaN or infinity. "
+                "Load a checkpoint from before the training diverged."
+            )
+
+
+def _check_groups(graph: Graph) -> None:
+    if not graph.groups:
+        reasons = (
+            "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3]) or "it has no weights in its path"
+        )
+        raise ModelError(
+            f"Nothing in this network can be removed ({reasons}). `sned inspect` shows every reason."
+        )
+
+
+def scored(evidence: Evidence, saliency: str | None) -> Scores:
+    """The criterion asked for; else the one that knows most of what there is, weighed by what the network answers."""
+    if saliency is not None:
+        return score(saliency, evidence)
+    if evidence.calibration is None or evidence.calibration.synthetic:
+        return score("l2", evidence)
+    return score("reconstruction", evidence)
+
+
+def anchored(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
+    """The cost model scaled to what was measured of the whole network, and the limits that follow from it."""
+    if not study.measured:
+        return _estimated(study)
+    median_ms = once(
+        study, "anchor", lambda: measure(study, {"before": study.exported.path})["before"].median_ms
+    )
+    predicted = study.dense_costs()["latency_ms"]
+    note = (
+        f"Latencies are summed over measured ops and scaled by {median_ms / predicted:.2f}, "
+        "so that the whole network is predicted as it was measured."
+    )
+    study = study.anchored(median_ms, study.exported.size_bytes)
+    return study, limits_for(study.budget, study.cost, study.dense_costs()), (note,)
+
+
+def _estimated(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
+    """The cost model of devices on which nothing can be measured from here; only the size of the file is known."""
+    notes = [
+        f"Latencies are {study.cost.origin}: nothing was measured on {study.budget.device}.",
+        *study.cost.notes,
+    ]
+    if study.cost.assumed:
+        notes.append(f"Assumed: {'; '.join(study.cost.assumed[:6])}.")
+    if study.budget.dtype != "float32":
+        notes.append(
+            f"Costs are those of {study.budget.dtype}; the exported file is float32 and still to be converted."
+        )
+    study = study.anchored(None, study.exported.size_bytes if study.budget.dtype == "float32" else None)
+    return study, limits_for(study.budget, study.cost, study.dense_costs()), tuple(notes)
+
+
+def once(study: Study, name: str, measured: Callable[[], float], *asked: str) -> float:
+    """A measurement; where an interrupted run on this machine took it, as it was, so that the search goes the same
+    way."""
+    budget = study.budget
+    slot = study.calibration.resume.slot(
+        name, platform.node(), budget.device, budget.batch, budget.threads, *asked
+    )
+    if "value" in slot.found:
+        return float(slot.found["value"])
+    value = measured()
+    slot.close(lambda: {"value": torch.tensor(value, dtype=torch.float64)})
+    return value
+
+
+def keep(study: Study, found: Found, model: nn.Module | None = None) -> None:
+    """Write down the best so far, for who stops the run."""
+    atomic_write_text(study.folder / "plan.json", found.plan.to_json())
+    if model is not None:
+        save(model, study.folder / ("model.keras" if is_keras(model) else "model.safetensors"))
+
+
+def measure(study: Study, files: Mapping[str, Path], runs: int = 60) -> dict[str, Latency]:
+    """Latencies of files by name, interleaved, at the batch and threads of the budget."""
+    given = feeds(study.exported, study.example, batch=study.budget.batch)
+    return measure_onnx(
+        files, given, threads=study.budget.threads, runs=runs, max_seconds=8.0, progress=study.progress
+    )
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add what the block takes to the seconds of a stage."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
