@@ -85,7 +85,11 @@ def networks(
             )
             yield f"{name}, matched" if seconds else name, result.model, time.perf_counter() - start
     for criterion in ("l1-global", "l2-uniform"):
-        peer = torch_pruning(dense, example, share, criterion=criterion, ignored=["fc"])
+        try:
+            peer = torch_pruning(dense, example, share, criterion=criterion, ignored=["fc"])
+        except Exception as error:  # whatever stops it, the row is empty and the others stand
+            Console().print(f"Torch-Pruning {criterion} could not: {type(error).__name__}: {error}")
+            continue
         yield f"Torch-Pruning {criterion}", peer.model, peer.seconds
         reestimate_batchnorm(peer.model, calibration)
         yield f"Torch-Pruning {criterion} + BatchNorm", peer.model, peer.seconds
