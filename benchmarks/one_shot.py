@@ -87,7 +87,7 @@ def networks(
     for criterion in ("l1-global", "l2-uniform"):
         try:
             peer = torch_pruning(dense, example, share, criterion=criterion, ignored=["fc"])
-        except Exception as error:  # whatever stops it, the row is empty and the others stand
+        except Exception as error:  # noqa: BLE001 (whatever stops it, the others stand)
             Console().print(f"Torch-Pruning {criterion} could not: {type(error).__name__}: {error}")
             continue
         yield f"Torch-Pruning {criterion}", peer.model, peer.seconds
