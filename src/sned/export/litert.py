@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sned.errors import ExportError
 from sned.export.capture import Captured, first_sentence, quiet
+from sned.export.litert_file import merge_means
 from sned.export.parity import Array
 from sned.export.target import DYNAMIC, FP16, FP32, INT8, Order, Target
 
@@ -26,8 +27,9 @@ _METADATA = "sned.signatures"
 
 
 def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
-    import litert_torch
-    from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
+    with quiet():
+        import litert_torch
+        from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
 
     last = {name: _images(level) if order.channels_last else () for name, level in levels.items()}
     converter = litert_torch.Converter()
@@ -45,6 +47,7 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
                 model = _coarser(plain, levels, order, last)
     except Exception as error:
         raise ExportError(_untranslated(error, levels)) from error
+    merge_means(model)  # the quantiser reads every tensor, and what was in between is left without a value
     notes = _sparse(model) if order.sparse else ()
     _remember(model, levels, last)
     with quiet():
@@ -227,12 +230,15 @@ class LiteRtSession:
     """A signature of a file in the LiteRT interpreter, with XNNPACK as it is by default."""
 
     def __init__(self, path: Path, level: str, threads: int) -> None:
-        from ai_edge_litert.interpreter import Interpreter
+        with quiet():
+            from ai_edge_litert.interpreter import Interpreter
 
         told = _remembered(path, level or DEFAULT)
         try:
-            self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
-            self.runner = self.interpreter.get_signature_runner(level or DEFAULT)
+            with quiet():
+                self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
+                self.interpreter.allocate_tensors()
+                self.runner = self.interpreter.get_signature_runner(level or DEFAULT)
         except (RuntimeError, ValueError) as error:
             raise ExportError(f"LiteRT cannot open the exported file: {first_sentence(error)}") from error
         self.last = frozenset(told["channels_last"])
