@@ -62,10 +62,6 @@ class Case:
             outputs = [called(model, rows).argmax(1) for rows in self.tested[:batches]]
         return torch.cat(outputs).numpy()
 
-    def accuracy(self, model: nn.Module) -> float:
-        """Fraction of test rows classified right."""
-        return float((self.answers(model) == self.labels).mean())
-
 
 def called(model: nn.Module, inputs: Inputs) -> Tensor:
     """A model's output on a batch."""
