@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sned.devices.machine import simd
 from sned.errors import ExportError
 from sned.export.capture import Captured, first_sentence, quiet
 from sned.export.litert_file import merge_means
@@ -62,7 +63,8 @@ def _sparse(model: Any) -> tuple[str, ...]:
     packed = sparsify(model)
     before, after = (sum(getattr(entry, name) for entry in packed) for name in ("before", "after"))
     said = f"{len(packed)} weights are stored sparse: {before:,} bytes became {after:,}."
-    return (said, *(str(finding) for finding in findings(model)))
+    here = ("This machine has AVX: times measured on it gain nothing.",) if "avx" in (simd() or ()) else ()
+    return (said, *here, *(str(finding) for finding in findings(model)))
 
 
 def _images(level: Captured) -> tuple[int, ...]:
