@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,11 @@ def exported(result: Exported) -> Path:
 def test_export_shows_how_well_the_file_agrees(
     shell: Shell, user_file: Path, result: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sned.export.export", lambda *args, **kwargs: result)
+    noted = replace(result, notes=("Images enter as [batch, height].",))
+    monkeypatch.setattr("sned.export.export", lambda *args, **kwargs: noted)
     ended = shell("export", f"{user_file}:make_model", "-e", "1,3,8,8", "-o", result.path)
     assert re.search(r"batch .* any .*same class .* 100\.0 % of 5", " ".join(ended.out.split()))
+    assert "Images enter as [batch, height]." in ended.out
 
 
 def test_export_writes_a_file_and_tells_of_it_as_json(shell: Shell, user_file: Path, tmp_path: Path) -> None:

@@ -225,6 +225,38 @@ def test_networks_in_one_file_share_equal_weights(tmp_path: Path, to: str) -> No
     assert not torch.allclose(answer(models["fast"], unseen), answer(models["good"], unseen), atol=1e-2)
 
 
+@pytest.mark.parametrize("to", TARGETS)
+def test_no_file_names_folders_or_sources_of_the_machine_that_made_it(folder: Path, to: str) -> None:
+    for name in NETWORKS:
+        path = made(folder, to, name, FP32).path
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        for file in files:
+            written = file.read_bytes()
+            assert b"networks.py" not in written
+            assert str(Path(torch.__file__).parent).encode() not in written
+            assert str(Path(sned.__file__).parent).encode() not in written
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_an_open_batch_is_had_or_refused_when_it_is_asked_for(tmp_path: Path, to: str) -> None:
+    available(to)
+    target = find_target(to)
+    words = {"to": to, "out": tmp_path / f"model{target.suffix}", "runs": 0}
+    if not target.dynamic_batch:
+        with pytest.raises(UserError, match=r"written for one batch size.*`dynamic_batch`.*onnx, openvino"):
+            sned.export(convolutional(), images(2), dynamic_batch=True, **words)
+        return
+    fixed = sned.export(convolutional(), images(2), dynamic_batch=False, **words)
+    assert (fixed.dynamic_batch, fixed.batch, fixed.static_because) == (
+        False,
+        2,
+        "That is what was asked for.",
+    )
+    with pytest.raises(sned.SnedError, match=r"fixes the size of the batch.*Leave out `dynamic_batch`"):
+        sned.export(Of(lambda x: x.reshape(2, 3, -1).sum(2)), torch.rand(2, 12), dynamic_batch=True, **words)
+    assert sned.export(convolutional(), images(2), dynamic_batch=True, **words).dynamic_batch
+
+
 @pytest.mark.parametrize("to", sorted({*TARGETS} - {*SHARING}))
 def test_a_runtime_that_cannot_share_weights_says_so(tmp_path: Path, to: str) -> None:
     models = {"a": convolutional(), "b": convolutional(1)}

@@ -76,3 +76,16 @@ def test_int8_and_images_with_channels_first_are_found(tmp_path: Path) -> None:
     model = Net(pointwise=0.9, head=0.9)
     assert "int8" in lint(model, tmp_path / "a.tflite", quantize="int8")
     assert "layout" in lint(model, tmp_path / "b.tflite", channels_last=False)
+
+
+class Turned(Net):
+    """Averages over the channels too, which LiteRT does with the channels in front."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.wide(self.stem(x))
+        return self.head((x + x.flatten(1).cumsum(1).reshape(x.shape)).mean((2, 3)))
+
+
+def test_a_mean_needs_no_transposition_and_another_one_is_found(tmp_path: Path) -> None:
+    assert "transpose" not in lint(Net(pointwise=0.9, head=0.9), tmp_path / "a.tflite", quantize="int8")
+    assert "transpose" in lint(Turned(pointwise=0.9, head=0.9), tmp_path / "b.tflite")

@@ -13,7 +13,7 @@ from sned.errors import ExportError, ModelError
 from sned.export import Exported, export_onnx, feeds
 from sned.export.capture import Subject
 from sned.export.onnx import _convert
-from sned.export.onnx_file import file_bytes, save
+from sned.export.onnx_file import compact, file_bytes, save
 from sned.files import staged_path
 from sned.runtime import open_session
 
@@ -176,6 +176,48 @@ def test_weights_in_a_second_file_are_found_after_the_rename(tmp_path: Path) -> 
     x = torch.rand(3, 64)
     [got] = open_session(path).run(None, {"x": x.numpy()})
     np.testing.assert_allclose(got, model(x).detach(), atol=1e-5)
+
+
+def test_a_quantised_file_without_its_long_names_computes_the_same(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scale, zero, weight = np.float32(0.1), np.int8(0), rng.integers(-9, 9, (3, 4)).astype(np.int8)
+    nodes = [
+        onnx.helper.make_node(
+            "DequantizeLinear", [f"{name}_quantized", f"{name}_scale", f"{name}_zero"], [f"{name}_real"]
+        )
+        for name in ("first.weight", "second.weight")
+    ]
+    nodes += [
+        onnx.helper.make_node("MatMul", ["x", "first.weight_real"], ["inner"], name="node"),
+        onnx.helper.make_node("MatMul", ["x", "second.weight_real"], ["outer"]),
+        onnx.helper.make_node("Sub", ["inner", "outer"], ["output"]),
+    ]
+    tensors = []
+    for name, sign in (("first.weight", 1), ("second.weight", -1)):
+        tensors += [
+            onnx.numpy_helper.from_array(sign * weight, f"{name}_quantized"),
+            onnx.numpy_helper.from_array(np.array(scale), f"{name}_scale"),
+            onnx.numpy_helper.from_array(np.array(zero), f"{name}_zero"),
+        ]
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [value("x", 1, [2, 3])],
+        [value("output", 1, [2, 4])],
+        tensors,
+        value_info=[value("inner", 1, [2, 4])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    x = rng.standard_normal((2, 3)).astype(np.float32)
+    before = len(model.SerializeToString())
+    compact(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert len(model.SerializeToString()) < before
+    assert len(model.graph.initializer) == 4  # two weights, one scale, one zero point
+    assert {"first.weight_quantized", "second.weight_quantized"} <= {t.name for t in model.graph.initializer}
+    [got] = open_session(model.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_allclose(got, 2 * x @ (weight * scale), rtol=1e-5)
 
 
 def test_half_precision_may_be_off_by_its_own_rounding(tmp_path: Path) -> None:

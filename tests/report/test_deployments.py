@@ -46,7 +46,7 @@ def test_what_was_not_obtained_is_a_dash() -> None:
 def test_remarks_that_files_share_are_said_once() -> None:
     console = Console(width=200, record=True)
     console.print(deployments_table([deployment(exported(), "a"), deployment(exported(), "b")]))
-    assert console.export_text().count("Images enter") == 1
+    assert console.export_text().count("Images enter as [batch, height, width, channels].") == 1
 
 
 def test_a_report_carries_its_files_through_json_and_into_the_page(report: Report) -> None:

@@ -68,8 +68,15 @@ def command(
         typer.Option("--system", metavar="iOS17", help="Oldest system that must take a Core ML package."),
     ] = None,
     channels_first: Annotated[
-        bool, typer.Option("--channels-first", help="LiteRT: images stay [batch, channels, height, width].")
+        bool, typer.Option("--channels-first", help="LiteRT: images stay \\[batch, channels, height, width].")
     ] = False,
+    dynamic_batch: Annotated[
+        bool | None,
+        typer.Option(
+            "--dynamic-batch/--fixed-batch",
+            help="Batches of any size, or the example's; by itself what can be had.",
+        ),
+    ] = None,
     opset: Annotated[
         int | None, typer.Option("--opset", min=18, help="Version of the ONNX operators.")
     ] = None,
@@ -112,6 +119,7 @@ def command(
             opset=opset,
             system=system,
             channels_last=not channels_first,
+            dynamic_batch=dynamic_batch,
             runs=runs,
             threads=threads,
         )
@@ -129,6 +137,7 @@ def _data(exported: "Exported") -> dict[str, Any]:
 
 
 def _table(exported: "Exported") -> "Table":
+    from rich.markup import escape
     from rich.table import Table
 
     from sned.report import deployment
@@ -137,7 +146,7 @@ def _table(exported: "Exported") -> "Table":
     row, parity = deployment_row(deployment(exported)), exported.parity
     agreed = row.agreement if parity.top1_agreement is None else f"{row.agreement} of {parity.rows}"
     batch = "any" if exported.dynamic_batch else f"fixed at {exported.batch}: {exported.static_because}"
-    table = Table(title=str(exported.path), title_justify="left", show_header=False)
+    table = Table(title=escape(str(exported.path)), title_justify="left", show_header=False)
     table.add_column(style="dim")
     table.add_column()
     shown = [
@@ -160,5 +169,5 @@ def _table(exported: "Exported") -> "Table":
     ]
     for term, value in shown:
         if value:
-            table.add_row(term, value)
+            table.add_row(term, escape(value))
     return table

@@ -4,12 +4,14 @@ import copy
 import functools
 import inspect
 import logging
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -231,13 +233,31 @@ def _tensor_inputs(program: torch.export.ExportedProgram) -> Iterator[str]:
 def quiet() -> Iterator[None]:
     """Keep the exporter's warnings, logs and prints back; what matters comes as an exception."""
     before = logging.root.manager.disable
-    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+    with (
+        warnings.catch_warnings(),
+        redirect_stdout(StringIO()),
+        redirect_stderr(StringIO()),
+        _native_errors_hidden(),
+    ):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
             logging.disable(before)
+
+
+@contextmanager
+def _native_errors_hidden() -> Iterator[None]:
+    """What libraries in C++ write to file descriptor 2 goes nowhere: most of it is said on every use."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def first_sentence(error: BaseException) -> str:

@@ -30,6 +30,9 @@ SYSTEMS = ("iOS15", "iOS16", "iOS17", "iOS18")
 _SMALL = 512
 """Weights of fewer elements are left as they are: they would not get smaller."""
 
+_DEBUG = "executorch_debug_handle_mapping.json"
+"""What the converter leaves beside a package's manifest; no runtime reads it."""
+
 _BLIND = "Apple's runtime was not run: the saved program was read back and evaluated from its own graph and weights."
 
 
@@ -51,6 +54,7 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
                 together.add_function(str(package), src_function_name=DEFAULT, target_function_name=name)
             together.default_function_name = first
             coremltools.utils.save_multifunction(together, str(order.path))
+    (order.path / _DEBUG).unlink(missing_ok=True)
     return (f"For {system} and later.", _BLIND)
 
 

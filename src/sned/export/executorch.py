@@ -80,13 +80,14 @@ class ExecuTorchSession:
             from executorch.extension.pybindings import portable_lib
             from executorch.runtime import Runtime, Verification
 
-        portable_lib._unsafe_reset_threadpool(threads)
         self.data = path.read_bytes()  # the runtime points into it
         try:
-            self.program = Runtime.get().load_program(
-                self.data, verification=Verification.InternalConsistency
-            )
-            self.method = self.program.load_method(level or DEFAULT)
+            with quiet():
+                portable_lib._unsafe_reset_threadpool(threads)
+                self.program = Runtime.get().load_program(
+                    self.data, verification=Verification.InternalConsistency
+                )
+                self.method = self.program.load_method(level or DEFAULT)
         except (RuntimeError, ValueError) as error:
             raise ExportError(f"ExecuTorch cannot open the exported file: {first_sentence(error)}") from error
 

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sned.devices.machine import simd
 from sned.errors import ExportError
 from sned.export.capture import Captured, first_sentence, quiet
+from sned.export.litert_file import merge_means
 from sned.export.parity import Array
 from sned.export.target import DYNAMIC, FP16, FP32, INT8, Order, Target
 
@@ -26,8 +28,9 @@ _METADATA = "sned.signatures"
 
 
 def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
-    import litert_torch
-    from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
+    with quiet():
+        import litert_torch
+        from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
 
     last = {name: _images(level) if order.channels_last else () for name, level in levels.items()}
     converter = litert_torch.Converter()
@@ -45,6 +48,7 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
                 model = _coarser(plain, levels, order, last)
     except Exception as error:
         raise ExportError(_untranslated(error, levels)) from error
+    merge_means(model)  # the quantiser reads every tensor, and what was in between is left without a value
     notes = _sparse(model) if order.sparse else ()
     _remember(model, levels, last)
     with quiet():
@@ -59,7 +63,8 @@ def _sparse(model: Any) -> tuple[str, ...]:
     packed = sparsify(model)
     before, after = (sum(getattr(entry, name) for entry in packed) for name in ("before", "after"))
     said = f"{len(packed)} weights are stored sparse: {before:,} bytes became {after:,}."
-    return (said, *(str(finding) for finding in findings(model)))
+    here = ("This machine has AVX: times measured on it gain nothing.",) if "avx" in (simd() or ()) else ()
+    return (said, *here, *(str(finding) for finding in findings(model)))
 
 
 def _images(level: Captured) -> tuple[int, ...]:
@@ -227,12 +232,15 @@ class LiteRtSession:
     """A signature of a file in the LiteRT interpreter, with XNNPACK as it is by default."""
 
     def __init__(self, path: Path, level: str, threads: int) -> None:
-        from ai_edge_litert.interpreter import Interpreter
+        with quiet():
+            from ai_edge_litert.interpreter import Interpreter
 
         told = _remembered(path, level or DEFAULT)
         try:
-            self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
-            self.runner = self.interpreter.get_signature_runner(level or DEFAULT)
+            with quiet():
+                self.interpreter = Interpreter(model_path=str(path), num_threads=threads)
+                self.interpreter.allocate_tensors()
+                self.runner = self.interpreter.get_signature_runner(level or DEFAULT)
         except (RuntimeError, ValueError) as error:
             raise ExportError(f"LiteRT cannot open the exported file: {first_sentence(error)}") from error
         self.last = frozenset(told["channels_last"])

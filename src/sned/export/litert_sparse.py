@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sned.export.litert_file import KINDS, array, called, kind, text
+
 SHARE = 2 / 3
 """Share of zeros, over all weights of 1×1 convolutions and linear layers together, from which XNNPACK goes sparse."""
-
-_KINDS = {"FLOAT32": np.float32, "FLOAT16": np.float16, "INT8": np.int8}
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ def sparsify(model: Any) -> tuple[Packed, ...]:
         done: dict[int, int] = {}
         for op in graph.operators:
             place = _weight_of(model, graph, op)
-            weight = None if place is None else _array(model, graph.tensors[place])
+            weight = None if place is None else array(model, graph.tensors[place])
             if place is not None and place in done:
                 op.inputs[1] = done[place]
             elif place is not None and weight is not None and (packing := coded(weight)) is not None:
                 tensor = graph.tensors[place]
-                name = _text(tensor.name)
+                name = text(tensor.name)
                 densify = _opcode(model) if densify is None else densify
                 op.inputs[1] = done[place] = _insert(model, graph, operators, place, packing, densify)
                 packed.append(Packed(name, float((weight == 0).mean()), weight.nbytes, packing.nbytes))
@@ -80,8 +80,8 @@ def findings(model: Any) -> tuple[Finding, ...]:
 
     The rules are those of XNNPACK's delegate as they were met: at least two thirds of all weights of 1×1 convolutions
     and linear layers must be zero, counted together with a head that is not sparse; only 32-bit floats have sparse
-    kernels; a sparse 1×1 convolution must not stand right behind a mean that keeps its axes; and images must
-    enter with their channels last.
+    kernels; a sparse 1×1 convolution must not stand right behind a mean that keeps its axes; images must enter with
+    their channels last, and keep them there.
     """
     found = [*_share(model), *_types(model), *_means(model), *_transposed(model)]
     return tuple(sorted(found, key=lambda finding: not finding.stops))
@@ -104,8 +104,8 @@ def _share(model: Any) -> Iterator[Finding]:
 
 def _types(model: Any) -> Iterator[Finding]:
     for graph, op, name, zeros, size in _weights(model):
-        kind = _kind(graph.tensors[_source(model, graph, int(op.inputs[1]))].type)
-        if kind == "INT8" and zeros >= SHARE * size:
+        stored = kind(graph.tensors[_source(model, graph, int(op.inputs[1]))].type)
+        if stored == "INT8" and zeros >= SHARE * size:
             yield Finding(
                 "int8", name,
                 "XNNPACK has sparse kernels for 32-bit floats only: sparse int8 weights are smaller in the file, and "
@@ -121,9 +121,9 @@ def _means(model: Any) -> Iterator[Finding]:
             (other for other in graph.operators if int(op.inputs[0]) in map(int, other.outputs)), None
         )
         sparse = _source(model, graph, int(op.inputs[1])) != int(op.inputs[1])
-        if producer is None or not sparse or _called(model, producer) != "MEAN":
+        if producer is None or not sparse or called(model, producer) != "MEAN":
             continue
-        if _called(model, op) == "CONV_2D" and getattr(producer.builtinOptions, "keepDims", False):
+        if called(model, op) == "CONV_2D" and getattr(producer.builtinOptions, "keepDims", False):
             yield Finding(
                 "mean", name,
                 f"The sparse 1×1 convolution '{name}' stands right behind a mean that keeps its axes, which XNNPACK "
@@ -135,39 +135,51 @@ def _means(model: Any) -> Iterator[Finding]:
 def _transposed(model: Any) -> Iterator[Finding]:
     for graph in model.subgraphs:
         entering = set(map(int, graph.inputs))
-        if any(_called(model, op) == "TRANSPOSE" and int(op.inputs[0]) in entering for op in graph.operators):
-            yield Finding(
-                "layout", _text(graph.tensors[int(graph.inputs[0])].name),
-                "Images enter with their channels first and are transposed: export with `channels_last`, so that the "
-                "sparse kernels can follow the first convolution.",
-                False,
-            )  # fmt: skip
+        for op in graph.operators:
+            source = graph.tensors[int(op.inputs[0])] if len(op.inputs) else None
+            if called(model, op) != "TRANSPOSE" or source is None or len(source.shape) != 4:
+                continue
+            where = text(source.name)
+            if int(op.inputs[0]) in entering:
+                yield Finding(
+                    "layout", where,
+                    "Images enter with their channels first and are transposed: export with `channels_last`, so that "
+                    "the sparse kernels can follow the first convolution.",
+                    False,
+                )  # fmt: skip
+            else:
+                yield Finding(
+                    "transpose", where,
+                    f"What '{where}' gives is transposed for an operation that wants its channels first: XNNPACK then "
+                    "keeps dense kernels for all that is joined to it. Write that operation without moving axes.",
+                    True,
+                )  # fmt: skip
 
 
 def _weights(model: Any) -> Iterator[tuple[Any, Any, str, int, int]]:
     """Graph, operator, name, zeros and size of each weight of a 1×1 convolution or a linear layer."""
     for graph in model.subgraphs:
         for op in graph.operators:
-            if _called(model, op) not in ("CONV_2D", "FULLY_CONNECTED") or len(op.inputs) < 2:
+            if called(model, op) not in ("CONV_2D", "FULLY_CONNECTED") or len(op.inputs) < 2:
                 continue
             place = _source(model, graph, int(op.inputs[1]))
             tensor = graph.tensors[place]
             shape = [int(size) for size in tensor.shape]
-            if _called(model, op) == "CONV_2D" and shape[1:3] != [1, 1]:
+            if called(model, op) == "CONV_2D" and shape[1:3] != [1, 1]:
                 continue
             data = model.buffers[tensor.buffer].data
-            if data is None or _kind(tensor.type) not in _KINDS:
+            if data is None or kind(tensor.type) not in KINDS:
                 continue
-            size, kept = int(np.prod(shape)), _array(model, tensor)
-            stored = np.frombuffer(np.asarray(data, np.uint8).tobytes(), _KINDS[_kind(tensor.type)])
+            size, kept = int(np.prod(shape)), array(model, tensor)
+            stored = np.frombuffer(np.asarray(data, np.uint8).tobytes(), KINDS[kind(tensor.type)])
             filled = int(np.count_nonzero(stored if kept is None else kept))
-            yield graph, op, _text(tensor.name), size - filled, size
+            yield graph, op, text(tensor.name), size - filled, size
 
 
 def _source(model: Any, graph: Any, place: int) -> int:
     """The tensor that a DENSIFY in front of a consumer unpacks, or the tensor itself."""
     for op in graph.operators:
-        if _called(model, op) == "DENSIFY" and int(op.outputs[0]) == place:
+        if called(model, op) == "DENSIFY" and int(op.outputs[0]) == place:
             return int(op.inputs[0])
     return place
 
@@ -210,7 +222,7 @@ def _insert(model: Any, graph: Any, operators: list[Any], place: int, coded: Cod
     model.buffers.append(buffer)
     sparse, dense = copy.copy(tensor), copy.copy(tensor)
     sparse.buffer, dense.buffer = len(model.buffers) - 1, 0
-    sparse.name = f"{_text(tensor.name)}_sparse"
+    sparse.name = f"{text(tensor.name)}_sparse"
     sparse.sparsity = _parameters(schema, [int(size) for size in tensor.shape], coded)
     graph.tensors.extend([sparse, dense])
     op = schema.OperatorT()
@@ -248,24 +260,13 @@ def _vector(schema: Any, numbers: npt.NDArray[Any]) -> tuple[Any, Any]:
 
 def _weight_of(model: Any, graph: Any, op: Any) -> int | None:
     """The place of the weight of a 1×1 convolution or a linear layer that is not sparse yet."""
-    if _called(model, op) not in ("CONV_2D", "FULLY_CONNECTED") or len(op.inputs) < 2:
+    if called(model, op) not in ("CONV_2D", "FULLY_CONNECTED") or len(op.inputs) < 2:
         return None
     place = int(op.inputs[1])
     tensor = graph.tensors[place]
-    if (
-        _called(model, op) == "FULLY_CONNECTED"
-    ):  # XNNPACK takes a sparse int8 one and then fails to prepare it
-        return place if _kind(tensor.type) != "INT8" else None
+    if called(model, op) == "FULLY_CONNECTED":  # XNNPACK takes a sparse int8 one and then fails to prepare it
+        return place if kind(tensor.type) != "INT8" else None
     return place if [int(size) for size in tensor.shape][1:3] == [1, 1] else None
-
-
-def _array(model: Any, tensor: Any) -> npt.NDArray[Any] | None:
-    """The values of a dense constant; None for anything else."""
-    data = model.buffers[tensor.buffer].data
-    if data is None or tensor.sparsity is not None or _kind(tensor.type) not in _KINDS:
-        return None
-    raw = np.asarray(data, np.uint8).tobytes()
-    return np.frombuffer(raw, _KINDS[_kind(tensor.type)]).reshape([int(size) for size in tensor.shape])
 
 
 def _opcode(model: Any) -> int:
@@ -276,24 +277,3 @@ def _opcode(model: Any) -> int:
     code.version = 1
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1
-
-
-def _called(model: Any, op: Any) -> str:
-    from ai_edge_litert import schema_py_generated as schema
-
-    return _names(schema.BuiltinOperator)[model.operatorCodes[op.opcodeIndex].builtinCode]
-
-
-def _kind(number: int) -> str:
-    from ai_edge_litert import schema_py_generated as schema
-
-    return _names(schema.TensorType)[number]
-
-
-def _names(enumeration: Any) -> dict[int, str]:
-    return {value: name for name, value in vars(enumeration).items() if isinstance(value, int)}
-
-
-def _text(name: Any) -> str:
-    """A tensor's name without the number that keeps it apart."""
-    return (name.decode() if isinstance(name, bytes) else str(name)).partition(";")[0]

@@ -16,7 +16,7 @@ from torch import nn
 from sned.errors import ExportError, MeasureError
 from sned.export.capture import Captured, first_sentence, quiet
 from sned.export.exported import Exported
-from sned.export.onnx_file import check, module_of, save, sparse_initializers
+from sned.export.onnx_file import check, compact, module_of, save, sparse_initializers
 from sned.export.parity import Array
 from sned.export.road import arrays, export
 from sned.export.structure import at_batch
@@ -144,7 +144,9 @@ def _coarser(
                     weight_type=QuantType.QInt8,
                     calibrate_method=CalibrationMethod.MinMax,
                 )
-            return onnx.load(made)
+        quantised = onnx.load(made)
+        compact(quantised)
+        return quantised
     except Exception as error:
         raise ExportError(
             f"ONNX Runtime's quantiser cannot make '{order.precision}' of this model: {first_sentence(error)} "

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 EXTERNAL_ABOVE_BYTES = 2_000_000_000
 """A protobuf message cannot pass 2 GiB; beyond this the weights go to `<name>.data` beside the file."""
 
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
 
 def save(program: "ONNXProgram", path: Path, *, external_above_bytes: int = EXTERNAL_ABOVE_BYTES) -> None:
-    """Write and check an ONNX file.
+    """Write and check an ONNX file, without the exporter's notes: they quote the sources and name their folders.
 
     Args:
         program: what the exporter made.
@@ -27,11 +29,54 @@ def save(program: "ONNXProgram", path: Path, *, external_above_bytes: int = EXTE
     Raises:
         ExportError: the file is not valid ONNX.
     """
+    for node in program.model.graph.all_nodes():
+        scopes = node.metadata_props.get(_SCOPES)
+        node.metadata_props.clear()
+        if scopes is not None:  # for `module_of`
+            node.metadata_props[_SCOPES] = scopes
+    program.model.graph.metadata_props.clear()
     if _weight_bytes(program) <= external_above_bytes:
         program.save(path, external_data=False)
     else:
         onnx_ir.save(program.model, path, external_data=f"{path.name}.data")
     check(path)
+
+
+def compact(model: onnx.ModelProto) -> None:
+    """Leave out what a quantised file says beside its numbers, in place.
+
+    The quantisers write names of a hundred letters, and scales and zero points that are the same many times over:
+    together as much as the weights of a small network. Inputs, outputs and weights keep their names.
+    """
+    graph = model.graph
+    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
+        return  # a branch sees the names around it
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    renamed: dict[str, str] = {}
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    for tensor in list(graph.initializer):
+        if tensor.name in kept or len(tensor.dims) > 1:
+            kept.add(tensor.name)
+            continue
+        numbers = onnx.numpy_helper.to_array(tensor).tobytes()
+        same = first.setdefault((tensor.data_type, tuple(tensor.dims), numbers), tensor.name)
+        if same != tensor.name:
+            renamed[tensor.name] = same
+            graph.initializer.remove(tensor)
+    short: dict[str, str] = {"": ""} | {name: name for name in kept}
+
+    def shortened(name: str) -> str:
+        name = renamed.get(name, name)
+        return short.setdefault(name, f"v{len(short):x}")
+
+    for tensor in graph.initializer:
+        tensor.name = shortened(tensor.name)
+    for node in graph.node:
+        node.input[:] = [shortened(name) for name in node.input]
+        node.output[:] = [shortened(name) for name in node.output]
+        node.name = ""
+        del node.metadata_props[:]
+    del graph.value_info[:], graph.metadata_props[:]
 
 
 def sparse_initializers(model: onnx.ModelProto) -> int:
@@ -73,7 +118,7 @@ def module_of(path: Path, node_name: str) -> str:
     """
     model = onnx.load(path, load_external_data=False)
     notes = [prop.value for node in model.graph.node if node.name == node_name for prop in node.metadata_props
-             if prop.key == "pkg.torch.onnx.name_scopes"]  # fmt: skip
+             if prop.key == _SCOPES]  # fmt: skip
     scopes = [scope.strip(" '\"") for scope in notes[0].strip("[]").split(",")] if notes else []
     return scopes[-2] if len(scopes) >= 2 else ""
 

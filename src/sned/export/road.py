@@ -10,13 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sned.calibration.inputs import read_inputs
-from sned.errors import ExportError, ModelError, UserError
+from sned.errors import ExportError, ModelError
 from sned.evaluation import Evaluate, evaluated
 from sned.export.biases import compensated
 from sned.export.capture import Subject
+from sned.export.checks import (
+    check_names,
+    default_tolerance,
+    path_for,
+    refuse_nan,
+    refuse_open_batch,
+    sparse_form,
+)
 from sned.export.exported import Exported, run_rows
 from sned.export.parity import Array, Parity, compare, worst
 from sned.export.structure import at_batch, batch_size, fresh, tensors
@@ -25,12 +33,6 @@ from sned.files import size_of, staged_path
 from sned.graph.example import Inputs, describe
 from sned.timing import interleaved
 
-TOLERANCE = 1e-4
-"""In float32, rounding on a deep network stays a hundred times below this; a wrong graph does not."""
-
-HALVES: Mapping[torch.dtype, float] = {torch.float16: 5e-3, torch.bfloat16: 4e-2}
-"""What an element may be off where the model's own weights are coarser than float32: some ten roundings."""
-
 ERRORS: Mapping[str, float] = {FP16: 0.05, INT8: 0.5, DYNAMIC: 0.5}
 """Relative error at which a coarser file is refused: the answers are lost, whatever they are used for."""
 
@@ -38,8 +40,6 @@ SAMPLES = 256
 """Calibration inputs that are read, at most."""
 
 _FRESH_BATCHES = (1, 3)
-_ZEROS = 0.3
-"""Share of zeros in the weights from which a network counts as masked."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def export(
     opset: int | None = None,
     system: str | None = None,
     channels_last: bool = True,
+    dynamic_batch: bool | None = None,
     runs: int = 50,
     threads: int = 1,
     seed: int = 0,
@@ -103,6 +104,7 @@ def export(
         opset: version of the ONNX operators; None for the exporter's default.
         system: oldest system that must take the file: "iOS15" to "iOS18" for Core ML.
         channels_last: LiteRT: images enter as `[batch, height, width, channels]`, as Android has them.
+        dynamic_batch: whether the file takes batches of any size; None: where the runtime and the model allow it.
         runs: interleaved runs to time the file and PyTorch with; 0 to time nothing.
         threads: inside an operator, for timing.
         seed: of fresh inputs.
@@ -135,6 +137,7 @@ def export(
         opset=opset,
         system=system,
         channels_last=channels_last,
+        dynamic_batch=dynamic_batch,
         seed=seed,
     )[""]
     if runs:
@@ -159,6 +162,7 @@ def export_levels(
     opset: int | None = None,
     system: str | None = None,
     channels_last: bool = True,
+    dynamic_batch: bool | None = None,
     seed: int = 0,
 ) -> dict[str, Exported]:
     """Write several networks that take the same inputs into one file, in which equal weights are kept once.
@@ -181,13 +185,15 @@ def export_levels(
         levels["fast"].module()(x)
     """
     target, precision = find_target(to), quantize or FP32
-    _check_names(models)
+    check_names(models)
     require(target, precision, len(models))
-    path = _path(out, target)
+    if dynamic_batch:
+        refuse_open_batch(target)
+    path = path_for(out, target)
     subjects = {name: Subject(model) for name, model in models.items()}
     describe(example_inputs)
     for subject in subjects.values():
-        _refuse_nan(subject.run(example_inputs))
+        refuse_nan(subject.run(example_inputs))
     batches, notes = _calibration(example_inputs, calibration, precision, seed)
     written = subjects
     if repair_biases and precision == INT8 and calibration is not None and not target.mends_biases:
@@ -195,19 +201,22 @@ def export_levels(
         notes = (*notes, "Biases answer for the rounding of the weights.")
     if precision == FP16 and target.halves:
         written = {name: Subject(model, halves=True) for name, model in models.items()}
-    zeros = any(_share_of_zeros(subject.module) >= _ZEROS for subject in subjects.values())
-    sparse, said = _sparse(target, sparse, zeros)
+    sparse, said = sparse_form(target, sparse, [subject.module for subject in subjects.values()])
     order = Order(path, precision, None, sparse, opset, system, channels_last)
     allowed = (
-        _default_tolerance(models.values()) if tolerance is None and precision == FP32 else tolerance or -1.0
+        default_tolerance(models.values()) if tolerance is None and precision == FP32 else tolerance or -1.0
     )
     job = _Job(target, precision, subjects, written, example_inputs, batches, path, allowed, order, seed,
                (*notes, *said))  # fmt: skip
     if not target.dynamic_batch:
         return _attempt(job, dynamic=False, because=f"{target.title} files are written for one batch size.")
+    if dynamic_batch is False:
+        return _attempt(job, dynamic=False, because="That is what was asked for.")
     try:
         return _attempt(job, dynamic=True)
     except (ExportError, ModelError) as error:
+        if dynamic_batch:
+            raise type(error)(f"{error} Leave out `dynamic_batch` for a file of one batch size.") from error
         reason = str(error)
     return _attempt(job, dynamic=False, because=reason)
 
@@ -330,61 +339,6 @@ def _timed(made: Exported, model: nn.Module, example: Inputs, *, runs: int, thre
     finally:
         torch.set_num_threads(before)
     return replace(made, latency=timed["file"], torch_latency=timed["torch"])
-
-
-def _sparse(target: Target, asked: bool | None, zeros: bool) -> tuple[bool, tuple[str, ...]]:
-    """Whether zeros are written as such, and what is said about it."""
-    if asked and not target.sparse:
-        raise UserError(
-            f"{target.title} has no form for zeros inside tensors: they would be stored and multiplied like any "
-            "other number. Leave `sparse` out, or remove whole channels with `sned.prune`."
-        )
-    if asked is False or (not zeros and not asked):
-        return False, ()
-    if not target.sparse:
-        return False, (f"{target.title} has no form for zeros: they gain neither size nor time here.",)
-    return True, (target.sparse,)
-
-
-def _share_of_zeros(model: nn.Module) -> float:
-    """Share of zeros among the weights of more than one axis."""
-    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    count = sum(weight.numel() for weight in weights)
-    return sum(int((weight == 0).sum()) for weight in weights) / count if count else 0.0
-
-
-def _default_tolerance(models: Iterable[nn.Module]) -> float:
-    weights = (weight for model in models for weight in model.parameters())
-    return max((HALVES.get(weight.dtype, TOLERANCE) for weight in weights), default=TOLERANCE)
-
-
-def _refuse_nan(outputs: tuple[Tensor, ...]) -> None:
-    if any(bool(output.isnan().any()) for output in outputs):
-        raise ModelError(
-            "The model returns NaN on the example inputs, so there is nothing to compare an export with. "
-            "Look for NaN in the weights (a training that diverged) or in the inputs."
-        )
-
-
-def _check_names(models: Mapping[str, nn.Module]) -> None:
-    if not models:
-        raise UserError("`models` must name at least one network, got none.")
-    wrong = [name for name in models if not name.isidentifier() and not (name == "" and len(models) == 1)]
-    if wrong:
-        raise UserError(
-            f"Networks in one file are called by names of letters, digits and underscores, got {wrong[0]!r}."
-        )
-
-
-def _path(out: str | Path, target: Target) -> Path:
-    """Where to write; the runtimes' own tools go by the suffix."""
-    path = Path(out)
-    if path.suffix != target.suffix:
-        raise UserError(
-            f"A file of {target.title} is called `NAME{target.suffix}`, got '{path}'. "
-            f"Write to '{path.with_suffix(target.suffix)}'."
-        )
-    return path
 
 
 def _opset(path: Path) -> int:

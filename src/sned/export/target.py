@@ -127,12 +127,7 @@ def require(target: Target, precision: str = FP32, levels: int = 1) -> None:
     """
     if precision not in target.precisions:
         has = ", ".join(name for name in target.precisions if name != FP32)
-        wish = (
-            "must be"
-            if precision in PRECISIONS
-            else "is one of int8, int8-dynamic, fp16 in general, and must be"
-        )
-        raise UserError(f"`quantize` {wish} one of {has} for {target.title}, got {precision!r}.")
+        raise UserError(f"`quantize` must be one of {has} for {target.title}, got {precision!r}.")
     if levels > 1 and not target.levels:
         able = [name for name in TARGETS if find_target(name).levels]
         raise UserError(

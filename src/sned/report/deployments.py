@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from sned.export import Exported, find_target
@@ -82,10 +83,10 @@ def deployment_row(found: Deployment) -> DeploymentRow:
 def deployments_table(found: Sequence[Deployment], title: str = "Exported files") -> Table:
     """The rows as a table for a terminal; remarks that several files share are said once, below."""
     notes = list(dict.fromkeys(note for one in found for note in one.notes))
-    table = Table(title=title, title_justify="left", caption="\n".join(f"· {note}" for note in notes))
+    table = Table(title=title, title_justify="left", caption=escape("\n".join(f"· {note}" for note in notes)))
     table.caption_justify = "left"
     for heading in astuple(HEADINGS):
         table.add_column(heading, justify="left" if heading in ("", "runtime") else "right")
     for one in found:
-        table.add_row(*astuple(deployment_row(one)))
+        table.add_row(*(escape(cell) for cell in astuple(deployment_row(one))))
     return table
