@@ -31,6 +31,7 @@ import sned
 from benchmarks.data import cifar10
 from benchmarks.networks import trained
 from benchmarks.peers import torch_pruning
+from sned.files import atomic_write_text
 from sned.progress import RichProgress
 from sned.report import environment
 
@@ -115,30 +116,33 @@ def ways(options: argparse.Namespace, dense: nn.Module) -> dict[str, dict[str, A
 def trained_row(
     options: argparse.Namespace, way: str, speed_up: float, seed: int, data: dict[str, tuple[Tensor, Tensor]]
 ) -> Row:
-    """Prune, train, and look at the test set once before and once after."""
+    """Prune, train, and look at the test set once before and once after; read back where that was done before."""
+    folder = options.runs / f"{options.network}-{speed_up:g}-{way}-{seed}" if options.runs else None
+    done = None if folder is None else folder / "row.json"
+    if done is not None and done.is_file():
+        return Row(**json.loads(done.read_text(encoding="utf-8")))
     dense = trained(options.network)
     images, labels = data["train"]
     if way == "peer":
         small = torch_pruning(dense, EXAMPLE, 1 / speed_up, criterion="l1-global", ignored=["fc"]).model
     else:
         small = pruned_by_sned(options.network, speed_up, images, options.runs)
-    start = time.perf_counter()
     tuned = sned.finetune(
         small,
         (images, labels),
         augment=crop_and_flip,
         recipe={"epochs": options.epochs, "batch_size": options.batch, "seed": seed, "keep": "last"},
-        folder=None
-        if options.runs is None
-        else options.runs / f"{options.network}-{speed_up:g}-{way}-{seed}",
+        folder=folder,
         progress=RichProgress(),
         **ways(options, dense)[way],
     )
-    seconds = time.perf_counter() - start
     device = "cuda" if torch.cuda.is_available() else "cpu"
     test = tuple(tensor.to(device) for tensor in data["test"])
     before, after = (accuracy(model.to(device), *test) for model in (small, tuned.model))
-    return Row(way, speed_up, seed, before, after, seconds)
+    row = Row(way, speed_up, seed, before, after, sum(epoch.seconds for epoch in tuned.history))
+    if done is not None:
+        atomic_write_text(done, json.dumps(asdict(row)))
+    return row
 
 
 def overhead(
@@ -157,6 +161,7 @@ def overhead(
         "ema": 0.0,
         "label_smoothing": 0.0,
         "learning_rate": 0.01,
+        "precision": "no",
     }
 
     def ours() -> None:
