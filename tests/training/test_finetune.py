@@ -366,7 +366,9 @@ def test_a_checkpoint_of_another_plan_or_recipe_is_refused(tmp_path: Path) -> No
         sned.finetune(digit_net(), (x, y), folder=tmp_path, **QUICK)
     with pytest.raises(CheckpointError, match=r"its learning_rate was 0\.05, not 0\.1"):
         sned.finetune(one, (x, y), folder=tmp_path, **{**QUICK, "learning_rate": 0.1})
-    with pytest.raises(CheckpointError, match=r"its parts was none, not GradualMasks\(0\.5, weight, all, 0 to"):
+    with pytest.raises(
+        CheckpointError, match=r"its parts was none, not GradualMasks\(0\.5, weight, all, 0 to"
+    ):
         sned.finetune(one, (x, y), folder=tmp_path, parts=[GradualMasks(0.5)], **QUICK)
     with pytest.raises(CheckpointError, match="its teacher was none, not DigitNet"):
         sned.finetune(one, (x, y), folder=tmp_path, teacher=digit_net(), **QUICK)
@@ -434,9 +436,9 @@ def test_memory_that_runs_out_elsewhere_is_told() -> None:
                 torch.empty(2**62, dtype=torch.uint8)
             return super().forward(x.flatten(1))
 
-    with pytest.raises(TrainingError, match="Judging 50 inputs at once does not fit .* Try batch_size=25"):
+    with pytest.raises(TrainingError, match=r"Judging 50 inputs at once does not fit .* Try batch_size=25"):
         sned.finetune(Greedy(64, 10), digits(), validation=digits(0, 50), epochs=1)
-    with pytest.raises(TrainingError, match="Asking the teacher does not fit .*`cache_bytes=0`"):
+    with pytest.raises(TrainingError, match=r"Asking the teacher does not fit .*`cache_bytes=0`"):
         sned.finetune(digit_net(), digits(), teacher=Greedy(64, 10), epochs=1)
 
     def hungry(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -290,7 +290,10 @@ def test_cycles_go_to_a_budget() -> None:
         ({"remaining": 0.5, "budget": sned.Budget(macs="40%")}, "Give either `remaining`"),
         ({"budget": sned.Budget(sparsity=0.5)}, "for a sparsity use `remaining`"),
         ({"budget": sned.Budget(macs=1e12)}, "A budget must be less than what there is"),
-        ({"budget": sned.Budget(macs="40%"), "choose": lambda graph, share: graph.plan({})}, "not a `budget`"),
+        (
+            {"budget": sned.Budget(macs="40%"), "choose": lambda graph, share: graph.plan({})},
+            "not a `budget`",
+        ),
     ):
         with pytest.raises(UserError, match=match):
             prune_in_cycles(dense, x, digits(0, 200), **wrong)
