@@ -43,7 +43,7 @@ EXAMPLE = torch.zeros(1, 3, 32, 32)
 
 @dataclass(frozen=True)
 class Row:
-    """One trained network: how it was made, and its accuracy on the whole test set before and after training."""
+    """One trained network: how it was made, and its accuracy on images never trained on, before and after training."""
 
     way: str
     speed_up: float
@@ -137,8 +137,8 @@ def trained_row(
         **ways(options, dense)[way],
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    test = tuple(tensor.to(device) for tensor in data["test"])
-    before, after = (accuracy(model.to(device), *test) for model in (small, tuned.model))
+    judged = tuple(tensor.to(device) for tensor in data["judged"])
+    before, after = (accuracy(model.to(device), *judged) for model in (small, tuned.model))
     row = Row(way, speed_up, seed, before, after, sum(epoch.seconds for epoch in tuned.history))
     if done is not None:
         atomic_write_text(done, json.dumps(asdict(row)))
@@ -195,10 +195,17 @@ def _seconds(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
+def test_set() -> tuple[Tensor, Tensor]:
+    """All test images and their classes."""
+    images, labels = cifar10("test")
+    return torch.from_numpy(images), torch.from_numpy(labels)
+
+
 def show(rows: list[Row], options: argparse.Namespace, dense: float) -> None:
     """Print the mean and the spread over seeds of every way and speed-up."""
     where = environment()
     title = f"{options.network}, {100 * dense:.2f} % dense; {options.epochs} epochs of {options.images or 'all'} images"
+    title += f"; judged by {options.judged or 'all'} images, {options.judge}"
     table = Table(title=f"{title}; {where.machine}, {where.versions}")
     for column in ("", "fewer MACs", "pruned", "trained: mean", "each seed", "seconds"):
         table.add_column(column)
@@ -237,6 +244,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--overhead", action="store_true", help="time the loop instead")
     parser.add_argument("--steps", type=int, default=30, help="of each timed loop")
+    parser.add_argument(
+        "--judge", choices=["test", "held-out"], default="test",
+        help="held-out: training images after those trained on, to choose settings by",
+    )  # fmt: skip
+    parser.add_argument("--judged", type=int, default=0, help="images to judge by; 0 for all")
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -257,7 +269,9 @@ def main() -> None:
             print(f"{name}, batches of {options.batch}: {1000 * told['sned']:.2f} ms a step, "
                   f"{1000 * told['bare']:.2f} ms in a bare loop, median ratio {told['ratio']:.3f}")  # fmt: skip
         return
-    data["test"] = tuple(torch.from_numpy(array) for array in cifar10("test"))  # type: ignore[assignment]
+    given = (images[count:], labels[count:]) if options.judge == "held-out" else test_set()
+    judged = slice(options.judged or None)
+    data["judged"] = (given[0][judged], given[1][judged])
     rows: list[Row] = []
     for seed in options.seeds:
         for speed_up in options.speed_up:
@@ -265,7 +279,7 @@ def main() -> None:
                 rows.append(trained_row(options, way, speed_up, seed, data))
                 print(rows[-1], flush=True)
     dense = trained(options.network)
-    show(rows, options, accuracy(dense, *data["test"]))
+    show(rows, options, accuracy(dense, *data["judged"]))
     if options.out:
         options.out.write_text(
             json.dumps(

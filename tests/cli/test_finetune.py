@@ -174,7 +174,7 @@ def test_a_masked_file_keeps_its_zeros(shell: Shell, own: Path, tmp_path: Path) 
         "sparsify",
         f"{own}:make_model",
         "-e",
-        "1,3,32,32",
+        "1,3,8,8",
         "-c",
         f"{own}:batches",
         "--sparsity",

@@ -211,6 +211,26 @@ def test_other_tasks_are_learnt(task: str, metric: str) -> None:
     assert tuned.chosen.metric > 0.9 > tuned.before
 
 
+def test_half_precision_is_of_the_forward_pass_alone() -> None:
+    seen: list[torch.dtype] = []
+
+    class Watched(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = super().forward(x.flatten(1))
+            seen.append(out.dtype)
+            return out
+
+    model = Watched(64, 10)
+    whole = sned.finetune(model, digits(), precision="no", **QUICK)
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    half = sned.finetune(model, digits(), precision="bf16", validation=digits(0, 99), **QUICK)
+    assert set(seen) == {torch.bfloat16}
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
+    assert half.model(digits(0, 2)[0]).dtype == torch.float32
+    assert half.history[-1].loss == pytest.approx(whole.history[-1].loss, rel=0.02)
+
+
 def test_a_batch_may_be_a_dict_of_keywords() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:

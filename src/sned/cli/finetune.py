@@ -131,7 +131,7 @@ def command(
     """Train a model further: pruned, masked or whole, alone or with a teacher.
 
     A file that sned saved is cut before its weights are filled in, and keeps its structure and its zeros. In several
-    processes: [bold]torchrun --nproc-per-node 2 $(which sned) finetune ...[/bold]
+    processes: [bold]torchrun --nproc-per-node 2 -- $(which sned) finetune ...[/bold]
 
     [bold]Examples:[/bold]
 

@@ -196,6 +196,7 @@ def _trained(
     model: nn.Module, given: Given, recipe: Recipe, accelerator: Accelerator, progress: Progress
 ) -> Tuned:
     log = None if given.log is None else Path(given.log)
+    progress = progress if accelerator.is_main_process else SILENT
     if log is not None:
         check_log(log)
     with own_randomness():

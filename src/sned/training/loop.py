@@ -283,7 +283,8 @@ class Loop:
         if int(bad) == NEVER:
             return
         self._hand_over()
-        where = f" The last good checkpoint is '{self.job.folder / NAME}'." if self.job.folder else ""
+        kept = None if self.job.folder is None else self.job.folder / NAME
+        where = f" The last good checkpoint is '{kept}'." if kept is not None and kept.is_file() else ""
         tried = "; ".join(("half the learning rate", "a longer `warmup`", "`clip=1.0`", "`precision='no'`"))
         raise TrainingError(
             f"The loss must be a number, but at step {int(bad) + 1} (epoch {int(bad) // self.steps + 1}) it, or a "
