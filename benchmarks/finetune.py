@@ -54,7 +54,10 @@ class Row:
 
 
 def crop_and_flip(images: Tensor) -> Tensor:
-    """Shift each image by up to four pixels over black borders, and mirror half of them; `[n, c, h, w]`."""
+    """Shift each image by up to four pixels over black borders, and mirror half of them; `[n, c, h, w]`.
+
+    What is returned lies in memory with the channels last, which convolutions take faster.
+    """
     n, _, height, width = images.shape
     device = images.device
     padded = nn.functional.pad(images, (4, 4, 4, 4))
@@ -63,9 +66,7 @@ def crop_and_flip(images: Tensor) -> Tensor:
     columns = right + torch.arange(width, device=device)
     columns = torch.where(torch.rand(n, 1, device=device) < 0.5, columns, columns.flip(1))
     which = torch.arange(n, device=device)[:, None, None]
-    return (
-        padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2).contiguous()
-    )
+    return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -102,14 +103,14 @@ def pruned_by_sned(network: str, speed_up: float, images: Tensor, runs: Path | N
 
 def ways(options: argparse.Namespace, dense: nn.Module) -> dict[str, dict[str, Any]]:
     """What differs between the ways to train."""
-    shared = {"label_smoothing": 0.0, "learning_rate": options.rate}
+    shared = {"label_smoothing": 0.0, "learning_rate": options.rate, "precision": options.precision}
     inside = sned.Distillation(features=options.features)
     recipe = {"optimiser": "sgd", "learning_rate": 0.01, "warmup": 0.0, "schedule": steps_down, "ema": 0.0}
     return {
         "plain": shared,
         "distilled": shared | {"teacher": dense},
         "distilled inside": shared | {"teacher": dense, "distillation": inside},
-        "peer": recipe | {"label_smoothing": 0.0},
+        "peer": recipe | {"label_smoothing": 0.0, "precision": options.precision},
     }
 
 
@@ -205,7 +206,9 @@ def show(rows: list[Row], options: argparse.Namespace, dense: float) -> None:
     """Print the mean and the spread over seeds of every way and speed-up."""
     where = environment()
     title = f"{options.network}, {100 * dense:.2f} % dense; {options.epochs} epochs of {options.images or 'all'} images"
-    title += f"; judged by {options.judged or 'all'} images, {options.judge}"
+    title += (
+        f", forward pass in {options.precision}; judged by {options.judged or 'all'} images, {options.judge}"
+    )
     table = Table(title=f"{title}; {where.machine}, {where.versions}")
     for column in ("", "fewer MACs", "pruned", "trained: mean", "each seed", "seconds"):
         table.add_column(column)
@@ -233,6 +236,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="training images; 0 for all")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=0.002, help="peak learning rate of sned's ways")
+    parser.add_argument(
+        "--precision", default="auto", choices=["auto", "no", "bf16"], help="of every way's forward pass"
+    )
     parser.add_argument(
         "--features", type=float, default=1.0, help="weight of features in 'distilled inside'"
     )

@@ -125,9 +125,9 @@ def _pair(part: Tensor, whole: Tensor | int) -> Tensor:
 
 
 def _rows(logits: Tensor, targets: Any) -> Tensor:
-    """`[n, classes]`; positions whose target is to be ignored are left out."""
+    """`[n, classes]`; positions whose target is to be ignored are left out (none, of targets that are shares)."""
     flat = logits.reshape(-1, logits.shape[-1])
-    return flat if targets is None else flat[targets.reshape(-1) != IGNORED]
+    return flat if targets is None or targets.is_floating_point() else flat[targets.reshape(-1) != IGNORED]
 
 
 def _images(logits: Tensor, targets: Any) -> Tensor:
