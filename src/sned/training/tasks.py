@@ -169,6 +169,9 @@ def _check_classes(logits: Tensor, targets: Tensor, axis: int) -> None:
 
 def _check_range(targets: Tensor, classes: int) -> None:
     """Classes are 0 to `classes - 1`, or `IGNORED`."""
+    low, high = (int(value) for value in targets.aminmax())
+    if low >= 0 and high < classes:
+        return
     wrong = targets[((targets < 0) | (targets >= classes)) & (targets != IGNORED)]
     if len(wrong):
         raise UserError(
