@@ -44,7 +44,7 @@ class Tuned:
             not one was finished.
         metric: name of what validation went by.
         before: that metric before training; None without validation data.
-        stopped: "finished", "early", or "interrupted" by Ctrl-C.
+        stopped: "finished", "early", "interrupted" by Ctrl-C, or "failed" (what an error kept).
         note: all that in a sentence.
     """
 
