@@ -31,6 +31,7 @@ import sned
 from benchmarks.data import cifar10
 from benchmarks.networks import trained
 from benchmarks.peers import torch_pruning
+from sned.files import atomic_write_text
 from sned.progress import RichProgress
 from sned.report import environment
 
@@ -42,7 +43,7 @@ EXAMPLE = torch.zeros(1, 3, 32, 32)
 
 @dataclass(frozen=True)
 class Row:
-    """One trained network: how it was made, and its accuracy on the whole test set before and after training."""
+    """One trained network: how it was made, and its accuracy on images never trained on, before and after training."""
 
     way: str
     speed_up: float
@@ -53,7 +54,10 @@ class Row:
 
 
 def crop_and_flip(images: Tensor) -> Tensor:
-    """Shift each image by up to four pixels over black borders, and mirror half of them; `[n, c, h, w]`."""
+    """Shift each image by up to four pixels over black borders, and mirror half of them; `[n, c, h, w]`.
+
+    What is returned lies in memory with the channels last, which convolutions take faster.
+    """
     n, _, height, width = images.shape
     device = images.device
     padded = nn.functional.pad(images, (4, 4, 4, 4))
@@ -62,9 +66,7 @@ def crop_and_flip(images: Tensor) -> Tensor:
     columns = right + torch.arange(width, device=device)
     columns = torch.where(torch.rand(n, 1, device=device) < 0.5, columns, columns.flip(1))
     which = torch.arange(n, device=device)[:, None, None]
-    return (
-        padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2).contiguous()
-    )
+    return padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -101,44 +103,47 @@ def pruned_by_sned(network: str, speed_up: float, images: Tensor, runs: Path | N
 
 def ways(options: argparse.Namespace, dense: nn.Module) -> dict[str, dict[str, Any]]:
     """What differs between the ways to train."""
-    shared = {"label_smoothing": 0.0, "learning_rate": options.rate}
+    shared = {"label_smoothing": 0.0, "learning_rate": options.rate, "precision": options.precision}
     inside = sned.Distillation(features=options.features)
     recipe = {"optimiser": "sgd", "learning_rate": 0.01, "warmup": 0.0, "schedule": steps_down, "ema": 0.0}
     return {
         "plain": shared,
         "distilled": shared | {"teacher": dense},
         "distilled inside": shared | {"teacher": dense, "distillation": inside},
-        "peer": recipe | {"label_smoothing": 0.0},
+        "peer": recipe | {"label_smoothing": 0.0, "precision": options.precision},
     }
 
 
 def trained_row(
     options: argparse.Namespace, way: str, speed_up: float, seed: int, data: dict[str, tuple[Tensor, Tensor]]
 ) -> Row:
-    """Prune, train, and look at the test set once before and once after."""
+    """Prune, train, and look at the test set once before and once after; read back where that was done before."""
+    folder = options.runs / f"{options.network}-{speed_up:g}-{way}-{seed}" if options.runs else None
+    done = None if folder is None else folder / "row.json"
+    if done is not None and done.is_file():
+        return Row(**json.loads(done.read_text(encoding="utf-8")))
     dense = trained(options.network)
     images, labels = data["train"]
     if way == "peer":
         small = torch_pruning(dense, EXAMPLE, 1 / speed_up, criterion="l1-global", ignored=["fc"]).model
     else:
         small = pruned_by_sned(options.network, speed_up, images, options.runs)
-    start = time.perf_counter()
     tuned = sned.finetune(
         small,
         (images, labels),
         augment=crop_and_flip,
         recipe={"epochs": options.epochs, "batch_size": options.batch, "seed": seed, "keep": "last"},
-        folder=None
-        if options.runs is None
-        else options.runs / f"{options.network}-{speed_up:g}-{way}-{seed}",
+        folder=folder,
         progress=RichProgress(),
         **ways(options, dense)[way],
     )
-    seconds = time.perf_counter() - start
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    test = tuple(tensor.to(device) for tensor in data["test"])
-    before, after = (accuracy(model.to(device), *test) for model in (small, tuned.model))
-    return Row(way, speed_up, seed, before, after, seconds)
+    judged = tuple(tensor.to(device) for tensor in data["judged"])
+    before, after = (accuracy(model.to(device), *judged) for model in (small, tuned.model))
+    row = Row(way, speed_up, seed, before, after, sum(epoch.seconds for epoch in tuned.history))
+    if done is not None:
+        atomic_write_text(done, json.dumps(asdict(row)))
+    return row
 
 
 def overhead(
@@ -147,7 +152,8 @@ def overhead(
     """Seconds a step of `sned.finetune` and of a loop written out, in turns; medians over rounds.
 
     Both draw, crop and flip batches of images that are in memory, and make a step of SGD with Nesterov's momentum. The
-    whole call is timed, so copying the network and the last bookkeeping count against `sned.finetune`.
+    whole call is timed, so copying the network and the last bookkeeping count against `sned.finetune`. Without a GPU
+    it is the time of the CPU that counts, all threads together, so that others on the machine do not.
     """
     steps = options.steps
     images, labels = images[: steps * options.batch], labels[: steps * options.batch]
@@ -157,6 +163,7 @@ def overhead(
         "ema": 0.0,
         "label_smoothing": 0.0,
         "learning_rate": 0.01,
+        "precision": "no",
     }
 
     def ours() -> None:
@@ -185,15 +192,25 @@ def overhead(
 
 
 def _seconds(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    start = clock()
     run()
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def test_set() -> tuple[Tensor, Tensor]:
+    """All test images and their classes."""
+    images, labels = cifar10("test")
+    return torch.from_numpy(images), torch.from_numpy(labels)
 
 
 def show(rows: list[Row], options: argparse.Namespace, dense: float) -> None:
     """Print the mean and the spread over seeds of every way and speed-up."""
     where = environment()
     title = f"{options.network}, {100 * dense:.2f} % dense; {options.epochs} epochs of {options.images or 'all'} images"
+    title += (
+        f", forward pass in {options.precision}; judged by {options.judged or 'all'} images, {options.judge}"
+    )
     table = Table(title=f"{title}; {where.machine}, {where.versions}")
     for column in ("", "fewer MACs", "pruned", "trained: mean", "each seed", "seconds"):
         table.add_column(column)
@@ -222,6 +239,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=0.002, help="peak learning rate of sned's ways")
     parser.add_argument(
+        "--precision", default="auto", choices=["auto", "no", "bf16"], help="of every way's forward pass"
+    )
+    parser.add_argument(
         "--features", type=float, default=1.0, help="weight of features in 'distilled inside'"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -232,6 +252,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--overhead", action="store_true", help="time the loop instead")
     parser.add_argument("--steps", type=int, default=30, help="of each timed loop")
+    parser.add_argument(
+        "--judge", choices=["test", "held-out"], default="test",
+        help="held-out: training images after those trained on, to choose settings by",
+    )  # fmt: skip
+    parser.add_argument("--judged", type=int, default=0, help="images to judge by; 0 for all")
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -252,7 +277,9 @@ def main() -> None:
             print(f"{name}, batches of {options.batch}: {1000 * told['sned']:.2f} ms a step, "
                   f"{1000 * told['bare']:.2f} ms in a bare loop, median ratio {told['ratio']:.3f}")  # fmt: skip
         return
-    data["test"] = tuple(torch.from_numpy(array) for array in cifar10("test"))  # type: ignore[assignment]
+    given = (images[count:], labels[count:]) if options.judge == "held-out" else test_set()
+    judged = slice(options.judged or None)
+    data["judged"] = (given[0][judged], given[1][judged])
     rows: list[Row] = []
     for seed in options.seeds:
         for speed_up in options.speed_up:
@@ -260,7 +287,7 @@ def main() -> None:
                 rows.append(trained_row(options, way, speed_up, seed, data))
                 print(rows[-1], flush=True)
     dense = trained(options.network)
-    show(rows, options, accuracy(dense, *data["test"]))
+    show(rows, options, accuracy(dense, *data["judged"]))
     if options.out:
         options.out.write_text(
             json.dumps(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class SnedError(Exception):
@@ -68,7 +68,7 @@ class TrainingError(SnedError):
         kept: the result up to then (`sned.training.Tuned`), where there is one.
     """
 
-    kept: object | None = None
+    kept: Any = None
 
 
 class MeasureError(SnedError):

@@ -30,6 +30,22 @@ def margin(outputs, targets):
 def hits(outputs, targets):
     return float((outputs.argmax(1) == targets).float().mean())
 
+
+calls = []
+
+
+def ruined_in_the_second_epoch(outputs, targets):
+    calls.append(1)
+    return nn.functional.cross_entropy(outputs, targets) * (1 if len(calls) < 6 else float("nan"))
+
+
+def adam(groups):
+    return torch.optim.Adam(groups, 0.01)
+
+
+def halved(done):
+    return 0.5
+
 """
 
 
@@ -86,6 +102,15 @@ def test_a_dense_model_with_a_loss_and_a_metric_of_ones_own(shell: Shell, own: P
         (("-d", "{f}:train", "--task", "sorting"), r"No task is called 'sorting'"),
         (("-d", "{f}:train", "--validation", "tenth"), r"`--validation` is a share such as 0.1"),
         (("-d", "{f}:train", "--validation", "2"), r"must be in \(0, 1\)"),
+        (("-d", "{f}:train", "--out", "tuned.pt"), r"`--out` must be a file that ends in \.safetensors"),
+        (("-d", "{f}:train", "--set", "warmup"), r"`--set` takes FIELD=VALUE"),
+        (
+            ("-d", "{f}:train", "--set", "clip=much"),
+            r"`clip` must be a finite number of at least 0, got 'much'",
+        ),
+        (("-d", "{f}:train", "--set", "wamup=0.1"), r"no field 'wamup'. Did you mean 'warmup'"),
+        (("-d", "{f}:train", "--features", "1"), r"needs a `teacher`"),
+        (("-d", "{f}:train", "--patience", "1"), r"`patience` goes by validation data"),
         (("-d", "{f}:train", "-w", "absent.pt"), r"There is no file 'absent\.pt'"),
     ],
 )
@@ -110,3 +135,62 @@ def test_a_loss_that_becomes_nan_is_code_1(shell: Shell, own: Path, tmp_path: Pa
     assert ended.code == 1
     assert "became NaN or infinite" in ended.err
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_what_was_reached_before_training_failed_is_written(shell: Shell, own: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    ended = shell(
+        "finetune", f"{own}:make_model", "-d", f"{own}:train", "--validation", "0.2", "--epochs", "2", "-o", out,
+        "--loss", f"{own}:ruined_in_the_second_epoch", "--batch-size", "32",
+    )  # fmt: skip
+    assert ended.code == 1
+    assert "became NaN or infinite" in ended.err
+    assert re.search(
+        r"What was reached before training failed is in .*Trained for 1 of 2 epochs", ended.err, re.S
+    )
+    assert all(
+        bool(value.isfinite().all()) for value in load_model(f"{own}:make_model", out).state_dict().values()
+    )
+
+
+def test_any_field_of_a_recipe_and_ones_own_optimiser_and_schedule(
+    shell: Shell, own: Path, tmp_path: Path
+) -> None:
+    ended = shell(
+        "finetune", f"{own}:make_model", "-d", f"{own}:train", "--epochs", "2", "--batch-size", "32", "--json",
+        "--optimiser", f"{own}:adam", "--schedule", f"{own}:halved", "--set", "warmup=0", "--set", "accumulate=2",
+        "--set", "steps_per_epoch=4", "--teacher", f"{own}:make_model", "--relations", "1",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    epochs = json.loads(ended.out)["epochs"]
+    assert [epoch["step"] for epoch in epochs] == [2, 4]
+    assert epochs[-1]["learning_rate"] == pytest.approx(0.005)
+    assert "loss/relations" in epochs[-1]
+
+
+def test_a_masked_file_keeps_its_zeros(shell: Shell, own: Path, tmp_path: Path) -> None:
+    thin, tuned = tmp_path / "thin.safetensors", tmp_path / "tuned.safetensors"
+    ended = shell(
+        "sparsify",
+        f"{own}:make_model",
+        "-e",
+        "1,3,8,8",
+        "-c",
+        f"{own}:batches",
+        "--sparsity",
+        "0.5",
+        "-o",
+        thin,
+    )
+    assert ended.code == 0, ended.err
+    given = ("-d", f"{own}:train", "--epochs", "2", "--set", "learning_rate=0.05")
+    ended = shell("finetune", f"{own}:make_model", "-w", thin, *given, "-o", tuned)
+    assert ended.code == 0, ended.err
+    before, after = (sned.load(load_model(f"{own}:make_model"), path) for path in (thin, tuned))
+    zeros = 0
+    for name, value in before.state_dict().items():
+        if value.ndim > 1:
+            zeros += int((value == 0).sum())
+            assert not bool(after.state_dict()[name][value == 0].any())
+            assert not torch.equal(after.state_dict()[name], value)
+    assert zeros > 100

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import sned
+from sned.training import GradualMasks
 from tests.training.networks import digit_net, digits
 
 
@@ -18,15 +19,19 @@ def shifted(x: torch.Tensor) -> torch.Tensor:
 
 
 def train(folder: Path | None, kind: str) -> sned.Tuned:
-    """Train on tensors with augmentation and SGD, or on a loader with AdamW; dropout in both."""
+    """Train on tensors with augmentation and SGD, on a loader with AdamW, or with a teacher whose answers are cached
+    and masks that grow; dropout in all."""
     torch.set_num_threads(1)
     data = digits(0, 900)
-    loaded = kind == "loader"
+    loaded, taught = kind == "loader", kind == "taught"
     return sned.finetune(
         digit_net(),
         DataLoader(TensorDataset(*data), 32, shuffle=True) if loaded else data,
         validation=digits(900, 1100),
-        augment=None if loaded else shifted,
+        augment=shifted if kind == "tensors" else None,
+        teacher=digit_net(seed=1) if taught else None,
+        distillation={"relations": 1.0, "attention": 1.0} if taught else None,
+        parts=[GradualMasks(0.8, updates=9)] if taught else (),
         optimiser="adamw" if loaded else "sgd",
         folder=folder,
         epochs=8,

@@ -238,6 +238,39 @@ def test_every_term_alone_brings_the_student_closer_without_labels(
         assert accuracy(tuned.model, x, y) > accuracy(small, x, y) + 0.1
 
 
+@pytest.mark.parametrize("task", ["tokens", "language", "regression", "ranking"])
+def test_answers_of_every_task_are_learnt_where_there_is_one(task: str) -> None:
+    """The student's answers come to be the teacher's; what labels mark as no answer is left out."""
+    torch.manual_seed(0)
+    x = torch.randn(300, 6, 8)
+    end: list[nn.Module] = [nn.Flatten()] if task == "ranking" else []
+    outputs = 1 if task in ("ranking", "regression") else 5
+    teacher, student = (nn.Sequential(nn.Linear(8, outputs), *end) for _ in range(2))
+    targets = {
+        "tokens": torch.randint(0, 5, (300, 6)),
+        "language": torch.randint(0, 5, (300, 6)),
+        "regression": torch.randn(300, 6, 1),
+        "ranking": torch.randint(0, 3, (300, 6)).float(),
+    }[task]
+    hidden = -1 if task == "ranking" else -100
+    if task != "regression":
+        targets[:, 4:] = hidden
+        x[:, 4:] = 1e4  # would drown all else
+    given = {"distillation": {"labels": 1e-9, "logits": 1.0}, "optimiser": "adamw", "learning_rate": 0.03}
+    tuned = sned.finetune(
+        student, (x, targets), task=task, teacher=teacher, epochs=20, batch_size=50, **given
+    )
+    with torch.no_grad():
+        mine, theirs, before = (
+            model(x)[:, :3].flatten(0, 1 if outputs > 1 else -1) for model in (tuned.model, teacher, student)
+        )
+    if outputs > 1:
+        mine, theirs, before = (values.softmax(-1) for values in (mine, theirs, before))
+    if task == "ranking":
+        mine, theirs, before = (values.reshape(300, 3).softmax(-1) for values in (mine, theirs, before))
+    assert float((mine - theirs).abs().mean()) < 0.2 * float((before - theirs).abs().mean())
+
+
 def test_a_given_student_learns_from_a_teacher_that_it_was_not_cut_from(
     taught: tuple[nn.Module, nn.Module],
 ) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 import sned
 from sned.errors import CheckpointError, NotFoundError, TrainingError, UserError
 from sned.surgery.masks import hold_masks, masks_of
-from sned.training import Part, Recipe, Trained
+from sned.training import GradualMasks, Part, Recipe, Trained
 from sned.training.optimisers import cosine, default_kind, rate_factor
 from sned.training.randomness import ORDER, generator
 from tests.training.networks import accuracy, digit_net, digits, same
@@ -211,6 +211,26 @@ def test_other_tasks_are_learnt(task: str, metric: str) -> None:
     assert tuned.chosen.metric > 0.9 > tuned.before
 
 
+def test_half_precision_is_of_the_forward_pass_alone() -> None:
+    seen: list[torch.dtype] = []
+
+    class Watched(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = super().forward(x.flatten(1))
+            seen.append(out.dtype)
+            return out
+
+    model = Watched(64, 10)
+    whole = sned.finetune(model, digits(), precision="no", **QUICK)
+    assert set(seen) == {torch.float32}
+    seen.clear()
+    half = sned.finetune(model, digits(), precision="bf16", validation=digits(0, 99), **QUICK)
+    assert set(seen) == {torch.bfloat16}
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
+    assert half.model(digits(0, 2)[0]).dtype == torch.float32
+    assert half.history[-1].loss == pytest.approx(whole.history[-1].loss, rel=0.02)
+
+
 def test_a_batch_may_be_a_dict_of_keywords() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
@@ -264,6 +284,9 @@ def test_a_log_that_cannot_be_written_is_told_before_training(
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(NotFoundError, match=r"pip install 'sned\[tensorboard\]'"):
         sned.finetune(digit_net(), digits(), log=tmp_path / "board")
+    (tmp_path / "log.txt").touch()
+    with pytest.raises(UserError, match=r"`log` must be a file that ends in \.csv, or a folder"):
+        sned.finetune(digit_net(), digits(), log=tmp_path / "log.txt")
 
 
 # --- stopping, and what goes wrong -----------------------------------------------------------------------------------
@@ -363,6 +386,12 @@ def test_a_checkpoint_of_another_plan_or_recipe_is_refused(tmp_path: Path) -> No
         sned.finetune(digit_net(), (x, y), folder=tmp_path, **QUICK)
     with pytest.raises(CheckpointError, match=r"its learning_rate was 0\.05, not 0\.1"):
         sned.finetune(one, (x, y), folder=tmp_path, **{**QUICK, "learning_rate": 0.1})
+    with pytest.raises(
+        CheckpointError, match=r"its parts was none, not GradualMasks\(0\.5, weight, all, 0 to"
+    ):
+        sned.finetune(one, (x, y), folder=tmp_path, parts=[GradualMasks(0.5)], **QUICK)
+    with pytest.raises(CheckpointError, match="its teacher was none, not DigitNet"):
+        sned.finetune(one, (x, y), folder=tmp_path, teacher=digit_net(), **QUICK)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     (tmp_path / "checkpoint.pt").write_bytes(before[:500])
     with pytest.raises(CheckpointError, match="is damaged"):
@@ -382,12 +411,61 @@ def test_a_checkpoint_of_another_plan_or_recipe_is_refused(tmp_path: Path) -> No
         ({"precision": "fp8"}, "`precision` must be one of"),
         ({"loss": lambda outputs, targets: outputs}, "`loss` must return a scalar tensor"),
         ({"validation": 1.5}, r"must be in \(0, 1\)"),
+        ({"patience": 2}, "`patience` goes by validation data, but there are none"),
+        ({"metric": lambda outputs, targets: 1.0}, "`metric` goes by validation data"),
+        ({"loss": lambda outputs, targets: {}["oops"]}, "`loss` takes .* but failed with KeyError: 'oops'"),
+        (
+            {"metric": lambda outputs, targets: outputs, "validation": 0.1},
+            "`metric` takes .* gives a number, but failed with",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_asked_is_told(changes: dict, match: str) -> None:
     with pytest.raises(UserError, match=match):
         sned.finetune(digit_net(), digits(), **changes)
+
+
+def test_a_model_of_another_framework_is_told() -> None:
+    with pytest.raises(UserError, match=r"`model` must be a PyTorch model, got dict\. Train a Keras model"):
+        sned.finetune({}, digits())  # type: ignore[arg-type]
+
+
+def test_an_epoch_whose_metric_is_nan_is_never_the_best() -> None:
+    values = iter([0.1, 0.2, math.nan, 0.15, math.nan])
+    tuned = sned.finetune(
+        digit_net(),
+        digits(0, 128),
+        validation=digits(128, 160),
+        metric=lambda outputs, targets: next(values),
+        epochs=4,
+    )
+    assert [epoch.metric for epoch in tuned.history][::2] == [0.2, 0.15]
+    assert tuned.chosen == tuned.history[0]
+
+
+def test_an_epoch_of_tensors_may_be_shortened() -> None:
+    tuned = sned.finetune(digit_net(), digits(0, 600), epochs=2, batch_size=64, steps_per_epoch=3)
+    assert tuned.history[-1].step == 6
+
+
+def test_memory_that_runs_out_elsewhere_is_told() -> None:
+    class Greedy(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) == 50 or not self.training:
+                torch.empty(2**62, dtype=torch.uint8)
+            return super().forward(x.flatten(1))
+
+    with pytest.raises(TrainingError, match=r"Judging 50 inputs at once does not fit .* Try batch_size=25"):
+        sned.finetune(Greedy(64, 10), digits(), validation=digits(0, 50), epochs=1)
+    with pytest.raises(TrainingError, match=r"Asking the teacher does not fit .*`cache_bytes=0`"):
+        sned.finetune(digit_net(), digits(), teacher=Greedy(64, 10), epochs=1)
+
+    def hungry(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return torch.empty(2**62, dtype=torch.uint8)
+
+    with pytest.raises(TrainingError, match="A step on 128 inputs does not fit"):
+        sned.finetune(digit_net(), digits(), loss=hungry, epochs=1)
 
 
 def test_a_recipe_is_told_in_the_same_words_in_every_process() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -52,20 +53,26 @@ def masked_net() -> nn.Module:
     return model
 
 
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT, encoding="utf-8")
+def in_two_processes(script: Path, *words: str) -> str:
+    """Run a script by `torchrun`; returns what it printed on standard output."""
     environment = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
     }
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(tmp_path)]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--", str(script), *words]
     ended = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, timeout=180
+        [sys.executable, *launch], cwd=ROOT, env=environment, capture_output=True, timeout=180
     )
     assert ended.returncode == 0, ended.stderr.decode()[-3000:]
+    return ended.stdout.decode()
+
+
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    in_two_processes(script, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert (first["world"], first["backend"]) == (2, "gloo")
     assert all(torch.equal(value, second["state"][name]) for name, value in first["state"].items())
@@ -79,3 +86,18 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     assert set(first["terms"]) == {"labels", "logits", "relations"}
     assert first["terms"] == second["terms"]
     assert all(torch.equal(value, second["state"][name]) for name, value in first["state"].items())
+
+
+def test_the_command_line_writes_and_tells_once(tmp_path: Path) -> None:
+    script, out, log = (tmp_path / name for name in ("shell.py", "tuned.safetensors", "log.csv"))
+    script.write_text(
+        "from sned.cli import main\n\nif __name__ == '__main__':\n    main()\n", encoding="utf-8"
+    )
+    own = "tests.training"
+    told = in_two_processes(
+        script, "finetune", f"{own}.test_processes:masked_net", "-d", f"{own}.networks:digits", "--validation", "0.2",
+        "--epochs", "2", "--teacher", f"{own}.networks:digit_net", "--log", str(log), "-o", str(out), "--json",
+    )  # fmt: skip
+    assert [epoch["epoch"] for epoch in json.loads(told)["epochs"]] == [1, 2]
+    assert len(log.read_text(encoding="utf-8").splitlines()) == 3
+    assert out.is_file()

@@ -41,7 +41,7 @@ def killed(folder: Path, kind: str, least: int) -> int:
     return int(data["position"]["step"])
 
 
-@pytest.mark.parametrize("kind", ["tensors", "loader"])
+@pytest.mark.parametrize("kind", ["tensors", "loader", "taught"])
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, kind: str) -> None:
     assert 30 <= killed(tmp_path, kind, 30) < STEPS
     rest, whole = train(tmp_path, kind), train(None, kind)

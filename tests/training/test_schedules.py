@@ -255,7 +255,6 @@ def test_cycles_remove_ever_less_and_end_where_asked(dense: nn.Module, tmp_path:
     given = {
         "remaining": 0.5,
         "cycles": 3,
-        "teacher": dense,
         "epochs": 2,
         "batch_size": 32,
         "learning_rate": 0.05,
@@ -275,6 +274,37 @@ def test_cycles_remove_ever_less_and_end_where_asked(dense: nn.Module, tmp_path:
             prune_in_cycles(dense, train[0][:2], train, **(given | wrong))
 
 
+def test_cycles_go_to_a_budget() -> None:
+    x = TRAIN[0][:1]
+    dense = digit_net()
+    made = prune_in_cycles(
+        dense, x, digits(0, 200), budget=sned.Budget(macs="40%"), cycles=3, epochs=1, teacher=None
+    )
+    whole, *rest = (macs_by_hand(model) for model in (dense, *(tuned.model for tuned in made.tuned)))
+    for found, share in zip(rest, made.remaining, strict=True):
+        assert 0.85 * share * whole < found <= share * whole
+    assert made.remaining[-1] == pytest.approx(0.4)
+    assert set(made.tuned[0].history[0].terms) == {"labels"}
+    for wrong, match in (
+        ({}, "Give either `remaining`"),
+        ({"remaining": 0.5, "budget": sned.Budget(macs="40%")}, "Give either `remaining`"),
+        ({"budget": sned.Budget(sparsity=0.5)}, "for a sparsity use `remaining`"),
+        ({"budget": sned.Budget(macs=1e12)}, "A budget must be less than what there is"),
+        (
+            {"budget": sned.Budget(macs="40%"), "choose": lambda graph, share: graph.plan({})},
+            "not a `budget`",
+        ),
+    ):
+        with pytest.raises(UserError, match=match):
+            prune_in_cycles(dense, x, digits(0, 200), **wrong)
+
+
+def macs_by_hand(model: nn.Module) -> int:
+    """Of one digit of 8 x 8; the second convolution has a stride of two."""
+    kernels = 64 * model.conv1.weight.numel() + 16 * model.conv2.weight.numel()
+    return kernels + model.head.weight.numel()
+
+
 def test_features_are_matched_through_all_cycles() -> None:
     train = digits(0, 200)
     dense = digit_net()
@@ -284,7 +314,6 @@ def test_features_are_matched_through_all_cycles() -> None:
         train,
         remaining=0.5,
         cycles=2,
-        teacher=dense,
         epochs=1,
         distillation={"features": 1.0},
     )

@@ -88,6 +88,8 @@ def test_a_users_metric_is_weighed_by_inputs() -> None:
     [
         ("classification", (4, 3), torch.zeros(4), "whole numbers of classes"),
         ("classification", (4, 3), torch.zeros(5).long(), r"shape \[4\] for outputs \[4, 3\]"),
+        ("classification", (4, 3), torch.tensor([0, 1, 2, 3]), r"from 0 to 2 \(of 3 outputs; .* got 3"),
+        ("tokens", (2, 5, 3), torch.full((2, 5), -1), "from 0 to 2 .* got -1"),
         ("tokens", (2, 5, 3), torch.zeros(2, 4).long(), r"shape \[2, 5\]"),
         ("regression", (4, 2), torch.zeros(4), "have the shape of the outputs"),
         ("ranking", (4, 2), torch.zeros(4), r"shape \[lists, items\]"),

@@ -1,5 +1,7 @@
 """`sned finetune`: train a model of one's own further, after pruning or at any time."""
 
+from ast import literal_eval
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,8 +71,21 @@ def command(
     epochs: Annotated[int, _how("--epochs", "Passes over the data.")] = 10,
     batch_size: Annotated[int, _how("--batch-size", "Inputs a step, where data come in no batches.")] = 128,
     optimiser: Annotated[
-        str | None, _how("--optimiser", "sgd or adamw; by default what suits the model.")
+        str | None,
+        _how(
+            "--optimiser",
+            "sgd or adamw, by default what suits the model; or one of one's own, of parameter groups.",
+            metavar="NAME|FILE:NAME",
+        ),
     ] = None,
+    schedule: Annotated[
+        str,
+        _how(
+            "--schedule",
+            "cosine, linear or constant; or one of one's own, from the share done to a factor on the rate.",
+            metavar="NAME|FILE:NAME",
+        ),
+    ] = "cosine",
     learning_rate: Annotated[float | None, _how("--learning-rate", "At its peak.")] = None,
     patience: Annotated[
         int | None, _how("--patience", "Stop after so many epochs without a better one.")
@@ -89,33 +104,47 @@ def command(
             metavar="FILE:NAME",
         ),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        _how(
+            "--set",
+            "Any other field of a recipe: warmup, clip, accumulate, ema, steps_per_epoch, label_smoothing ...",
+            metavar="FIELD=VALUE",
+        ),
+    ] = None,
     teacher: Annotated[
         str | None,
         _taught(
-            "--teacher", "A model to learn from; by default MODEL, where it has weights.", metavar="MODEL"
+            "--teacher", "A model to learn from; by default MODEL with --teacher-weights.", metavar="MODEL"
         ),
     ] = None,
     teacher_weights: Annotated[
         Path | None,
         _taught("--teacher-weights", "Those of the teacher: of the dense network.", metavar="FILE"),
     ] = None,
-    temperature: Annotated[float, _taught("--temperature", "Of both softmaxes.")] = 4.0,
-    features: Annotated[float, _taught("--features", "Weight of features; 0: answers alone.")] = 0.0,
+    temperature: Annotated[float | None, _taught("--temperature", "Of both softmaxes; by default 4.")] = None,
+    features: Annotated[float | None, _taught("--features", "Weight of features; by default 0.")] = None,
+    attention: Annotated[float | None, _taught("--attention", "Weight of attention maps; 0.")] = None,
+    relations: Annotated[float | None, _taught("--relations", "Weight of distances of inputs; 0.")] = None,
     json: Json = False,
 ) -> None:
     """Train a model further: pruned, masked or whole, alone or with a teacher.
 
     A file that sned saved is cut before its weights are filled in, and keeps its structure and its zeros. In several
-    processes: [bold]torchrun --nproc-per-node 2 $(which sned) finetune ...[/bold]
+    processes: [bold]torchrun --nproc-per-node 2 -- $(which sned) finetune ...[/bold]
 
     [bold]Examples:[/bold]
 
     sned finetune model.py:make_model -w small.safetensors -d data.py:train --validation 0.1 -o tuned.safetensors
 
     sned finetune model.py:make_model -w small.safetensors -d data.py:train --teacher-weights dense.pt
+
+    sned finetune model.py:make_model -d data.py:train --loss own.py:loss --set warmup=0.1 --set clip=1.0
     """
+    from sned.errors import TrainingError
     from sned.training import finetune
 
+    _check_out(out)
     built = load_model(model, weights)
     given = called(load_object(data, what="data"), spec=data)
     own = {"loss": loss, "metric": metric}
@@ -123,31 +152,39 @@ def command(
         "task": task,
         "epochs": epochs,
         "batch_size": batch_size,
-        "optimiser": optimiser,
+        "optimiser": _named(optimiser, "optimiser"),
+        "schedule": _named(schedule, "schedule"),
         "learning_rate": learning_rate,
         "patience": patience,
         "precision": precision,
         "seed": seed,
         **{name: load_object(spec, what=name) for name, spec in own.items() if spec is not None},
+        **_settings(settings or ()),
     }
     taught = None
     if teacher is not None or teacher_weights is not None:
         taught = load_model(teacher or model, teacher_weights)
-    with keeping(folder):
-        tuned = finetune(
-            built,
-            given,
-            recipe=recipe,
-            validation=_validation(validation),
-            teacher=taught,
-            distillation=None if taught is None else {"temperature": temperature, "features": features},
-            folder=folder,
-            log=log,
-            progress=progress(),
-        )
-    from accelerate import PartialState
-
-    if not PartialState().is_main_process:  # of several processes one writes and tells
+    asked = {"temperature": temperature, "features": features, "attention": attention, "relations": relations}
+    distillation = {name: value for name, value in asked.items() if value is not None}
+    try:
+        with keeping(folder):
+            tuned = finetune(
+                built,
+                given,
+                recipe=recipe,
+                validation=_validation(validation),
+                teacher=taught,
+                distillation=distillation or None,
+                folder=folder,
+                log=log,
+                progress=progress(),
+            )
+    except TrainingError as error:
+        if out is not None and error.kept is not None and _alone():
+            _save(error.kept.model, out)
+            say(f"What was reached before training failed is in {out}. {error.kept.note}")
+        raise
+    if not _alone():
         return
     if out is not None:
         _save(tuned.model, out)
@@ -156,6 +193,38 @@ def command(
     else:
         show(_table(tuned))
     say(f"{tuned.note} {f'The model is in {out}.' if out else 'Give --out FILE to keep the model.'}")
+
+
+def _alone() -> bool:
+    """Whether this is the one of several processes that writes and tells."""
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
+
+
+def _check_out(path: Path | None) -> None:
+    """Find out before training whether what comes of it will be read again."""
+    if path is not None and path.suffix != ".safetensors":
+        raise UserError(f"`--out` must be a file that ends in .safetensors, got '{path}'.")
+
+
+def _named(given: str | None, what: str) -> Any:
+    """A name that sned knows, or an object of the user's own."""
+    return load_object(given, what=what) if given is not None and ":" in given else given
+
+
+def _settings(given: Sequence[str]) -> dict[str, Any]:
+    """`FIELD=VALUE` as fields of a recipe: numbers, None, or words."""
+    found = {}
+    for entry in given:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise UserError(f"`--set` takes FIELD=VALUE, such as warmup=0.1, got '{entry}'.")
+        try:
+            found[name] = literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 def _validation(given: str | None) -> Any:

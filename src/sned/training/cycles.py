@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from sned.errors import PlanError, UserError
+from sned.devices import Budget, cost_for, limits_for
+from sned.errors import BudgetError, PlanError, UserError
 from sned.graph import Graph, Plan
 from sned.graph.example import Inputs
 from sned.graph.trace import state_of
@@ -35,7 +37,7 @@ class Cycled:
         model: pruned and trained, carrying all plans.
         plans: one a cycle, each made for what the one before it left.
         tuned: how training went in each.
-        remaining: share that was to remain after each.
+        remaining: share that was to remain after each: of units, or of the tightest amount of the budget.
     """
 
     model: nn.Module
@@ -49,62 +51,118 @@ def prune_in_cycles(
     example_inputs: Inputs,
     data: Any,
     *,
-    remaining: float,
+    remaining: float | None = None,
+    budget: Budget | None = None,
     cycles: int = 4,
     choose: Choose | None = None,
-    teacher: nn.Module | None = None,
     folder: str | Path | None = None,
     progress: Progress = SILENT,
     **training: Any,
 ) -> Cycled:
     """Remove a part, train, remove the next part from what was trained: ever less at a time, by the cubic schedule.
 
-    After cycle `i` of `n` there remain `1 - (1 - remaining) (1 - (1 - i / n)³)`.
+    After cycle `i` of `n` there remain `1 - (1 - remaining) (1 - (1 - i / n)³)`; of everything that a budget limits
+    likewise, on the way from the dense network's cost to the limit.
 
     Args:
         model: trained; it is not touched.
         example_inputs: as for `sned.trace`.
         data: as for `sned.finetune`.
         remaining: share that is to remain in the end, in (0, 1): of the units of every group, or of what `choose`
-            counts.
+            counts; or
+        budget: what may remain in the end, such as `sned.Budget(macs="50%")`, spent where it costs least L2 norm.
         cycles: how often, at least 1; 1 is one shot.
         choose: which units go: from the graph of what there is, and the share of the dense network that is to remain,
-            to a plan; by default the smallest by their L2 norm, the same share of every group.
-        teacher: to learn from; the dense network is a good one.
+            to a plan; by default the smallest by their L2 norm, the same share of every group. Not with a budget.
         folder: of the checkpoints, one folder a cycle; the same call goes on from them.
         progress: shown while it runs.
-        training: all else that `sned.finetune` takes, for every cycle alike.
+        training: all else that `sned.finetune` takes, for every cycle alike; the dense network is the `teacher` unless
+            another is given, or None.
 
     Raises:
-        UserError: `remaining` or `cycles` is out of its range; and all that `sned.finetune` raises.
+        UserError: `remaining` or `cycles` is out of its range, or there are both a budget and `remaining`, or neither;
+            and all that `sned.finetune` raises.
+        BudgetError: the budget cannot be reached, or is a `sparsity` or `max_loss`.
 
     Reference: Han et al., Learning both Weights and Connections for Efficient Neural Networks, 2015; the schedule is
         that of Zhu and Gupta, 2017, equation 1.
 
     Example:
-        >>> made = prune_in_cycles(model, x, (images, labels), remaining=0.5, teacher=model, epochs=3)
+        >>> made = prune_in_cycles(model, x, (images, labels), budget=sned.Budget(macs="50%"), epochs=3)
     """
-    if not 0 < remaining < 1:
-        raise UserError(f"`remaining` must be in (0, 1), got {remaining!r}.")
     if isinstance(cycles, bool) or not isinstance(cycles, int) or cycles < 1:
         raise UserError(f"`cycles` must be a whole number of at least 1, got {cycles!r}.")
-    levels = [1 - (1 - remaining) * cubic((i + 1) / cycles) for i in range(cycles)]
-    small, chosen = model, choose
+    small, graph = model, trace(model, example_inputs)
+    way = _way(graph, remaining, budget, choose)
+    levels = [1 - (1 - way.remaining) * cubic((i + 1) / cycles) for i in range(cycles)]
     plans: list[Plan] = []
     tuned: list[Tuned] = []
     for number, level in enumerate(levels):
-        graph = trace(small, example_inputs)
-        chosen = chosen or smallest(graph)
-        plan = chosen(graph, level)
+        if number:
+            graph = trace(small, example_inputs)
+        plan = way.choose(graph, level)
         cut = pruned(small, graph, plan).model
         own = None if folder is None else Path(folder) / f"cycle-{number + 1}"
-        result = finetune(cut, data, teacher=teacher, folder=own, progress=progress, **training)
+        result = finetune(cut, data, folder=own, progress=progress, **{"teacher": model, **training})
         small = result.model
         plans.append(plan)
         tuned.append(result)
         if result.stopped == "interrupted":
             break
     return Cycled(small, tuple(plans), tuple(tuned), tuple(levels[: len(plans)]))
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a network becomes small: what remains in the end, and which units go until a share of it is left."""
+
+    remaining: float
+    choose: Choose
+
+
+def _way(dense: Graph, remaining: float | None, budget: Budget | None, choose: Choose | None) -> _Way:
+    if (remaining is None) == (budget is None):
+        raise UserError("Give either `remaining`, a share in (0, 1), or a `budget`.")
+    if budget is not None:
+        if choose is not None:
+            raise UserError("`choose` takes a share that is to remain: give `remaining`, not a `budget`.")
+        return within(dense, budget)
+    if remaining is None or not 0 < remaining < 1:
+        raise UserError(f"`remaining` must be in (0, 1), got {remaining!r}.")
+    return _Way(remaining, choose or smallest(dense))
+
+
+def within(dense: Graph, budget: Budget) -> _Way:
+    """Plans that spend a budget where it costs least L2 norm; what remains is told in the tightest amount.
+
+    Raises:
+        BudgetError: it limits no amount, or nothing needs to go.
+    """
+    if not budget.amounts or budget.max_loss is not None:
+        raise BudgetError(
+            "Cycles go to a budget of amounts, such as Budget(macs='50%'); for a sparsity use `remaining`."
+        )
+    cost = cost_for(dense, budget)
+    whole = cost.evaluate(np.array([[group.size for group in dense.groups]], np.float64)).at(0)
+    limits = limits_for(budget, cost, whole)
+    shares = {
+        name: most / whole[name] for name, most in limits.items() if name.partition("@")[0] in budget.amounts
+    }
+    tightest = min(shares, key=lambda name: shares[name])
+    remaining = shares[tightest]
+    if remaining >= 1:
+        raise BudgetError(
+            f"A budget must be less than what there is, but `{tightest}` may be {limits[tightest]:.4g} and is "
+            f"{whole[tightest]:.4g}."
+        )
+
+    def choose(graph: Graph, level: float) -> Plan:
+        done = (1 - level) / (1 - remaining)
+        now = {name: max(most, whole[name] - done * (whole[name] - most)) for name, most in limits.items()}
+        scores = score("l2", Evidence(graph, state_of(graph.model)))
+        return search("knapsack", Problem(graph, scores, cost=cost_for(graph, budget), limits=now)).plan
+
+    return _Way(remaining, choose)
 
 
 def smallest(dense: Graph) -> Choose:

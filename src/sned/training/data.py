@@ -67,6 +67,7 @@ class InMemory:
         targets: `[n, …]`, or a nest.
         size: inputs a batch, over all processes. A last batch that is not full is left out, unless it is the only one.
         shuffle: whether order is drawn; else all inputs come in turn, the last batch too.
+        steps: batches an epoch at most.
     """
 
     def __init__(
@@ -79,12 +80,15 @@ class InMemory:
         seed: int = 0,
         shuffle: bool = True,
         augment: Augment | None = None,
+        steps: int | None = None,
     ) -> None:
         self.inputs = pytree.tree_map(lambda t: t.to(place.device), inputs)
         self.targets = pytree.tree_map(lambda t: t.to(place.device), targets)
         self.count = _rows_of((inputs, targets))
-        self._size, self._place, self._seed = min(size, self.count), place, seed
+        self.size, self._place, self._seed = min(size, self.count), place, seed
         self._shuffle, self._augment = shuffle, augment
+        there = self.count // self.size if shuffle else -(-self.count // self.size)
+        self._length = min(there, steps or there)
 
     @property
     def fixed(self) -> bool:
@@ -92,7 +96,7 @@ class InMemory:
         return self._augment is None
 
     def __len__(self) -> int:
-        return self.count // self._size if self._shuffle else -(-self.count // self._size)
+        return self._length
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The epoch's batches from `start` on; what comes before is not touched."""
@@ -101,7 +105,7 @@ class InMemory:
             order = torch.randperm(self.count, generator=generator(self._seed, ORDER, number))
         order = order.to(self._place.device)
         for index in range(start, len(self)):
-            whole = order[index * self._size : (index + 1) * self._size]
+            whole = order[index * self.size : (index + 1) * self.size]
             rows = whole[self._place.rank :: self._place.world]
             if not len(rows):  # fewer are left than there are processes
                 continue
@@ -290,12 +294,20 @@ def batches_of(
         raise UserError(f"`batch_size` is shared by all processes: {size} does not divide by {place.world}.")
     if is_pair(data):
         inputs, targets = pytree.tree_map(torch.as_tensor, data)
-        return InMemory(inputs, targets, size=size, place=place, seed=seed, shuffle=training, augment=augment)
+        return InMemory(
+            inputs, targets, size=size, place=place, seed=seed, shuffle=training, augment=augment, steps=steps
+        )
     if isinstance(data, Dataset):
         data = DataLoader(data, size, shuffle=training, drop_last=training and len(data) > size)  # type: ignore[arg-type]
     if isinstance(data, DataLoader):
         loader = _shared(data, place, seed, training=training)
-        return Loaded(loader, _length(loader, steps), place=place, seed=seed, augment=augment)
+        return Loaded(
+            loader,
+            _length(loader, steps, type(data.dataset).__name__),
+            place=place,
+            seed=seed,
+            augment=augment,
+        )
     if isinstance(data, str | bytes | Mapping | Tensor | np.ndarray) or not isinstance(data, Iterable):
         raise UserError(
             "Data to train on are a pair of tensors (inputs, targets), a Dataset, a DataLoader or a list of batches, "
@@ -338,13 +350,13 @@ def _shared(loader: DataLoader[Any], place: Place, seed: int, *, training: bool)
     return prepared
 
 
-def _length(data: Any, steps: int | None) -> int:
+def _length(data: Any, steps: int | None, name: str = "") -> int:
     try:
         length = len(data)
     except TypeError as error:
         if steps is None:
             raise UserError(
-                f"How long an epoch is must be known, but {type(data).__name__} has no length. "
+                f"How long an epoch is must be known, but {name or type(data).__name__} has no length. "
                 "Say how many batches to take with `steps_per_epoch`."
             ) from error
         return steps

@@ -179,8 +179,6 @@ class Distilled:
         if self.task.answers is None:
             return F.mse_loss(mine, theirs)
         targets = batch.targets if self.terms.labels and isinstance(batch.targets, Tensor) else None
-        if targets is not None and targets.is_floating_point():
-            targets = None
         rows = self.task.answers
         return soft_loss(rows(mine, targets), rows(theirs, targets), self.terms.temperature)
 

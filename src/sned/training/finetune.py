@@ -22,6 +22,7 @@ from sned.training.engine import make_accelerator, place_of
 from sned.training.judging import judged
 from sned.training.logs import Epoch, check_log
 from sned.training.loop import Job, Loop, Position
+from sned.training.memory import fitting
 from sned.training.objectives import label_loss, metric_of
 from sned.training.parts import Objective, Part
 from sned.training.randomness import own_randomness
@@ -43,7 +44,7 @@ class Tuned:
             not one was finished.
         metric: name of what validation went by.
         before: that metric before training; None without validation data.
-        stopped: "finished", "early", or "interrupted" by Ctrl-C.
+        stopped: "finished", "early", "interrupted" by Ctrl-C, or "failed" (what an error kept).
         note: all that in a sentence.
     """
 
@@ -111,7 +112,12 @@ def finetune(
         >>> tuned = sned.finetune(small, (images, labels), validation=0.1, epochs=30, folder="run")
         >>> sned.save(tuned.model, "tuned.safetensors")
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"`model` must be a PyTorch model, got {type(model).__name__}. Train a Keras model by its own `fit`."
+        )
     chosen = Recipe.of(recipe, **changes)
+    _check_validation(chosen, validation)
     terms = _terms(teacher, distillation)
     given = Given(data, teacher, terms, validation, augment, parts, folder, log)
     return _trained(model, given, chosen, accelerator or make_accelerator(chosen.precision, device), progress)
@@ -129,6 +135,20 @@ class Given:
     parts: Sequence[Part] = ()
     folder: str | Path | None = None
     log: str | Path | None = None
+
+
+def _check_validation(recipe: Recipe, validation: Any) -> None:
+    """What is judged needs data to judge by.
+
+    Raises:
+        UserError: the recipe has a metric or patience, but there are no validation data.
+    """
+    for name in ("patience", "metric"):
+        if validation is None and getattr(recipe, name) is not None:
+            raise UserError(
+                f"`{name}` goes by validation data, but there are none: give `validation`, data of their own or a "
+                "share of the training data such as 0.1."
+            )
 
 
 def _terms(teacher: nn.Module | None, asked: Distillation | Mapping[str, Any] | None) -> Distillation | None:
@@ -159,7 +179,8 @@ def _objective(work: nn.Module, given: Given, recipe: Recipe, data: Batches, acc
         return labels
     limit = given.terms.cache_bytes
     teacher = copy.deepcopy(given.teacher).to(accelerator.device).eval().requires_grad_(False)
-    with accelerator.autocast():
+    tried = "Try a smaller batch_size, or `cache_bytes=0` in the distillation."
+    with accelerator.autocast(), fitting("Asking the teacher", accelerator.device, tried):
         return distilled(
             work,
             teacher,
@@ -175,6 +196,7 @@ def _trained(
     model: nn.Module, given: Given, recipe: Recipe, accelerator: Accelerator, progress: Progress
 ) -> Tuned:
     log = None if given.log is None else Path(given.log)
+    progress = progress if accelerator.is_main_process else SILENT
     if log is not None:
         check_log(log)
     with own_randomness():
@@ -186,7 +208,7 @@ def _trained(
         job = Job(
             model=work,
             data=data,
-            inputs=data.count if isinstance(data, InMemory) else len(data) * recipe.batch_size,
+            inputs=len(data) * (data.size if isinstance(data, InMemory) else recipe.batch_size),
             recipe=recipe,
             objective=_objective(work, given, recipe, data, accelerator, progress),
             metric=metric,
@@ -216,23 +238,32 @@ def _data(given: Given, recipe: Recipe, accelerator: Accelerator) -> tuple[Batch
     data, validation = given.data, given.validation
     if isinstance(validation, int | float):
         data, validation = held_out(data, validation, recipe.seed)
-    training = batches_of(
-        data,
-        size=recipe.batch_size,
-        place=place,
-        seed=recipe.seed,
-        steps=recipe.steps_per_epoch,
-        augment=given.augment,
-    )
-    if validation is None:
-        return training, None
-    return training, batches_of(validation, size=recipe.batch_size, place=place, training=False)
+    tried = "Give a Dataset or a DataLoader, which is read batch by batch."
+    with fitting("All of the data", place.device, tried):
+        training = batches_of(
+            data,
+            size=recipe.batch_size,
+            place=place,
+            seed=recipe.seed,
+            steps=recipe.steps_per_epoch,
+            augment=given.augment,
+        )
+        if validation is None:
+            return training, None
+        return training, batches_of(validation, size=recipe.batch_size, place=place, training=False)
 
 
 def _told(recipe: Recipe, data: Batches, given: Given) -> dict[str, str]:
     """What makes a run the run that it is; how often it is saved does not."""
     told = {name: value for name, value in recipe.told().items() if name != "save_every"}
-    return {**told, "batches": str(len(data)), "distillation": repr(given.terms)}
+    return {
+        **told,
+        "batches": str(len(data)),
+        "validation": "none" if given.validation is None else "given",
+        "teacher": "none" if given.teacher is None else type(given.teacher).__name__,
+        "distillation": repr(given.terms),
+        "parts": "; ".join(words for part in given.parts if (words := part.told())) or "none",
+    }
 
 
 def _tuned(loop: Loop, model: nn.Module, training: bool, before: float | None, seconds: float) -> Tuned:

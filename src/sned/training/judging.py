@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sned.graph.example import arguments
 from sned.training.data import Batches
+from sned.training.memory import fitting
+from sned.training.objectives import called
 from sned.training.tasks import Metric
 
 if TYPE_CHECKING:
@@ -23,8 +24,13 @@ def judged(model: nn.Module, data: Batches, metric: Metric, accelerator: Acceler
     total: Tensor | None = None
     with torch.no_grad(), accelerator.autocast():
         for batch in data.epoch(0):
-            args, kwargs = arguments(batch.inputs)
-            sums = metric.sums(model(*args, **kwargs), batch.targets).double().to(accelerator.device)
+            with fitting(
+                f"Judging {batch.count} inputs at once",
+                accelerator.device,
+                f"Try batch_size={max(batch.count // 2, 1)}, or smaller batches of validation data.",
+            ):
+                sums = metric.sums(called(model, batch.inputs), batch.targets).double()
+            sums = sums.to(accelerator.device)
             total = sums if total is None else total + sums
     model.train(was)
     if accelerator.num_processes > 1:  # a process may have got no batch at all

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sned.errors import NotFoundError
+from sned.errors import NotFoundError, UserError
 from sned.files import atomic_write_text
 
 
@@ -67,10 +67,14 @@ def check_log(path: Path) -> None:
     """Find out before training whether a log can be written.
 
     Raises:
+        UserError: it is neither a .csv file nor a folder.
         NotFoundError: TensorBoard is not installed.
     """
-    if path.suffix != ".csv":
-        _writer(path).close()
+    if path.suffix == ".csv":
+        return
+    if path.is_file():
+        raise UserError(f"`log` must be a file that ends in .csv, or a folder for TensorBoard, got '{path}'.")
+    _writer(path).close()
 
 
 def _as_csv(history: Sequence[Epoch]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from sned.training.data import Batch, Batches
 from sned.training.interrupts import Interrupt, deferred
 from sned.training.judging import judged
 from sned.training.logs import Epoch, write_log
+from sned.training.memory import fitting
 from sned.training.optimisers import find_schedule, make_optimiser, moving_average, rate_factor
 from sned.training.parts import Objective, Part, Trained
 from sned.training.randomness import STEP, seed_all
@@ -36,8 +38,6 @@ NEVER = torch.iinfo(torch.int64).max
 
 _PLAIN = ("NO", "MULTI_CPU", "MULTI_GPU")
 """Kinds of setup in which PyTorch does all by itself."""
-
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass
@@ -195,7 +195,7 @@ class Loop:
         taken = self._taken(batches, wanted)
         seed_all(recipe.seed, STEP, self.at.step, self.acc.process_index)
         inputs = sum(batch.count for batch in taken)
-        with _memory_errors(recipe, inputs, self.acc.device):
+        with fitting(*self._told(inputs)):
             self.optimiser.zero_grad(set_to_none=True)
             for number, batch in enumerate(taken):
                 self._backward(batch, batch.count / inputs, last=number == wanted - 1)
@@ -215,6 +215,17 @@ class Loop:
         for part in self.job.parts:
             part.after_step(held, self.at.step, self.total)
         return inputs
+
+    def _told(self, inputs: int) -> tuple[str, torch.device, str]:
+        """A step in words, where it is made, and what to try if it does not fit."""
+        world, accumulate = self.acc.num_processes, self.job.recipe.accumulate
+        half = max(inputs // (2 * accumulate), 1) * world
+        return (
+            f"A step on {inputs * world} inputs",
+            self.acc.device,
+            f"Try batch_size={half} with accumulate={2 * accumulate}, which makes the same steps (a loader has a batch "
+            "size of its own). The last checkpoint is whole.",
+        )
 
     def _taken(self, batches: Iterator[Batch], wanted: int) -> list[Batch]:
         try:
@@ -272,7 +283,8 @@ class Loop:
         if int(bad) == NEVER:
             return
         self._hand_over()
-        where = f" The last good checkpoint is '{self.job.folder / NAME}'." if self.job.folder else ""
+        kept = None if self.job.folder is None else self.job.folder / NAME
+        where = f" The last good checkpoint is '{kept}'." if kept is not None and kept.is_file() else ""
         tried = "; ".join(("half the learning rate", "a longer `warmup`", "`clip=1.0`", "`precision='no'`"))
         raise TrainingError(
             f"The loss must be a number, but at step {int(bad) + 1} (epoch {int(bad) // self.steps + 1}) it, or a "
@@ -309,8 +321,8 @@ class Loop:
 
     def _keep_best(self, value: float | None) -> None:
         ready = all(part.ready(self.at.step, self.total) for part in self.job.parts)
-        if value is None or not ready or (self.best is not None and value <= self.best["metric"]):
-            return
+        if value is None or not ready or not value > (self.best or {"metric": -math.inf})["metric"]:
+            return  # NaN is better than nothing at all in no comparison
         self.best = {"metric": value, "epoch": self.at.epoch, "weights": weights_of(self._judged_model())}
 
     def _waited_enough(self) -> bool:
@@ -381,19 +393,3 @@ class Loop:
 def _finite(model: nn.Module) -> bool:
     parameters = [parameter.detach() for parameter in model.parameters() if parameter.requires_grad]
     return bool(torch.stack([parameter.isfinite().all() for parameter in parameters]).all())
-
-
-@contextmanager
-def _memory_errors(recipe: Recipe, inputs: int, device: torch.device) -> Iterator[None]:
-    """Say which batch size to try where one does not fit."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        text = str(error).lower()
-        if not isinstance(error, MemoryError) and not any(sign in text for sign in _NO_MEMORY):
-            raise
-        half = max(inputs // (2 * recipe.accumulate), 1)
-        raise TrainingError(
-            f"A step on {inputs} inputs does not fit into the memory of '{device}'. Try batch_size={half} with "
-            f"accumulate={2 * recipe.accumulate}, which makes the same steps. The last checkpoint is whole."
-        ) from error

@@ -69,6 +69,12 @@ class GradualMasks(Part):
         masks = self.masks(trained.model, self.sparsity * cubic(level / self.updates))
         put_masks(trained, masks)
 
+    def told(self) -> str:
+        """Its settings."""
+        names = "all" if self.names is None else ", ".join(self.names)
+        when = f"{self.begin:g} to {self.end:g} in {self.updates}"
+        return f"GradualMasks({self.sparsity:g}, {self.pattern.name}, {names}, {when})"
+
     def ready(self, step: int, total: int) -> bool:
         """Whether all zeros are there."""
         return self._level(step, total) == self.updates

@@ -10,7 +10,7 @@ from sned.errors import UserError
 from sned.graph.example import Inputs, arguments
 from sned.training.data import Batch
 from sned.training.recipe import SMOOTHING, Recipe
-from sned.training.tasks import Metric, mean_metric
+from sned.training.tasks import Metric, mean_metric, users
 
 LABEL = "labels"
 """Name of the term in logs."""
@@ -42,7 +42,7 @@ class LabelLoss:
         own = self.recipe.loss
         if own is None:
             return self.recipe.found_task.loss(outputs, batch.targets, self.smoothing)
-        loss = own(outputs, batch.targets)
+        loss = users("loss", own, outputs, batch.targets)
         if not isinstance(loss, Tensor) or loss.ndim:
             what = (
                 f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

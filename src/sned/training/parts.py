@@ -40,6 +40,10 @@ class Part:
     def after_step(self, trained: Trained, step: int, total: int) -> None:
         """Change weights or masks once `step` steps of `total` are made."""
 
+    def told(self) -> str:
+        """Its settings in words, which a checkpoint must agree with; "" where that does not matter."""
+        return ""
+
     def ready(self, step: int, total: int) -> bool:
         """Whether the network is by now what it is to become, so that an epoch may count as the best."""
         del step, total

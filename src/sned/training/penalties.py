@@ -108,6 +108,10 @@ class GroupLasso(UnitPenalty):
             for group, parts in self.parts
         }
 
+    def told(self) -> str:
+        """Its strength."""
+        return f"GroupLasso({self.strength:g})"
+
     def pull(self, group: Group, norms: Tensor, step: int, total: int) -> Tensor:
         """`strength √m / ‖w‖`."""
         now = self.strength * min(1.0, 10 * (step + 1) / total)
@@ -135,6 +139,10 @@ class GrowingPenalty(UnitPenalty):
             raise PlanError("A growing penalty needs a plan that removes units, but this one removes none.")
         self._going = {group.index: _flags(group, plan) for group, _ in self.parts}
 
+    def told(self) -> str:
+        """Its ceiling, and how many units go."""
+        return f"GrowingPenalty({self.ceiling:g}, {sum(int(flags.sum()) for flags in self._going.values())} units)"
+
     def pull(self, group: Group, norms: Tensor, step: int, total: int) -> Tensor:
         """The factor of now, on the units that will go."""
         going = torch.from_numpy(self._going[group.index]).to(norms)
@@ -159,6 +167,10 @@ class Slimming(Part):
         self.names = sorted(scales(graph))
         if not self.names:
             raise PlanError("Slimming shrinks the scales of batch normalisation, but this network has none.")
+
+    def told(self) -> str:
+        """Its strength."""
+        return f"Slimming({self.strength:g})"
 
     def after_backward(self, model: nn.Module, step: int, total: int) -> None:
         """Add the subgradient of the penalty."""

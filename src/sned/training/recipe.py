@@ -125,13 +125,17 @@ def _whole(name: str, value: Any, *, optional: bool) -> None:
 
 
 def _share(name: str, value: float | None) -> None:
-    if value is not None and not 0 <= value < 1:
+    if value is not None and not (_number(value) and 0 <= value < 1):
         raise UserError(f"`{name}` must be in [0, 1), got {value!r}.")
 
 
 def _not_negative(name: str, value: float | None) -> None:
-    if value is not None and not 0 <= value < float("inf"):
+    if value is not None and not (_number(value) and 0 <= value < float("inf")):
         raise UserError(f"`{name}` must be a finite number of at least 0, got {value!r}.")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sned.errors import ModelError, UserError, close_names
+from sned.errors import ModelError, SnedError, UserError, close_names
 from sned.graph.example import tensors_in
+from sned.training.memory import is_memory_error
 
 IGNORED = -100
 """A target of no class, as PyTorch has it: it counts neither in a loss nor in a metric."""
 
 TOP = 10
 """Places at the top of a ranking that its metric looks at."""
+
+T = TypeVar("T")
 
 Loss = Callable[[Any, Any], Tensor]
 """`(what the model returns, targets) -> scalar`, a mean over the batch."""
@@ -70,11 +73,33 @@ def first_output(outputs: Any) -> Tensor:
 def mean_metric(function: Callable[[Any, Any], Any], name: str | None = None) -> Metric:
     """A user's `(outputs, targets) -> number` as a `Metric`: its mean over batches, weighed by what they hold."""
 
+    def value(outputs: Any, targets: Any) -> float:
+        return float(function(outputs, targets))
+
     def sums(outputs: Any, targets: Any) -> Tensor:
         count = len(first_output(outputs))
-        return torch.tensor([float(function(outputs, targets)) * count, count], dtype=torch.float64)
+        return torch.tensor([users("metric", value, outputs, targets) * count, count], dtype=torch.float64)
 
     return Metric(name or str(getattr(function, "__name__", "metric")), sums, _ratio)
+
+
+def users(name: str, function: Callable[[Any, Any], T], outputs: Any, targets: Any) -> T:
+    """What a function of the user's own gives for a batch.
+
+    Raises:
+        UserError: it failed; says how.
+    """
+    try:
+        return function(outputs, targets)
+    except SnedError:
+        raise
+    except Exception as error:
+        if is_memory_error(error):
+            raise
+        raise UserError(
+            f"`{name}` takes what the model returns and the targets of a batch, and gives a number, but failed with "
+            f"{type(error).__name__}: {error}. Try it on one batch in Python first."
+        ) from error
 
 
 def find_task(name: str) -> Task:
@@ -100,9 +125,9 @@ def _pair(part: Tensor, whole: Tensor | int) -> Tensor:
 
 
 def _rows(logits: Tensor, targets: Any) -> Tensor:
-    """`[n, classes]`; positions whose target is to be ignored are left out."""
+    """`[n, classes]`; positions whose target is to be ignored are left out (none, of targets that are shares)."""
     flat = logits.reshape(-1, logits.shape[-1])
-    return flat if targets is None else flat[targets.reshape(-1) != IGNORED]
+    return flat if targets is None or targets.is_floating_point() else flat[targets.reshape(-1) != IGNORED]
 
 
 def _images(logits: Tensor, targets: Any) -> Tensor:
@@ -136,6 +161,22 @@ def _check_classes(logits: Tensor, targets: Tensor, axis: int) -> None:
             f"Targets of this task are whole numbers of classes, shape {list(wanted)} for outputs "
             f"{list(logits.shape)}, got {targets.dtype} {list(targets.shape)}. "
             "Choose the `task` that fits, or give a `loss` of your own."
+        )
+    # On a GPU a look would wait for it at every step.
+    if not probable and targets.device.type == "cpu":
+        _check_range(targets, logits.shape[axis])
+
+
+def _check_range(targets: Tensor, classes: int) -> None:
+    """Classes are 0 to `classes - 1`, or `IGNORED`."""
+    low, high = (int(value) for value in targets.aminmax())
+    if low >= 0 and high < classes:
+        return
+    wrong = targets[((targets < 0) | (targets >= classes)) & (targets != IGNORED)]
+    if len(wrong):
+        raise UserError(
+            f"Targets are classes from 0 to {classes - 1} (of {classes} outputs; {IGNORED} is ignored), got "
+            f"{int(wrong[0])}. Number the classes from 0, or give a model with more outputs."
         )
 
 
