@@ -189,7 +189,7 @@ def test_calibration_of_the_wrong_kind_is_refused(given: Any) -> None:
 
 @pytest.mark.skipif(TORCH, reason="there is a child under other backends only")
 def test_the_child_tells_its_errors_and_its_death() -> None:
-    from sned.surgery.keras.client import CHILD
+    from sned.surgery.keras.client import CHILDREN
 
     class Local(layers.Layer):
         def call(self, x: Any) -> Any:
@@ -201,7 +201,7 @@ def test_the_child_tells_its_errors_and_its_death() -> None:
         sned.trace(hidden, sequence(1, 6)[:, 0])
     model, x = made("residual")
     sned.trace(model, x)
-    process = CHILD._process
+    process = CHILDREN["torch"]._process
     assert process is not None
     os.kill(process.pid, signal.SIGSTOP)
     os.kill(process.pid, signal.SIGKILL)
@@ -213,10 +213,10 @@ def test_the_child_tells_its_errors_and_its_death() -> None:
 def test_the_child_dies_with_its_parent() -> None:
     code = (
         "import os, signal, keras, numpy as np, sned\n"
-        "from sned.surgery.keras.client import CHILD\n"
+        "from sned.surgery.keras.client import CHILDREN\n"
         "m = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(2)])\n"
         "sned.trace(m, np.ones((2, 4), 'float32'))\n"
-        "print(CHILD._process.pid, flush=True)\n"
+        "print(CHILDREN['torch']._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
