@@ -162,6 +162,7 @@ def plan(
     Raises:
         BudgetError: neither or both of `sparsity` and `budget`, or the budget cannot be reached.
         PlanError: the rules name what is not there, or contradict each other.
+        ModelError: nothing in the network can go.
 
     Example:
         >>> plan = sned.plan(sned.trace(model, x), sparsity=0.5)
@@ -173,6 +174,7 @@ def plan(
         raise BudgetError(
             "`max_loss` takes networks that are pruned, repaired and evaluated: use `sned.prune` for it."
         )
+    _check_groups(graph)
     if is_keras(graph.model):
         from sned.surgery.keras.road import calibration_of
 
@@ -314,8 +316,9 @@ def _study(
     seconds: dict[str, float] = {}
     find_devices(budget.device)  # a wrong name is found before anything else
     _check_weights(model)
-    with _timed(seconds, "trace"):
+    with _timed(seconds, "trace"), progress.task("tracing", total=1) as advance:
         dense = trace(model, example)
+        advance(1)
         graph = leave_out(dense, without) if without else dense
     _check_groups(graph)
     rules.choices(graph)  # a wrong name is found before anything is measured

@@ -29,10 +29,13 @@ def serve(folder: Path) -> None:
     """Call the function that a job names with the model in its folder, and leave there what it returns."""
     import keras
 
+    from sned.surgery.keras.outside import within_keras
+
     with (folder / JOB).open("rb") as opened:
         job = pickle.load(opened)
     found = {name: _found(**where) for name, where in job["objects"].items()}
-    model = keras.saving.load_model(folder / MODEL, custom_objects=found, compile=False, safe_mode=False)
+    with within_keras():
+        model = keras.saving.load_model(folder / MODEL, custom_objects=found, compile=False, safe_mode=False)
     module, _, name = job["function"].partition(":")
     answer = getattr(importlib.import_module(module), name)(model, *job["arguments"])
     with (folder / ANSWER).open("wb") as opened:
@@ -78,8 +81,9 @@ def _answer(folder: str) -> Mapping[str, str]:
     except SnedError as error:
         return {"error": type(error).__name__, "text": str(error)}
     except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return {"error": "ModelError", "text": f"{type(error).__name__}: {lines[0] if lines else ''}"}
+        from sned.surgery.keras.configuration import reason_of
+
+        return {"error": "ModelError", "text": f"{type(error).__name__}: {reason_of(error)}."}
     return {}
 
 

@@ -10,18 +10,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
-
-import keras
 
 import sned.errors
 from sned.errors import ModelError, SnedError
 from sned.graph.example import Example
 from sned.graph.ir import Graph
 from sned.surgery.keras.child import ANSWER, JOB, MODEL
-from sned.surgery.keras.configuration import configuration
+from sned.surgery.keras.configuration import own_objects
 
 TITLES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 """What backends are called."""
@@ -72,12 +69,8 @@ def asked(backend: str, function: str, model: Any, *arguments: Any) -> Any:
 
 def _objects(model: Any, backend: str) -> dict[str, dict[str, str | None]]:
     """Where the classes and functions of the user's own are found."""
-    kinds = {type(layer).__name__: type(layer) for layer in model._flatten_layers()}
-    named = {name: keras.saving.get_registered_object(name) for name in _registered_names(model)}
     found = {}
-    for name, kind in {**kinds, **named}.items():
-        if kind is None or kind.__module__.startswith("keras."):
-            continue
+    for name, kind in own_objects(model).items():
         file = getattr(sys.modules.get(kind.__module__), "__file__", None)
         if "<locals>" in kind.__qualname__ or (kind.__module__ == "__main__" and file is None):
             raise ModelError(
@@ -86,21 +79,6 @@ def _objects(model: Any, backend: str) -> dict[str, dict[str, str | None]]:
             )
         found[name] = {"module": kind.__module__, "qualname": kind.__qualname__, "file": file}
     return found
-
-
-def _registered_names(model: Any) -> set[str]:
-    """Names under which the parts of a model are registered with Keras: layers, activations, initialisers."""
-    return set(_strings_at("registered_name", configuration(model)))
-
-
-def _strings_at(key: str, nest: Any) -> Iterator[str]:
-    if isinstance(nest, dict):
-        if isinstance(nest.get(key), str):
-            yield nest[key]
-        nest = list(nest.values())
-    if isinstance(nest, list | tuple):
-        for item in nest:
-            yield from _strings_at(key, item)
 
 
 class Child:
