@@ -171,8 +171,8 @@ def require(target: Target, precision: str = FP32, levels: int = 1) -> None:
     """
     if precision not in target.precisions and target.precisions == (FP32,):
         raise UserError(
-            f"{target.title} files hold 32-bit floats alone, got {precision!r}. Leave `quantize` out, or write to another "
-            "runtime."
+            f"{target.title} files hold 32-bit floats alone, got {precision!r}. Leave `quantize` out, or write to "
+            "another runtime."
         )
     if precision not in target.precisions:
         has = ", ".join(name for name in target.precisions if name != FP32)

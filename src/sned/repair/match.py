@@ -256,13 +256,19 @@ def _drawn(inputs: Any, learnt: Tensor, generator: torch.Generator) -> Any:
 
 
 def _if_images(value: Any, generator: torch.Generator) -> Any:
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 4:
-        return value
-    if min(value.shape[2:]) >= SMALLEST_IMAGE:
+    if _is_images(value):
         return _varied(value, generator)
-    if min(value.shape[1:3]) >= SMALLEST_IMAGE:  # channels last, as in Keras
-        return _varied(value.permute(0, 3, 1, 2), generator).permute(0, 2, 3, 1)
-    return value
+    first = value.permute(0, 3, 1, 2) if isinstance(value, Tensor) and value.ndim == 4 else None
+    return value if not _is_images(first) else _varied(first, generator).permute(0, 2, 3, 1)  # as in Keras
+
+
+def _is_images(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.ndim == 4
+        and min(value.shape[2:]) >= SMALLEST_IMAGE
+    )
 
 
 def _varied(images: Tensor, generator: torch.Generator) -> Tensor:
