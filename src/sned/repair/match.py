@@ -258,8 +258,9 @@ def _drawn(inputs: Any, learnt: Tensor, generator: torch.Generator) -> Any:
 def _if_images(value: Any, generator: torch.Generator) -> Any:
     if _is_images(value):
         return _varied(value, generator)
-    first = value.permute(0, 3, 1, 2) if isinstance(value, Tensor) and value.ndim == 4 else None
-    return value if not _is_images(first) else _varied(first, generator).permute(0, 2, 3, 1)  # as in Keras
+    if isinstance(value, Tensor) and value.ndim == 4 and _is_images(first := value.permute(0, 3, 1, 2)):
+        return _varied(first, generator).permute(0, 2, 3, 1)  # channels last, as in Keras
+    return value
 
 
 def _is_images(value: Any) -> bool:
