@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 base=$(realpath -s "${1:?the python that sned is installed for}")
-tests="tests/surgery/keras tests/keras_training"
+tests="tests/surgery/keras tests/keras_training tests/export/test_keras.py"
 
 site() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
 
@@ -21,5 +21,6 @@ run() {  # name of the backend, then what to install beside what is there
 }
 
 run tensorflow tensorflow-cpu==2.21.0 astunparse gast google_pasta opt_einsum six termcolor wrapt grpcio wheel requests \
-    urllib3 idna certifi charset_normalizer libclang
+    urllib3 idna certifi charset_normalizer libclang ai-edge-litert==2.3.0 ai-edge-quantizer==0.10.0 \
+    backports.strenum immutabledict
 run jax jax==0.10.2 jaxlib==0.10.2 opt_einsum

@@ -2,25 +2,26 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TypeAlias
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from sned.errors import UserError
 
-Evaluate: TypeAlias = Callable[[nn.Module], float]
+Evaluate: TypeAlias = Callable[[Any], float]
 """A user's measure of a network: higher is better; a fraction in [0, 1] is shown as a percentage."""
 
 
-def evaluated(model: nn.Module, evaluate: Evaluate) -> float:
+def evaluated(model: Any, evaluate: Evaluate) -> float:
     """Ask the user's `evaluate` about a model in evaluation mode; its modes are put back.
 
     Raises:
         UserError: `evaluate` failed, or did not return a finite number.
     """
-    with evaluation_mode(model), torch.no_grad():
+    mode = evaluation_mode(model) if isinstance(model, nn.Module) else nullcontext()
+    with mode, torch.no_grad():
         try:
             value = evaluate(model)
         except Exception as error:

@@ -10,7 +10,7 @@ from torch import nn
 
 import sned
 from sned.errors import CalibrationError
-from sned.repair.match import _entering, _inputs_kept, _is_images, _varied, match
+from sned.repair.match import _entering, _if_images, _inputs_kept, _is_images, _varied, match
 from sned.surgery import masks_of
 from sned.surgery.masks import hold_masks
 from tests.repair.networks import block, images
@@ -124,3 +124,12 @@ def test_images_are_shifted_and_mirrored() -> None:
 def test_what_counts_as_images(value: torch.Tensor, are: bool) -> None:
     assert _is_images(value) is are
     assert not _is_images(value.long())
+
+
+def test_images_may_have_their_channels_last() -> None:
+    first = torch.randn(3, 2, 16, 24, generator=torch.Generator().manual_seed(0))
+    varied = _if_images(first.permute(0, 2, 3, 1), torch.Generator().manual_seed(1))
+    expected = _varied(first, torch.Generator().manual_seed(1))
+    assert torch.equal(varied, expected.permute(0, 2, 3, 1))
+    small = torch.randn(3, 8, 8, 3)
+    assert _if_images(small, torch.Generator()) is small

@@ -33,7 +33,7 @@ def test_a_row_sets_each_figure_beside_pytorchs() -> None:
     row = deployment_row(deployment(exported(), "pruned"))
     assert (row.name, row.runtime, row.size) == ("pruned", "LiteRT, int8", "1.25 MB")
     assert (row.difference, row.error, row.agreement) == ("0.012", "0.031", "99.1 %")
-    assert (row.accuracy, row.latency, row.versus_torch) == ("91.40 % (PyTorch 91.60 %)", "2.00 ms", "×0.25")
+    assert (row.accuracy, row.latency, row.versus_torch) == ("91.40 % (model 91.60 %)", "2.00 ms", "×0.25")
 
 
 def test_what_was_not_obtained_is_a_dash() -> None:

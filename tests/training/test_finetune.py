@@ -427,7 +427,7 @@ def test_what_cannot_be_asked_is_told(changes: dict, match: str) -> None:
 
 
 def test_a_model_of_another_framework_is_told() -> None:
-    with pytest.raises(UserError, match=r"`model` must be a PyTorch model, got dict\. Train a Keras model"):
+    with pytest.raises(UserError, match=r"`model` must be a PyTorch model, got dict\."):
         sned.finetune({}, digits())  # type: ignore[arg-type]
 
 

@@ -25,12 +25,17 @@ def command(
             "--out",
             "-o",
             metavar="FILE",
-            help=".onnx, .tflite, .mlpackage, .pte or .xml, as the runtime has it.",
+            help=".onnx, .tflite, .mlpackage, .pte or .xml, as the runtime has it; a folder for savedmodel.",
         ),
     ],
     to: Annotated[
         str,
-        typer.Option("--to", "-t", metavar="RUNTIME", help="onnx, litert, coreml, executorch or openvino."),
+        typer.Option(
+            "--to",
+            "-t",
+            metavar="RUNTIME",
+            help="onnx, litert, coreml, executorch or openvino; savedmodel of a Keras model.",
+        ),
     ] = "onnx",
     quantize: Annotated[
         str | None,
@@ -101,6 +106,8 @@ def command(
     sned export model.py:make_model --weights out/model.safetensors --example 1,3,32,32 --out small.onnx
 
     sned export model.py:make_model -e 1,3,224,224 --to litert --quantize int8 -c model.py:batches -o small.tflite
+
+    sned export small.keras -e 1,32,32,3 --to savedmodel -o small
     """
     from sned.export import export
 
@@ -142,6 +149,7 @@ def _table(exported: "Exported") -> "Table":
 
     from sned.report import deployment
     from sned.report.deployments import deployment_row
+    from sned.report.figures import NOTHING
 
     row, parity = deployment_row(deployment(exported)), exported.parity
     agreed = row.agreement if parity.top1_agreement is None else f"{row.agreement} of {parity.rows}"
@@ -156,18 +164,21 @@ def _table(exported: "Exported") -> "Table":
         ("inputs", ", ".join(exported.inputs)),
         ("outputs", ", ".join(exported.outputs)),
         ("batch", batch),
-        ("largest difference to PyTorch", f"{parity.max_abs_diff:.2g} ({parity.max_rel_diff:.2g} relative)"),
+        (
+            "largest difference to the model",
+            f"{parity.max_abs_diff:.2g} ({parity.max_rel_diff:.2g} relative)",
+        ),
         ("relative error of all outputs", row.error),
         ("same class", agreed),
         ("compared at batches of", ", ".join(map(str, exported.batches))),
         ("accuracy", "" if exported.accuracy is None else row.accuracy),
         (
             "latency, median",
-            "" if exported.latency is None else f"{row.latency} ({row.versus_torch} of PyTorch's)",
+            f"{row.latency} ({row.versus_torch} of PyTorch's)" if exported.torch_latency else row.latency,
         ),
         *(("note", note) for note in exported.notes),
     ]
     for term, value in shown:
-        if value:
+        if value not in ("", NOTHING):
             table.add_row(term, escape(value))
     return table

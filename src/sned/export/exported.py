@@ -28,7 +28,7 @@ class Exported:
         outputs: names of the outputs.
         dynamic_batch: whether it takes batches of any size.
         static_because: why not, where it does not.
-        parity: the worst of the example, of fresh inputs and of calibration inputs, against PyTorch.
+        parity: the worst of the example, of fresh inputs and of calibration inputs, against the model.
         batches: the batch sizes compared.
         opset: version of the ONNX operators that it uses; None elsewhere.
         target: a name in `sned.export.TARGETS`.
@@ -37,9 +37,9 @@ class Exported:
         batch: rows that a run takes where the batch is fixed.
         latency: of one run at the example's batch, on this machine, in its own runtime; None where that does
             not run here.
-        torch_latency: of the model in PyTorch, interleaved with it.
+        torch_latency: of the model in PyTorch, interleaved with it; None of a Keras model.
         accuracy: of the file, by the user's own measure.
-        torch_accuracy: of the model in PyTorch, by the same.
+        torch_accuracy: of the model itself, by the same.
         notes: what was chosen and what was not checked, a sentence each.
     """
 
@@ -64,7 +64,7 @@ class Exported:
 
     @property
     def max_abs_diff(self) -> float:
-        """Largest absolute difference to PyTorch of any element of any output."""
+        """Largest absolute difference to the model of any element of any output."""
         return self.parity.max_abs_diff
 
     @property

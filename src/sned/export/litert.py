@@ -18,7 +18,7 @@ from sned.errors import ExportError
 from sned.export.capture import Captured, first_sentence, quiet
 from sned.export.litert_file import merge_means
 from sned.export.parity import Array
-from sned.export.target import DYNAMIC, FP16, FP32, INT8, Order, Target
+from sned.export.target import DYNAMIC, FP16, FP32, INT8, Level, Order, Target
 
 DEFAULT = "serving_default"
 """What the runtime calls the only signature of a file."""
@@ -45,16 +45,26 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
             _name(model, levels)
             if order.precision != FP32:
                 flatbuffer.write_model(model, str(plain))
-                model = _coarser(plain, levels, order, last)
+                model = coarser(plain, levels, order, last)
     except Exception as error:
         raise ExportError(_untranslated(error, levels)) from error
     merge_means(model)  # the quantiser reads every tensor, and what was in between is left without a value
+    notes = finish(model, levels, order, last)
+    images = any(last.values())
+    return (*notes, *(("Images enter as [batch, height, width, channels].",) if images else ()))
+
+
+def finish(
+    model: Any, levels: Mapping[str, Level], order: Order, last: Mapping[str, Sequence[int]]
+) -> tuple[str, ...]:
+    """Write a converted model out: with zeros packed where that was asked, and with the order of its inputs."""
+    from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
+
     notes = _sparse(model) if order.sparse else ()
     _remember(model, levels, last)
     with quiet():
         flatbuffer.write_model(model, str(order.path))
-    images = any(last.values())
-    return (*notes, *(("Images enter as [batch, height, width, channels].",) if images else ()))
+    return notes
 
 
 def _sparse(model: Any) -> tuple[str, ...]:
@@ -116,9 +126,7 @@ def _number(name: str | bytes) -> int:
     return int(text.rpartition("_")[2])
 
 
-def _coarser(
-    plain: Path, levels: Mapping[str, Captured], order: Order, last: Mapping[str, Sequence[int]]
-) -> Any:
+def coarser(plain: Path, levels: Mapping[str, Level], order: Order, last: Mapping[str, Sequence[int]]) -> Any:
     """The file at the precision asked for, by ai-edge-quantizer."""
     from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
     from ai_edge_quantizer import quantizer, recipe
@@ -198,7 +206,7 @@ def _fed(array: Array, channels_last: bool) -> Array:
     return np.ascontiguousarray(moved, dtype=narrow)
 
 
-def _remember(model: Any, levels: Mapping[str, Captured], last: Mapping[str, Sequence[int]]) -> None:
+def _remember(model: Any, levels: Mapping[str, Level], last: Mapping[str, Sequence[int]]) -> None:
     """Write into the file's metadata in which order tensors enter and leave, and which have their channels last."""
     from ai_edge_litert import schema_py_generated as schema
 

@@ -116,7 +116,6 @@ def _coarser(
         quantize_dynamic,
         quantize_static,
     )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -130,9 +129,15 @@ def _coarser(
                 halves.topological_sort()  # the converter puts its casts at the end
                 sorted_graph: onnx.ModelProto = halves.model
                 return sorted_graph
-            quant_pre_process(str(plain), str(ready))  # folds BatchNorm; the quantiser fails on the raw graph
+            _prepare(plain, ready)
             if order.precision == DYNAMIC:
-                quantize_dynamic(ready, made, per_channel=True, weight_type=QuantType.QInt8)
+                quantize_dynamic(
+                    ready,
+                    made,
+                    per_channel=True,
+                    weight_type=QuantType.QInt8,
+                    nodes_to_exclude=_batched_products(ready),
+                )
             else:
                 quantize_static(
                     ready,
@@ -143,6 +148,7 @@ def _coarser(
                     activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
                     calibrate_method=CalibrationMethod.MinMax,
+                    nodes_to_exclude=_batched_products(ready),
                 )
         quantised = onnx.load(made)
         compact(quantised)
@@ -152,6 +158,26 @@ def _coarser(
             f"ONNX Runtime's quantiser cannot make '{order.precision}' of this model: {first_sentence(error)} "
             "Export it without `quantize`, or to another runtime."
         ) from error
+
+
+def _prepare(plain: Path, ready: Path) -> None:
+    """Fold BatchNorm and infer shapes: the quantiser fails on the raw graph.
+
+    The symbolic inference of ONNX Runtime fails on some graphs that its runtime takes; these do without it.
+    """
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    try:
+        quant_pre_process(str(plain), str(ready))
+    except Exception:  # noqa: BLE001 (it fails with whatever comes)
+        quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+
+
+def _batched_products(path: Path) -> list[str]:
+    """Products with constants of three axes and more: ONNX Runtime has no kernel for them in 8 bits per channel."""
+    graph = onnx.load(path).graph
+    deep = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 2}
+    return [node.name for node in graph.node if node.op_type == "MatMul" and deep & {*node.input}]
 
 
 class _Reader:

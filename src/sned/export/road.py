@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from sned.calibration.inputs import read_inputs
-from sned.errors import ExportError, ModelError
+from sned.errors import ExportError, ModelError, UserError
 from sned.evaluation import Evaluate, evaluated
 from sned.export.biases import compensated
 from sned.export.capture import Subject
@@ -28,9 +27,23 @@ from sned.export.checks import (
 from sned.export.exported import Exported, run_rows
 from sned.export.parity import Array, Parity, compare, worst
 from sned.export.structure import at_batch, batch_size, fresh, tensors
-from sned.export.target import DYNAMIC, FP16, FP32, INT8, Order, Session, Target, find_target, require
+from sned.export.target import (
+    DYNAMIC,
+    FP16,
+    FP32,
+    INT8,
+    KERAS_ONLY,
+    TARGETS,
+    Order,
+    Session,
+    Source,
+    Target,
+    find_target,
+    require,
+)
 from sned.files import size_of, staged_path
 from sned.graph.example import Inputs, describe
+from sned.surgery.keras import is_keras_model
 from sned.timing import interleaved
 
 ERRORS: Mapping[str, float] = {FP16: 0.05, INT8: 0.5, DYNAMIC: 0.5}
@@ -48,8 +61,8 @@ class _Job:
 
     target: Target
     precision: str
-    subjects: Mapping[str, Subject]
-    written: Mapping[str, Subject]
+    subjects: Mapping[str, Source]
+    written: Mapping[str, Source]
     example: Inputs
     calibration: tuple[Inputs, ...]
     path: Path
@@ -60,7 +73,7 @@ class _Job:
 
 
 def export(
-    model: nn.Module,
+    model: Any,
     example_inputs: Inputs,
     *,
     out: str | Path,
@@ -84,18 +97,24 @@ def export(
     The file is compared with PyTorch on the example, on fresh inputs and on calibration inputs; it gets its name
     only after that, so that a file that is there is a file that agrees.
 
+    A Keras model is compared with itself on its own backend. SavedModel, and LiteRT where TensorFlow is installed, are
+    written by Keras's own exporter (in a process under TensorFlow where the backend is another), all else from the
+    ops that were recorded; the file is timed alone.
+
     Args:
-        model: any module; it is copied, exported in evaluation mode and left as it was. Masks that it holds are
-            burnt into the copy.
+        model: any module, or a Keras 3 model; it is copied, exported in evaluation mode and left as it was. Masks
+            that it holds are burnt into the copy.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; a tensor whose first axis
-            is as long as the first tensor's is taken to have the batch there.
-        out: the file to write; for "coreml" a folder, `NAME.mlpackage`; for "openvino" an `.xml` with its `.bin`.
-        to: "onnx", "litert", "coreml", "executorch" or "openvino".
+            is as long as the first tensor's is taken to have the batch there. For a Keras model what `predict` takes.
+        out: the file to write; for "coreml" a folder, `NAME.mlpackage`; for "openvino" an `.xml` with its `.bin`;
+            for "savedmodel" a folder.
+        to: "onnx", "litert", "coreml", "executorch" or "openvino"; for a Keras model also "savedmodel".
         quantize: "int8" (8-bit weights per channel; activations calibrated where the runtime has it),
             "int8-dynamic" (for transformers), "fp16", or None for 32-bit floats.
         calibration: batches of inputs without labels, a hundred inputs or more, for "int8"; random ones when
             None. They are compared on too.
-        evaluate: the user's measure of a network; it is asked about the model and about the file.
+        evaluate: the user's measure of a network; it is asked about the model and about the file (of a Keras model
+            as a `keras.Model`).
         sparse: write zeros in the form that the runtime gains from; None: where at least 30 % of the weights are
             zero and the runtime gains.
         repair_biases: for int8, move the biases by what the rounding of the weights shifts each channel.
@@ -140,16 +159,22 @@ def export(
         dynamic_batch=dynamic_batch,
         seed=seed,
     )[""]
+    file: Callable[[], Any] = made.module
+    if is_keras_model(model):
+        from sned.export.keras import KerasFile, inputs_of
+
+        example_inputs = inputs_of(example_inputs)
+        file = partial(KerasFile, made, model, example_inputs)
     if runs:
         made = _timed(made, model, example_inputs, runs=runs, threads=threads)
     if evaluate is not None:
-        file, own = evaluated(made.module(), evaluate), evaluated(model, evaluate)
-        made = replace(made, accuracy=file, torch_accuracy=own)
+        told = evaluated(file(), evaluate), evaluated(model, evaluate)
+        made = replace(made, accuracy=told[0], torch_accuracy=told[1])
     return made
 
 
 def export_levels(
-    models: Mapping[str, nn.Module],
+    models: Mapping[str, Any],
     example_inputs: Inputs,
     *,
     out: str | Path,
@@ -184,19 +209,34 @@ def export_levels(
         levels = sned.export.export_levels({"fast": small, "good": large}, x, to="executorch", out="model.pte")
         levels["fast"].module()(x)
     """
+    theirs = [is_keras_model(model) for model in models.values()]
+    if to in KERAS_ONLY and not all(theirs):
+        raise UserError(f"{to!r} is written of Keras models alone. Write to one of {', '.join(TARGETS)}.")
     target, precision = find_target(to), quantize or FP32
+    if any(theirs):
+        from sned.export import keras
+
+        target = keras.target_for(target)
     check_names(models)
     require(target, precision, len(models))
     if dynamic_batch:
         refuse_open_batch(target)
     path = path_for(out, target)
-    subjects = {name: Subject(model) for name, model in models.items()}
+    subjects: Mapping[str, Source]
+    if any(theirs):
+        calibration = keras.calibration_of(calibration, example_inputs)
+        subjects = keras.subjects(models, example_inputs, target)
+        models = {name: subject.module for name, subject in subjects.items()}
+        example_inputs = keras.inputs_of(example_inputs)
+    else:
+        subjects = {name: Subject(model) for name, model in models.items()}
     describe(example_inputs)
     for subject in subjects.values():
         refuse_nan(subject.run(example_inputs))
     batches, notes = _calibration(example_inputs, calibration, precision, seed)
-    written = subjects
-    if repair_biases and precision == INT8 and calibration is not None and not target.mends_biases:
+    written: Mapping[str, Source] = subjects
+    mends = repair_biases and not any(theirs) and not target.mends_biases
+    if mends and precision == INT8 and calibration is not None:
         written = {name: Subject(compensated(models[name], batches)) for name in models}
         notes = (*notes, "Biases answer for the rounding of the weights.")
     if precision == FP16 and target.halves:
@@ -292,7 +332,7 @@ def _advice(precision: str) -> str:
     return "Give a few hundred real calibration inputs, or use 'fp16'."
 
 
-def _compared(subject: Subject, session: Session, batch: int | None, trial: Inputs) -> Parity:
+def _compared(subject: Source, session: Session, batch: int | None, trial: Inputs) -> Parity:
     expected = [output.detach().resolve_conj().numpy() for output in subject.run(trial)]
     return compare(expected, run_rows(session, arrays(trial), batch))
 
@@ -323,22 +363,22 @@ def _calibration(
     return made, ("Calibrated on random inputs: give `calibration` for ranges that fit real ones.",)
 
 
-def _timed(made: Exported, model: nn.Module, example: Inputs, *, runs: int, threads: int) -> Exported:
-    """One row of the file's batch, in its runtime and in PyTorch, turn and turn about."""
-    if not find_target(made.target).here:
+def _timed(made: Exported, model: Any, example: Inputs, *, runs: int, threads: int) -> Exported:
+    """One row of the file's batch, in its runtime and, of a module, in PyTorch, turn and turn about."""
+    target = find_target(made.target)
+    if not target.here or not target.threads:
         return made
-    subject, inputs = Subject(model), at_batch(example, made.batch)
+    inputs = at_batch(example, made.batch)
     session, before = made.session(threads=threads), torch.get_num_threads()
-    calls: dict[str, Callable[[], object]] = {
-        "file": partial(session.run, arrays(inputs)),
-        "torch": partial(subject.run, inputs),
-    }
+    calls: dict[str, Callable[[], object]] = {"file": partial(session.run, arrays(inputs))}
+    if not is_keras_model(model):
+        calls["torch"] = partial(Subject(model).run, inputs)
     torch.set_num_threads(threads)
     try:
         timed = interleaved(calls, runs=runs, threads=threads, settle=1, max_seconds=10.0)
     finally:
         torch.set_num_threads(before)
-    return replace(made, latency=timed["file"], torch_latency=timed["torch"])
+    return replace(made, latency=timed["file"], torch_latency=timed.get("torch"))
 
 
 def _opset(path: Path) -> int:

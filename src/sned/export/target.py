@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+from torch import Tensor, nn
 
 from sned.errors import ExportError, UserError, close_names
-from sned.export.capture import Captured
 from sned.export.parity import Array
+from sned.graph.example import Inputs
 
 FP32, FP16, INT8, DYNAMIC = "fp32", "fp16", "int8", "int8-dynamic"
 PRECISIONS: Mapping[str, str] = {
@@ -20,6 +22,42 @@ PRECISIONS: Mapping[str, str] = {
     INT8: "8-bit weights per channel and, where the runtime has it, 8-bit activations calibrated beforehand",
     DYNAMIC: "8-bit weights; the range of activations is found at run time (transformers, LSTMs)",
 }
+
+
+class Level(Protocol):
+    """A network as an exporter takes it: `Captured`, or a Keras model for Keras's own exporter."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that enter, in the order of the model's."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the tensors that come out."""
+
+    @property
+    def example(self) -> tuple[Tensor, ...]:
+        """The tensors it was recorded with."""
+
+    @property
+    def attends(self) -> bool:
+        """Whether the network has attention."""
+
+
+class Source(Protocol):
+    """A network that can be run, and made ready for an exporter."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What holds its weights."""
+
+    def run(self, example: Inputs) -> tuple[Tensor, ...]:
+        """What it computes."""
+        ...
+
+    def capture(self, example: Inputs, *, dynamic_batch: bool) -> Level:
+        """It, as an exporter takes it."""
+        ...
 
 
 class Session(Protocol):
@@ -76,6 +114,7 @@ class Target:
         halves: whether the network must be recorded in 16 bits for a file in 16 bits.
         mends_biases: whether the runtime's own quantiser corrects biases.
         here: whether the runtime itself runs on this machine; if not, `read` evaluates the file otherwise.
+        threads: whether it keeps to a number of threads; if not, nothing is timed.
     """
 
     name: str
@@ -84,7 +123,7 @@ class Target:
     modules: tuple[str, ...]
     extra: str
     precisions: tuple[str, ...]
-    write: Callable[[Mapping[str, Captured], Order], tuple[str, ...]]
+    write: Callable[[Mapping[str, Any], Order], tuple[str, ...]]
     read: Callable[[Path, str, int], Session]
     dynamic_batch: bool = False
     levels: str = ""
@@ -92,11 +131,15 @@ class Target:
     halves: bool = False
     mends_biases: bool = False
     here: bool = True
+    threads: bool = True
 
 
 _HOMES = {name: f"sned.export.{name}" for name in ("onnx", "coreml", "litert", "executorch", "openvino")}
 TARGETS = tuple(_HOMES)
 """Every runtime that there is an exporter for; its package is needed only when it is used."""
+
+KERAS_ONLY: Mapping[str, str] = {"savedmodel": "sned.export.keras"}
+"""Forms that Keras alone writes, of Keras models."""
 
 
 def find_target(name: str) -> Target:
@@ -105,11 +148,12 @@ def find_target(name: str) -> Target:
     Raises:
         UserError: there is none of that name.
     """
-    if name not in _HOMES:
+    homes = {**_HOMES, **KERAS_ONLY}
+    if name not in homes:
         raise UserError(
-            f"`to` must be one of {', '.join(TARGETS)}, got {name!r}. {close_names(name, TARGETS)}"
+            f"`to` must be one of {', '.join(homes)}, got {name!r}. {close_names(name, list(homes))}"
         )
-    target: Target = import_module(_HOMES[name]).TARGET
+    target: Target = import_module(homes[name]).TARGET
     return target
 
 
@@ -125,6 +169,11 @@ def require(target: Target, precision: str = FP32, levels: int = 1) -> None:
         UserError: a precision or several levels that the runtime has not.
         ExportError: its package is not installed; the text has the line that installs it.
     """
+    if precision not in target.precisions and target.precisions == (FP32,):
+        raise UserError(
+            f"{target.title} files hold 32-bit floats alone, got {precision!r}. Leave `quantize` out, or write to "
+            "another runtime."
+        )
     if precision not in target.precisions:
         has = ", ".join(name for name in target.precisions if name != FP32)
         raise UserError(f"`quantize` must be one of {has} for {target.title}, got {precision!r}.")

@@ -25,7 +25,7 @@ from sned.measure import Latency, agreement, evaluated
 from sned.pipeline.asked import RULES_ALONE, Evaluate, check_names, checked, default_search, one_of, rules_of
 from sned.pipeline.choice import Choice, choose
 from sned.pipeline.making import handed, made, matched, trained
-from sned.pipeline.study import Study, keep, measure, scored, study_of, timed
+from sned.pipeline.study import Study, check_groups, keep, measure, scored, study_of, timed
 from sned.progress import SILENT, Progress
 from sned.repair import glance
 from sned.report import Report, to_html, to_json
@@ -83,6 +83,7 @@ def plan(
     Raises:
         BudgetError: neither or both of `sparsity` and `budget`, or the budget cannot be reached.
         PlanError: the rules name what is not there, or contradict each other.
+        ModelError: nothing in the network can go.
 
     Example:
         >>> plan = sned.plan(sned.trace(model, x), sparsity=0.5)
@@ -94,6 +95,7 @@ def plan(
         raise BudgetError(
             "`max_loss` takes networks that are pruned, repaired and evaluated: use `sned.prune` for it."
         )
+    check_groups(graph)
     if is_keras(graph.model):
         from sned.surgery.keras.road import calibration_of
 

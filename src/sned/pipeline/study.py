@@ -102,10 +102,11 @@ def study_of(
     seconds: dict[str, float] = {}
     find_devices(budget.device)  # a wrong name is found before anything else
     _check_weights(model)
-    with timed(seconds, "trace"):
+    with timed(seconds, "trace"), progress.task("tracing", total=1) as advance:
         dense = trace(model, example)
+        advance(1)
         graph = leave_out(dense, without) if without else dense
-    _check_groups(graph)
+    check_groups(graph)
     rules.choices(graph)  # a wrong name is found before anything is measured
     state = state_of(graph.model)
     with timed(seconds, "calibrate"):
@@ -151,7 +152,12 @@ def _check_weights(model: nn.Module) -> None:
             )
 
 
-def _check_groups(graph: Graph) -> None:
+def check_groups(graph: Graph) -> None:
+    """Refuse a network in which nothing can go.
+
+    Raises:
+        ModelError: there is no group; the first reasons are given.
+    """
     if not graph.groups:
         reasons = (
             "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3]) or "it has no weights in its path"

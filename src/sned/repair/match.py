@@ -50,7 +50,7 @@ RATE = 3e-4
 """Largest step size of Adam."""
 
 SMALLEST_IMAGE = 16
-"""Floating-point inputs of four axes, the last two at least this long, are taken for images."""
+"""Floating-point inputs of four axes, the last two or the middle two at least this long, are taken for images."""
 
 WARM_UP = 0.1
 """Share of the steps, or of the time, in which the step size rises."""
@@ -252,7 +252,15 @@ def _entering(model: nn.Module, kept: Kept) -> Iterator[list[Tensor]]:
 def _drawn(inputs: Any, learnt: Tensor, generator: torch.Generator) -> Any:
     at = learnt[torch.randint(len(learnt), (min(BATCH, len(learnt)),), generator=generator)]
     drawn = pytree.tree_map(lambda value: value[at] if isinstance(value, Tensor) else value, inputs)
-    return pytree.tree_map(lambda value: _varied(value, generator) if _is_images(value) else value, drawn)
+    return pytree.tree_map(lambda value: _if_images(value, generator), drawn)
+
+
+def _if_images(value: Any, generator: torch.Generator) -> Any:
+    if _is_images(value):
+        return _varied(value, generator)
+    if isinstance(value, Tensor) and value.ndim == 4 and _is_images(first := value.permute(0, 3, 1, 2)):
+        return _varied(first, generator).permute(0, 2, 3, 1)  # channels last, as in Keras
+    return value
 
 
 def _is_images(value: Any) -> bool:

@@ -64,7 +64,7 @@ def deployment(exported: Exported, name: str = "") -> Deployment:
 def deployment_row(found: Deployment) -> DeploymentRow:
     """A row of the table; what was not obtained is a dash."""
     latency, torch = found.latency, found.torch_latency
-    before = "" if found.torch_accuracy is None else f" (PyTorch {score(found.torch_accuracy)})"
+    before = "" if found.torch_accuracy is None else f" (model {score(found.torch_accuracy)})"
     return DeploymentRow(
         name=found.name,
         runtime=f"{found.runtime}, {found.precision}",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sned.errors import SurgeryError
 from sned.graph.ir import IntArray
+from sned.surgery.keras import is_keras_model
 
 
 class Mask:
@@ -113,8 +114,11 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
 def burn_in(model: nn.Module) -> nn.Module:
     """Let go of all masks, in place: zeros stay in the weights as plain numbers. Returns the model.
 
-    Do so before an export, or when further training may fill the zeros again.
+    Do so before an export, or when further training may fill the zeros again. The zeros of a Keras model are plain
+    numbers already.
     """
+    if is_keras_model(model):
+        return model
     for module in model.modules():
         for hook in _hooks(module):
             hook.hold(module)

@@ -15,6 +15,7 @@ from torch import nn
 from sned.errors import TrainingError, UserError, close_names
 from sned.graph.trace import state_of
 from sned.progress import SILENT, Progress
+from sned.surgery.keras import is_keras
 from sned.training.checkpoint import identity
 from sned.training.data import Augment, Batches, InMemory, batches_of, held_out
 from sned.training.distillation import Distillation, distilled
@@ -112,10 +113,13 @@ def finetune(
         >>> tuned = sned.finetune(small, (images, labels), validation=0.1, epochs=30, folder="run")
         >>> sned.save(tuned.model, "tuned.safetensors")
     """
-    if not isinstance(model, nn.Module):
+    if is_keras(model):
         raise UserError(
-            f"`model` must be a PyTorch model, got {type(model).__name__}. Train a Keras model by its own `fit`."
+            "A Keras model is trained by its own `fit`: give it to `sned.keras.Distiller`, with the network before it "
+            "was pruned as its teacher."
         )
+    if not isinstance(model, nn.Module):
+        raise UserError(f"`model` must be a PyTorch model, got {type(model).__name__}.")
     chosen = Recipe.of(recipe, **changes)
     _check_validation(chosen, validation)
     terms = _terms(teacher, distillation)

@@ -40,6 +40,76 @@ def test_names_flags_and_compile_settings_are_kept() -> None:
     assert "accuracy" in small.evaluate(x, np.array([0, 1]), verbose=0, return_dict=True)
 
 
+def squared(wanted: Any, got: Any) -> Any:
+    """A loss that is registered nowhere."""
+    return keras.ops.mean(keras.ops.square(wanted - got))
+
+
+class Count(keras.metrics.MeanSquaredError):
+    """A metric that is registered nowhere."""
+
+
+@pytest.mark.parametrize("loss", [squared, lambda wanted, got: keras.ops.mean(wanted - got), "mse"])
+def test_losses_and_metrics_need_not_be_registered(loss: Any) -> None:
+    model, x = made("residual")
+    model.compile("adam", loss, metrics=[Count(name="count"), "mae"])
+    small = pruned(model, x)
+    assert small.loss is model.loss
+    assert small.optimizer is not model.optimizer
+    small.fit(x, np.zeros((2, 4)), verbose=0)
+    found = small.evaluate(x, np.zeros((2, 4)), verbose=0, return_dict=True)
+    assert {"loss", "mae", "count"} <= set(found)
+    assert found["mae"] == pytest.approx(np.abs(answers(small, x)[0]).mean(), rel=1e-3)
+    assert not {id(m) for m in small.metrics} & {id(m) for m in model.metrics}
+    assert int(keras.ops.convert_to_numpy(model.optimizer.iterations)) == 0
+
+
+def doubled(x: Any) -> Any:
+    """An activation that is registered nowhere."""
+    return x * keras.ops.sigmoid(2 * x)
+
+
+@keras.saving.register_keras_serializable("tests")
+def tripled(x: Any) -> Any:
+    """An activation that is registered."""
+    return x * keras.ops.sigmoid(3 * x)
+
+
+class Unregistered(layers.Layer):
+    """A layer that is registered nowhere."""
+
+    def __init__(self, units: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.units = units
+        self.inner = layers.Dense(units)
+
+    def build(self, shape: Any) -> None:
+        self.inner.build(shape)
+
+    def call(self, x: Any) -> Any:
+        return self.inner(x)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "units": self.units}
+
+
+def test_layers_and_activations_need_not_be_registered() -> None:
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            Unregistered(8),
+            layers.Activation(doubled),
+            layers.Dense(10, activation=tripled),
+            layers.Dense(3),
+        ]
+    )
+    x = np.random.default_rng(0).standard_normal((4, 6)).astype("float32")
+    small = pruned(model, x)
+    assert small.layers[0].units == 4
+    assert small.layers[2].activation is tripled
+    assert small.layers[2].units == 5
+
+
 def test_configurations_follow_the_plan() -> None:
     model, x = made("sequential_cnn")
     graph = sned.trace(model, x)

@@ -15,7 +15,7 @@ import pytest
 from keras import layers
 
 import sned
-from sned.errors import CalibrationError, CheckpointError, ExampleError, ModelError
+from sned.errors import CalibrationError, CheckpointError, ExampleError, ModelError, UserError
 from sned.surgery.keras import is_keras
 from sned.surgery.keras.arrays import batches
 from sned.surgery.keras.naming import variables_of
@@ -80,6 +80,54 @@ def test_a_layer_without_configuration_is_named() -> None:
         sned.trace(model, sequence(1, 6)[:, 0])
     for mine, theirs in zip(values(model), before, strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+class Numpy(layers.Layer):
+    """A layer that leaves the framework."""
+
+    def call(self, x: Any) -> Any:
+        return (
+            x
+            if keras.backend.is_keras_tensor(x)
+            else keras.ops.convert_to_tensor(np.maximum(np.asarray(x), 0))
+        )
+
+
+class Raw(layers.Layer):
+    """A layer that calls TensorFlow itself."""
+
+    def call(self, x: Any) -> Any:
+        import tensorflow as tf
+
+        return tf.nn.relu(x)
+
+
+@pytest.mark.parametrize("kind", [Numpy, Raw])
+def test_calls_past_keras_are_named(kind: Any) -> None:
+    if kind is Raw and keras.backend.backend() != "tensorflow":
+        pytest.skip("such a model runs under TensorFlow only")
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8), kind(name="past"), layers.Dense(3)])
+    text = rf"`{kind.__name__}\.call` \(layer 'past'\).*`tf\.\*` or NumPy.*keras\.ops"
+    with pytest.raises(ModelError, match=text):
+        sned.trace(model, sequence(1, 6)[:, 0])
+
+
+def test_training_is_for_fit(tmp_path: Path) -> None:
+    model, x = made("residual")
+    for train in (
+        lambda: sned.finetune(model, (x, x)),
+        lambda: sned.prune(model, x, budget=sned.Budget(macs="50%"), finetune={"data": []}),
+    ):
+        with pytest.raises(UserError, match=r"`fit`.*`sned\.keras\.Distiller`"):
+            train()
+    assert sned.burn_in(model) is model
+
+
+def test_where_nothing_can_go_the_plan_says_why() -> None:
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(3)])
+    graph = sned.trace(model, sequence(1, 6)[:, 0])
+    with pytest.raises(ModelError, match=r"Nothing in this network can be removed \(.*output of the model"):
+        sned.plan(graph, sparsity=0.5)
 
 
 def test_a_layer_alone_is_refused() -> None:
@@ -189,7 +237,7 @@ def test_calibration_of_the_wrong_kind_is_refused(given: Any) -> None:
 
 @pytest.mark.skipif(TORCH, reason="there is a child under other backends only")
 def test_the_child_tells_its_errors_and_its_death() -> None:
-    from sned.surgery.keras.client import CHILD
+    from sned.surgery.keras.client import CHILDREN
 
     class Local(layers.Layer):
         def call(self, x: Any) -> Any:
@@ -201,7 +249,7 @@ def test_the_child_tells_its_errors_and_its_death() -> None:
         sned.trace(hidden, sequence(1, 6)[:, 0])
     model, x = made("residual")
     sned.trace(model, x)
-    process = CHILD._process
+    process = CHILDREN["torch"]._process
     assert process is not None
     os.kill(process.pid, signal.SIGSTOP)
     os.kill(process.pid, signal.SIGKILL)
@@ -213,10 +261,10 @@ def test_the_child_tells_its_errors_and_its_death() -> None:
 def test_the_child_dies_with_its_parent() -> None:
     code = (
         "import os, signal, keras, numpy as np, sned\n"
-        "from sned.surgery.keras.client import CHILD\n"
+        "from sned.surgery.keras.client import CHILDREN\n"
         "m = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(2)])\n"
         "sned.trace(m, np.ones((2, 4), 'float32'))\n"
-        "print(CHILD._process.pid, flush=True)\n"
+        "print(CHILDREN['torch']._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

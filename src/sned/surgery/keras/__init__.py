@@ -12,6 +12,11 @@ from typing import Any
 from sned.errors import ModelError
 
 
+def is_keras_model(model: Any) -> bool:
+    """Whether a model is one of Keras 3 as its user knows it, and no network that holds one."""
+    return is_keras(model) and isinstance(model, sys.modules["keras"].Model)
+
+
 def is_keras(model: Any) -> bool:
     """Whether a model is one of Keras 3, or a network that holds one.
 

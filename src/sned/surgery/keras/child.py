@@ -1,7 +1,7 @@
-"""The process under the PyTorch backend that records models for a process under another one: `python -m`, see `client`.
+"""The process under another backend that does with a model what cannot be done under the user's: see `client`.
 
 It reads the names of folders from its standard input, one a line, and answers each with a line of JSON. It ends when
-its input does, in the middle of work too.
+its input does, in the middle of work too; Ctrl-C is for its parent to hear.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import queue
+import signal
 import sys
 import threading
 from collections.abc import Mapping
@@ -20,32 +21,34 @@ from typing import Any
 
 from sned.errors import ModelError, SnedError
 
-MODEL, JOB, ANSWER = "model.keras", "job.pickle", "graph.pickle"
+MODEL, JOB, ANSWER = "model.keras", "job.pickle", "answer.pickle"
 """The files of a job."""
 
 
 def serve(folder: Path) -> None:
-    """Record the model in a folder, as its job says, and leave the graph there."""
+    """Call the function that a job names with the model in its folder, and leave there what it returns."""
     import keras
 
-    from sned.surgery.keras.recording import record, recorded_plainly
+    from sned.surgery.keras.outside import within_keras
 
     with (folder / JOB).open("rb") as opened:
         job = pickle.load(opened)
-    found = {name: _class(**where) for name, where in job["classes"].items()}
-    model = keras.saving.load_model(folder / MODEL, custom_objects=found, compile=False, safe_mode=False)
-    graph = (record if job["rehearse"] else recorded_plainly)(model, job["example"])
+    found = {name: _found(**where) for name, where in job["objects"].items()}
+    with within_keras():
+        model = keras.saving.load_model(folder / MODEL, custom_objects=found, compile=False, safe_mode=False)
+    module, _, name = job["function"].partition(":")
+    answer = getattr(importlib.import_module(module), name)(model, *job["arguments"])
     with (folder / ANSWER).open("wb") as opened:
-        pickle.dump(graph, opened, protocol=pickle.HIGHEST_PROTOCOL)
+        pickle.dump(answer, opened, protocol=pickle.HIGHEST_PROTOCOL)
 
 
-def _class(module: str, qualname: str, file: str | None) -> Any:
-    """A class of the user's, from the module that it is in."""
+def _found(module: str, qualname: str, file: str | None) -> Any:
+    """A class or function of the user's, from the module that it is in."""
     found: Any = _module(module, file)
     for step in qualname.split("."):
         if not hasattr(found, step):
             raise ModelError(
-                f"The class {qualname!r} must be found in {module!r} under its own name: define it at the top of a "
+                f"{qualname!r} must be found in {module!r} under its own name: define it at the top of a "
                 "module, not inside a function."
             )
         found = getattr(found, step)
@@ -63,8 +66,8 @@ def _module(name: str, file: str | None) -> Any:
         spec = importlib.util.spec_from_file_location(name, file) if file else None
         if spec is None or spec.loader is None:
             raise ModelError(
-                f"The module {name!r} that a class of the model is defined in cannot be imported by another process: "
-                f"{error}. Put the class into a file of its own and import it from there."
+                f"The module {name!r} that a part of the model is defined in cannot be imported by another process: "
+                f"{error}. Put it into a file of its own and import it from there."
             ) from error
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
@@ -78,13 +81,15 @@ def _answer(folder: str) -> Mapping[str, str]:
     except SnedError as error:
         return {"error": type(error).__name__, "text": str(error)}
     except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return {"error": "ModelError", "text": f"{type(error).__name__}: {lines[0] if lines else ''}"}
+        from sned.surgery.keras.configuration import reason_of
+
+        return {"error": "ModelError", "text": f"{type(error).__name__}: {reason_of(error)}."}
     return {}
 
 
 def main() -> None:
     """Answer jobs until the standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is not for the parent to read
     jobs: queue.Queue[str] = queue.Queue()

@@ -1,4 +1,4 @@
-"""Have a model recorded by a process under the PyTorch backend: the backend of Keras is fixed for a process."""
+"""Have something done with a model under another backend: that of Keras is fixed for a process, so a child does it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,38 @@ from sned.errors import ModelError, SnedError
 from sned.graph.example import Example
 from sned.graph.ir import Graph
 from sned.surgery.keras.child import ANSWER, JOB, MODEL
+from sned.surgery.keras.configuration import own_objects
+
+TITLES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
+"""What backends are called."""
 
 TAIL = 2000
 """How much of what a dead child printed is read for its last words."""
 
 
 def recorded_by_child(model: Any, example: Example, *, rehearse: bool) -> Graph:
-    """The graph of a model, from the child, which is started when it is first asked and lives as long as this process.
+    """The graph of a model, recorded under the PyTorch backend.
 
     Raises:
         ModelError: the model cannot be saved or loaded, or does not run; or the child died.
+    """
+    function = "record" if rehearse else "recorded_plainly"
+    graph: Graph = asked("torch", f"sned.surgery.keras.recording:{function}", model, example)
+    return graph
+
+
+def asked(backend: str, function: str, model: Any, *arguments: Any) -> Any:
+    """What a function of a model returns in the child under a backend, which is started when it is first asked.
+
+    Args:
+        backend: a key of `TITLES`.
+        function: where it is, `module:name`.
+        model: its first argument; the child has a copy.
+        arguments: the others; they and what it returns are pickled.
+
+    Raises:
+        SnedError: what the function raised.
+        ModelError: the model cannot be saved, or loaded by the child; or the child died.
     """
     with tempfile.TemporaryDirectory(prefix="sned-") as made:
         folder = Path(made)
@@ -38,34 +60,32 @@ def recorded_by_child(model: Any, example: Example, *, rehearse: bool) -> Graph:
                 f"A Keras model goes to another process as a .keras file, but saving {type(model).__name__} failed: "
                 f"{error}. Make `model.save('model.keras')` work first."
             ) from error
-        job = {"classes": _classes(model), "example": example, "rehearse": rehearse}
+        job = {"function": function, "objects": _objects(model, backend), "arguments": arguments}
         (folder / JOB).write_bytes(pickle.dumps(job))
-        CHILD.ask(folder)
+        CHILDREN[backend].ask(folder)
         with (folder / ANSWER).open("rb") as opened:
-            graph: Graph = pickle.load(opened)
-    return graph
+            return pickle.load(opened)
 
 
-def _classes(model: Any) -> dict[str, dict[str, str | None]]:
-    """Where the classes of the user's own are found."""
+def _objects(model: Any, backend: str) -> dict[str, dict[str, str | None]]:
+    """Where the classes and functions of the user's own are found."""
     found = {}
-    for kind in {type(layer) for layer in model._flatten_layers()}:
-        if kind.__module__.startswith("keras."):
-            continue
+    for name, kind in own_objects(model).items():
         file = getattr(sys.modules.get(kind.__module__), "__file__", None)
         if "<locals>" in kind.__qualname__ or (kind.__module__ == "__main__" and file is None):
             raise ModelError(
-                f"The class {kind.__qualname__!r} must be importable by another process, which records the model under "
-                "the PyTorch backend: define it at the top of a .py file and import it from there."
+                f"{kind.__qualname__!r} must be importable by another process, which has the model under the "
+                f"{TITLES[backend]} backend: define it at the top of a .py file and import it from there."
             )
-        found[kind.__name__] = {"module": kind.__module__, "qualname": kind.__qualname__, "file": file}
+        found[name] = {"module": kind.__module__, "qualname": kind.__qualname__, "file": file}
     return found
 
 
 class Child:
-    """The other process."""
+    """A process under another backend; it lives as long as this one."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._said: IO[bytes] | None = None
@@ -109,7 +129,8 @@ class Child:
             self._said = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the child)
             paths = [os.path.abspath(path) for path in sys.path]  # noqa: PTH100
             extra = {
-                "KERAS_BACKEND": "torch",
+                "KERAS_BACKEND": self._backend,
+                "TF_CPP_MIN_LOG_LEVEL": "3",
                 "KERAS_TORCH_DEVICE": "cpu",
                 "CUDA_VISIBLE_DEVICES": "",
                 "PYTHONPATH": os.pathsep.join(paths),
@@ -135,10 +156,11 @@ class Child:
         said = f" It said last: {lines[-1].strip()}" if lines else ""
         killed = " It was killed, perhaps for want of memory." if code == -9 else ""
         return (
-            f"The process that records Keras models under the PyTorch backend ended with code {code}.{killed}{said} "
-            "The model was not touched."
+            f"The process that has Keras models under the {TITLES[self._backend]} backend ended with code "
+            f"{code}.{killed}{said} The model was not touched."
         )
 
 
-CHILD = Child()
-atexit.register(CHILD.end)
+CHILDREN = {backend: Child(backend) for backend in TITLES}
+for _child in CHILDREN.values():
+    atexit.register(_child.end)

@@ -6,6 +6,7 @@ tells, when it makes its variables and when it is recorded, which of them its si
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -36,7 +37,7 @@ def configuration(model: Any) -> dict[str, Any]:
     except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
             f"A Keras model is rebuilt from its configuration, but {type(model).__name__} does not tell it: "
-            f"{_first(error)}. Give every class of your own a `get_config` that returns the arguments of its "
+            f"{reason_of(error)}. Give every class of your own a `get_config` that returns the arguments of its "
             "`__init__`."
         ) from error
 
@@ -78,10 +79,34 @@ def rebuilt(config: Mapping[str, Any], like: Any) -> Any:
 
 
 def classes_of(model: Any) -> AbstractContextManager[Any]:
-    """Let Keras find the classes of a model's layers by name, registered or not."""
-    kinds = {type(layer) for layer in model._flatten_layers()}
-    own = [kind for kind in kinds if not kind.__module__.startswith("keras.")]
-    return keras.saving.custom_object_scope({kind.__name__: kind for kind in own})  # type: ignore[no-any-return]
+    """Let Keras find the classes of a model's layers, and the functions in them, by name, registered or not."""
+    return keras.saving.custom_object_scope(own_objects(model))  # type: ignore[no-any-return]
+
+
+def own_objects(model: Any) -> dict[str, Any]:
+    """Classes and functions that a model is made of and that are not Keras's, by the names in its configuration."""
+    found: dict[str, Any] = {}
+    for layer in model._flatten_layers():
+        found[type(layer).__name__] = type(layer)
+        found.update({f.__name__: f for f in vars(layer).values() if inspect.isfunction(f)})
+    for name in _texts(configuration(model)):
+        found.setdefault(name, keras.saving.get_registered_object(name))
+    return {
+        name: one
+        for name, one in found.items()
+        if one is not None and one.__module__.partition(".")[0] != "keras" and one.__name__ != "<lambda>"
+    }
+
+
+def _texts(nest: Any) -> Iterator[str]:
+    if isinstance(nest, str):
+        yield nest
+    elif isinstance(nest, dict):
+        for value in nest.values():
+            yield from _texts(value)
+    elif isinstance(nest, list | tuple):
+        for value in nest:
+            yield from _texts(value)
 
 
 def inner_inputs(config: Any, path: str = "") -> Iterator[tuple[str, list[Attribute]]]:
@@ -97,22 +122,10 @@ def inner_inputs(config: Any, path: str = "") -> Iterator[tuple[str, list[Attrib
                 for i, layer in enumerate(layers)
                 if isinstance(layer, dict) and layer.get("class_name") == "InputLayer"
             }
-            order = [name for name in _names_in(config.get("input_layers", list(shapes))) if name in shapes]
+            order = [name for name in _texts(config.get("input_layers", list(shapes))) if name in shapes]
             yield config["name"], [shapes[name] for name in order]
         for key, item in config.items():
             yield from inner_inputs(item, f"{path}/{key}")
-
-
-def _names_in(nest: Any) -> Iterator[str]:
-    """Names of the input layers in a nest of `[name, 0, 0]`."""
-    if isinstance(nest, str):
-        yield nest
-    elif isinstance(nest, dict):
-        for value in nest.values():
-            yield from _names_in(value)
-    elif isinstance(nest, list | tuple):
-        for value in nest:
-            yield from _names_in(value)
 
 
 def owner(config: Any, place: Attribute) -> str:
@@ -172,6 +185,8 @@ def _without_shapes(config: Any) -> Any:
     return config
 
 
-def _first(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def reason_of(error: BaseException) -> str:
+    """What Keras could not find or do, from a text that begins with its own classes and ends with the configuration."""
+    text = str(error).rpartition("encountered: ")[2].partition(" Full object config:")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__

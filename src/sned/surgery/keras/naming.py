@@ -74,7 +74,7 @@ def share_constants(model: Any, other: Any) -> None:
     theirs = layers_of(other)
     for path, layer in layers_of(model).items():
         for name, value in list(vars(layer).items()) if path in theirs else ():
-            if keras.ops.is_tensor(value):
+            if keras.ops.is_tensor(value) and not isinstance(value, keras.Variable):
                 setattr(theirs[path], name, value)
 
 

@@ -113,10 +113,27 @@ def hand_over(model: Any, small: Any) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 layer.save_assets(folder)
                 theirs[path].load_assets(folder)
-    settings = model.get_compile_config() if hasattr(model, "get_compile_config") else None
-    if settings:
+    if getattr(model, "compiled", False):
+        _compile_alike(model, small)
+
+
+def _compile_alike(model: Any, small: Any) -> None:
+    """Compile as a model was: losses and functions are shared, optimisers and metrics made anew, registered or not."""
+    noted = getattr(model, "_compile_config", None)  # what `compile` was given, before it is written down
+    if noted is None or type(model).compile is not keras.Model.compile:
         with classes_of(model):
-            small.compile_from_config(settings)
+            small.compile_from_config(model.get_compile_config())
+        return
+    small.compile(**keras.tree.map_structure(_fresh, dict(noted.config)))
+    if getattr(small, "optimizer", None) is not None and small.built:
+        small.optimizer.build(small.trainable_variables)
+
+
+def _fresh(value: Any) -> Any:
+    """A copy of what keeps state of the model that it trains."""
+    if isinstance(value, keras.optimizers.Optimizer | keras.metrics.Metric):
+        return type(value).from_config(value.get_config())
+    return value
 
 
 def verify(small: Any, graph: Graph, plan: Plan, state: Mapping[str, torch.Tensor]) -> float:

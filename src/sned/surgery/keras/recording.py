@@ -1,24 +1,18 @@
 """Record a Keras model under the PyTorch backend, and rehearse what can be cut.
 
-The model is rebuilt without values from a configuration whose numbers remember their places (`configuration`): what its
-variables and its ops are sized by is thereby traced to the configuration, as `graph/provenance.py` traces numbers in a
-PyTorch module to attributes. The user's model is not run and not touched.
+What is run is a twin without values (`twin.py`); the user's model is not run and not touched.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import keras
 import torch
 
-from sned.errors import ModelError
 from sned.graph.build import build
 from sned.graph.example import Example
 from sned.graph.ir import Graph
@@ -31,8 +25,6 @@ from sned.graph.provenance import (
     Source,
     TensorAxis,
     Use,
-    functions_opened,
-    opened_float,
 )
 from sned.graph.recording import Recorded, Recording
 from sned.graph.replay import keep_of
@@ -46,14 +38,22 @@ from sned.surgery.keras.configuration import (
     number_at,
     owner,
     plainly_attending,
-    rebuilt,
     sized,
 )
-from sned.surgery.keras.naming import layers_of, share_constants, variables_of
+from sned.surgery.keras.naming import layers_of, variables_of
 from sned.surgery.keras.network import Holder
+from sned.surgery.keras.outside import within_keras
+from sned.surgery.keras.twin import (
+    BUILT,
+    Shape,
+    Twin,
+    Unmade,
+    check_alike,
+    factors_traced,
+    make_twin,
+    shapes_traced,
+)
 from sned.surgery.probe import rehearsed
-
-Shape = tuple[int, ...]
 
 
 class Place(str):
@@ -104,14 +104,6 @@ def on_device_of(args: Any) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Twin:
-    """A model made from a configuration, without values; `made` are its variables in order, as asked for."""
-
-    model: Any
-    made: tuple[tuple[Any, Shape], ...]
-
-
 def record(model: Any, example: Example) -> Graph:
     """The graph of a Keras model under the PyTorch backend, rehearsed; it keeps no model.
 
@@ -126,9 +118,10 @@ def record(model: Any, example: Example) -> Graph:
     state = {name: tensor.detach() for name, tensor in Holder(model).named_tensors()}
     with factors_traced(), shapes_traced():
         twin = make_twin(sized(config), model, example)
-    _check_alike(model, twin.model)
-    forward = Forward.of(twin.model, state)
-    found = _placed(recorded(forward, example), twin, config)
+    check_alike(model, twin.model)
+    with within_keras():
+        run = recorded(Forward.of(twin.model, state), example)
+    found = _placed(run, twin, config)
     shapes = _shapes_in_order(twin)
 
     def rehearse(graph: Graph, plan: Plan) -> None:
@@ -141,8 +134,10 @@ def recorded_plainly(model: Any, example: Example) -> Graph:
     """The graph of a model as it is, without asking what could be cut."""
     state = {name: tensor.detach() for name, tensor in Holder(model).named_tensors()}
     twin = make_twin(configuration(model), model, example)
-    _check_alike(model, twin.model)
-    return _plain(build(replace(recorded(Forward.of(twin.model, state), example), outputs_last=True)))
+    check_alike(model, twin.model)
+    with within_keras():
+        run = recorded(Forward.of(twin.model, state), example)
+    return _plain(build(replace(run, outputs_last=True)))
 
 
 def _plain(graph: Graph) -> Graph:
@@ -151,132 +146,6 @@ def _plain(graph: Graph) -> Graph:
         graph.recorded, model=None, main=replace(graph.recorded.main, calls=[], given=[]), trained=None
     )
     return replace(graph, model=None, recorded=kept)
-
-
-def make_twin(config: Mapping[str, Any], like: Any, example: Example) -> Twin:
-    """Make a model from a configuration without giving its variables values.
-
-    Raises:
-        Unmade: a layer did not accept its configuration; holds the variables made until then.
-    """
-    made: list[tuple[Any, Shape]] = []
-    with keras.StatelessScope(initialize_variables=False), _variables_noted(made):
-        try:
-            model = rebuilt(config, like)
-            if not model.built or len(variables_of(model)) < len(variables_of(like)):
-                args, _ = example.build(
-                    lambda leaf: torch.empty(leaf.shape, dtype=getattr(torch, leaf.dtype), device="meta")
-                )
-                with keras.device("meta"), torch.no_grad():
-                    model(*args)
-        except Exception as error:
-            raise Unmade(error, tuple(made)) from error
-    share_constants(like, model)
-    return Twin(model, tuple(made))
-
-
-class Unmade(ModelError):
-    """A model could not be made from its configuration."""
-
-    def __init__(self, error: Exception, made: tuple[tuple[Any, Shape], ...]) -> None:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        self.reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
-        self.made = made
-        super().__init__(
-            f"A Keras model is rebuilt from its configuration, but that failed: {self.reason}. Give every class of "
-            "your own a `get_config` that returns the arguments of its `__init__`, and try "
-            "`keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))`."
-        )
-
-
-@contextmanager
-def _variables_noted(made: list[tuple[Any, Shape]]) -> Iterator[None]:
-    """Note every variable as it is made, with the shape that was asked for."""
-    original = keras.Variable.__init__
-
-    def noted(self: Any, initializer: Any, shape: Any = None, *args: Any, **kwargs: Any) -> None:
-        original(self, initializer, shape, *args, **kwargs)
-        made.append((self, tuple(self.shape) if shape is None else tuple(shape)))
-
-    keras.Variable.__init__ = noted
-    try:
-        yield
-    finally:
-        keras.Variable.__init__ = original
-
-
-BUILT = "built "
-"""Begins the `Attribute.module` of a size that a layer was built for, before it is known which tensor had it."""
-
-
-@contextmanager
-def shapes_traced() -> Iterator[None]:
-    """Let layers be built for shapes whose sizes remember which layer and which of its arguments they are of."""
-    original = vars(keras.layers.Layer)["__new__"]
-
-    def made(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        layer = original.__get__(None, cls)(cls, *args, **kwargs)
-        build = layer.build
-
-        @functools.wraps(build)
-        def traced(*shapes: Any, **named: Any) -> Any:
-            places = itertools.count()
-
-            def remembered(shape: Any) -> Any:
-                if isinstance(shape, dict):
-                    return {name: remembered(inner) for name, inner in shape.items()}
-                if not isinstance(shape, list | tuple):
-                    return shape
-                if not all(size is None or isinstance(size, int) for size in shape):
-                    return type(shape)(map(remembered, shape))
-                module, name = f"{BUILT}{id(layer)}", str(next(places))
-                return type(shape)(
-                    Sized.of(size, Attribute(module, name, item=axis)) if type(size) is int else size
-                    for axis, size in enumerate(shape)
-                )
-
-            return build(
-                *map(remembered, shapes), **{name: remembered(shape) for name, shape in named.items()}
-            )
-
-        layer.build = traced
-        return layer
-
-    keras.layers.Layer.__new__ = staticmethod(made)
-    try:
-        yield
-    finally:
-        keras.layers.Layer.__new__ = original
-
-
-@contextmanager
-def factors_traced() -> Iterator[None]:
-    """Let the layers of Keras derive factors from sizes (`1 / sqrt(float(key_dim))`) without losing their sources."""
-    layers = [
-        vars(m)
-        for name, m in list(sys.modules.items())
-        if name.startswith("keras.src.layers.") and m is not None
-    ]
-    with functions_opened(), ExitStack() as stack:
-        for held in layers:
-            if "float" not in held:
-                held["float"] = opened_float
-                stack.callback(held.pop, "float")
-        yield
-
-
-def _check_alike(model: Any, twin: Any) -> None:
-    mine, theirs = (
-        [(held.name, tuple(map(int, held.variable.shape))) for held in variables_of(one)]
-        for one in (model, twin)
-    )
-    if mine != theirs:
-        name = next((a[0] for a, b in zip(mine, theirs, strict=False) if a != b), "a variable")
-        raise ModelError(
-            f"A Keras model is rebuilt from its configuration, but then {type(model).__name__} has other variables "
-            f"(the first one: {name!r}). Give every class of your own a `get_config` that returns the arguments of its "
-            "`__init__`, and change nothing of a layer after it was made."
-        )
 
 
 def _shapes_in_order(twin: Twin) -> list[str | None]:

@@ -79,6 +79,13 @@ def network_for(model: Any, example_inputs: Inputs) -> Network:
     return network_of(model)
 
 
+def recorded_network(model: Any, example_inputs: Inputs) -> Network:
+    """The network of a model, which can be run, but of which it is not known what can go."""
+    network, example = network_for(model, example_inputs), describe(inputs_of(example_inputs))
+    network.graph = replace(_recorded(network.keras, example, rehearse=False), model=network)
+    return network
+
+
 def traced(network: Network, example: Example) -> Graph:
     """The graph of a network, kept for `apply`."""
     graph = _recorded(network.keras, example, rehearse=True)
