@@ -232,20 +232,24 @@ def _reorder_output(family: Family, point: Point, block: int) -> ModelProto:
 
 
 _OPERANDS = frozenset({"Add", "Sub", "Mul", "Div", "Pow"})
-_IN_CONTRIB = frozenset({"QuickGelu"})
+_ROW = 64
+"""Elements of the smaller operand where one is broadcast, such as a bias."""
 
 
 def _elementwise(family: Family, point: Point, block: int) -> ModelProto:
     del block
-    op, shape = str(family["op"]), (1, int(point[0]))
-    domain = CONTRIB if op in _IN_CONTRIB else ""
+    op, elements = str(family["op"]), int(point[0])
+    shape = (1, elements)
     if op in _OPERANDS and family["inputs"] == 2:
         return model_of([helper.make_node(op, ["x", "z"], ["y"])], {"x": shape, "z": shape}, "y")
     limits = [constant("low", ()), constant("high", ())] if op == "Clip" else []
     if op in _OPERANDS:
-        limits = [constant("z", ())]
-    node = helper.make_node(op, ["x", *(limit.name for limit in limits)], ["y"], domain=domain)
-    return model_of([node], {"x": shape}, "y", limits)
+        shape = (max(1, round(elements / _ROW)), min(elements, _ROW))
+        limits = [constant("z", shape[1:])]
+    names = ["x", *(limit.name for limit in limits)]
+    # As SiLU it has a factor of 1, for which there is a shorter way.
+    of_silu: dict[str, Any] = {"alpha": 1.0, "domain": CONTRIB} if op == "QuickGelu" else {}
+    return model_of([helper.make_node(op, names, ["y"], **of_silu)], {"x": shape}, "y", limits)
 
 
 def _norm(family: Family, point: Point, block: int) -> ModelProto:
@@ -287,19 +291,24 @@ def _reduce(family: Family, point: Point, block: int) -> ModelProto:
 
 def _rows(family: Family, point: Point, block: int) -> ModelProto:
     del block
-    shape = (int(point[0]), int(point[1]))
-    weights = (
-        [constant("s", shape[1:]), constant("b", shape[1:])] if family["op"] == "LayerNormalization" else []
-    )
-    node = helper.make_node(str(family["op"]), ["x", *(weight.name for weight in weights)], ["y"], axis=-1)
-    return model_of([node], {"x": shape}, "y", weights)
+    op, shape = str(family["op"]), (1, int(point[0]), int(point[1]))
+    weights = [] if op == "Softmax" else [constant("s", shape[2:]), constant("b", shape[2:])]
+    names = [weight.name for weight in weights]
+    if op == "SkipLayerNormalization":
+        node = helper.make_node(op, ["x", "z", *names], ["y"], domain=CONTRIB)
+        return model_of([node], {"x": shape, "z": shape}, "y", weights)
+    return model_of([helper.make_node(op, ["x", *names], ["y"], axis=-1)], {"x": shape}, "y", weights)
 
 
 def _copy(family: Family, point: Point, block: int) -> ModelProto:
-    del family, block
-    rows = max(1, round(float(point[0]) ** 0.5))
-    node = helper.make_node("Transpose", ["x"], ["y"], perm=[0, 2, 1])
-    return model_of([node], {"x": (1, rows, max(1, int(point[0]) // rows))}, "y")
+    """`Transpose` scatters single elements, anything else moves whole rows."""
+    del block
+    elements = float(point[0])
+    scattered = family["op"] == "Transpose"
+    inner = 1 if scattered else min(_ROW, int(elements))
+    rows = max(1, round((elements / inner) ** 0.5))
+    shape = (1, rows, max(1, round(elements / inner / rows)), inner)
+    return model_of([helper.make_node("Transpose", ["x"], ["y"], perm=[0, 2, 1, 3])], {"x": shape}, "y")
 
 
 def _reshape(family: Family, point: Point, block: int) -> ModelProto:
