@@ -7,8 +7,9 @@
 
 None of these networks had a part in the calibration, which is of single ops: run `sned devices calibrate host` (and
 again with `--threads 2`) first. Each network and its prunings are exported and timed against each other in ONNX
-Runtime, twice: the second time says how far a measurement agrees with itself. With one thread, times are those for
-which the thread had a core, so that other programs on the machine matter less. Predictions are
+Runtime, twice: the second time says how far a measurement agrees with itself. So that other programs on the machine
+matter less, a time is the 10th percentile of its samples (as in the calibration: other work only adds to a time), and
+with one thread that for which the thread had a core. Predictions are
 
     calibrated   from the calibration alone, nothing of the network was timed; at the pace of the machine in the same
                  rounds, told by the op that the calibration was timed against
@@ -244,7 +245,7 @@ def _measured(
         )
         for seed in (0, 1)
     ]  # fmt: skip
-    return [{name: latency.median_ms for name, latency in times.items()} for times in rounds]
+    return [{name: latency.p10_ms for name, latency in times.items()} for times in rounds]
 
 
 def plan_of(graph: Graph, counts: Array) -> sned.Plan:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from zlib import crc32
 
 import numpy as np
+from onnx import ModelProto
 
+from sned.devices.grids import Point
 from sned.devices.kernels import FloatArray, Static
 from sned.devices.layout import Family
+from sned.devices.recipes import RECIPES
 
 ELEMENTS = 1.7e6
 """Of an activation at most: 128 channels of 112 × 112."""
@@ -33,6 +36,14 @@ class Shape:
     def columns(self) -> tuple[FloatArray, ...]:
         """The widths as arrays of one."""
         return tuple(np.array([width]) for width in self.widths)
+
+    def point(self, block: int) -> Point:
+        """Its coordinates on the grid of its recipe."""
+        return tuple(float(at[0]) for at in RECIPES[self.family.recipe].coordinates(self.columns, block))
+
+    def model(self, block: int) -> ModelProto:
+        """An ONNX model that runs nothing else."""
+        return RECIPES[self.family.recipe].model(self.family, self.point(block), block)
 
 
 def design(block: int, count: int = 1000, seed: int = 0) -> list[Shape]:
@@ -84,13 +95,19 @@ class _Draw:
         return values[int(self._rng.integers(len(values)))]
 
 
+def shape_of(recipe: str, widths: Sequence[float], /, **statics: Static) -> Shape:
+    """An op of a recipe."""
+    return Shape(_family(recipe, **statics), tuple(map(float, widths)))
+
+
 def _family(recipe: str, **statics: Static) -> Family:
     return Family(recipe, tuple(sorted(statics.items())))
 
 
-def _window(
+def sliding(
     kernel: int, stride: int, side: int, *, dilated: bool = True, padded: bool = True
 ) -> dict[str, Static]:
+    """What is static about an op that slides a square kernel over a square image."""
     padding = kernel // 2 if padded and kernel % 2 else 0
     out = (side + 2 * padding - kernel) // stride + 1
     square: dict[str, Static] = {
@@ -110,7 +127,7 @@ def _conv(recipe: str) -> Callable[[_Draw], Shape]:
     def draw(d: _Draw) -> Shape:
         side = d.side()
         kernel = d.one_of(1, 3, 5, 7, shares=np.array([10.0, 10, 1, 0.5])) if side > 1 else 1
-        window = _window(kernel, d.one_of(1, 1, 1, 2) if side > 1 else 1, side)
+        window = sliding(kernel, d.one_of(1, 1, 1, 2) if side > 1 else 1, side)
         least = 4 if recipe == "plain_conv" else d.block
         ci = d.channels(side, least)
         co = d.between(
@@ -126,9 +143,9 @@ def _direct(d: _Draw) -> Shape:
     """The first layer of a network: a convolution, or the patches of a transformer."""
     if d.one_of(0, 0, 1):
         patch = d.one_of(4, 8, 14, 16, 32)
-        window, most = _window(patch, patch, 224, padded=False), 768
+        window, most = sliding(patch, patch, 224, padded=False), 768
     else:
-        window = _window(d.one_of(3, 3, 3, 7, 5), d.one_of(1, 2, 2), d.one_of(224, 112, 64, 32, 192))
+        window = sliding(d.one_of(3, 3, 3, 7, 5), d.one_of(1, 2, 2), d.one_of(224, 112, 64, 32, 192))
         most = 96
     return Shape(
         _family("direct_conv", activation="", **window),
@@ -139,7 +156,7 @@ def _direct(d: _Draw) -> Shape:
 def _narrow(d: _Draw) -> Shape:
     """A convolution with fewer inputs than a block: of narrow networks, and in squeeze-and-excite of one place."""
     side = d.one_of(1, d.side())
-    window = _window(1 if side == 1 else d.one_of(1, 3), 1 if side == 1 else d.one_of(1, 1, 2), side)
+    window = sliding(1 if side == 1 else d.one_of(1, 3), 1 if side == 1 else d.one_of(1, 1, 2), side)
     most = 1024 if side == 1 else 192
     return Shape(
         _family("direct_conv", activation="", **window),
@@ -150,7 +167,7 @@ def _narrow(d: _Draw) -> Shape:
 def _depthwise(recipe: str) -> Callable[[_Draw], Shape]:
     def draw(d: _Draw) -> Shape:
         side = max(4, d.side())
-        window = _window(d.one_of(3, 3, 5, 7), d.one_of(1, 1, 2), side)
+        window = sliding(d.one_of(3, 3, 5, 7), d.one_of(1, 1, 2), side)
         extra: dict[str, Static] = {"multiplier": 1} if recipe == "plain_depthwise" else {}
         return Shape(
             _family(recipe, activation="", **window, **extra), (1.0, float(d.channels(side, d.block)))
@@ -162,7 +179,7 @@ def _depthwise(recipe: str) -> Callable[[_Draw], Shape]:
 def _grouped(recipe: str) -> Callable[[_Draw], Shape]:
     def draw(d: _Draw) -> Shape:
         side, groups = d.one_of(56, 28, 14, 7), d.one_of(2, 3, 4, 7, 8, 16, 32)
-        window = _window(d.one_of(1, 3, 3, 3), d.one_of(1, 1, 2), side)
+        window = sliding(d.one_of(1, 3, 3, 3), d.one_of(1, 1, 2), side)
         most = min(256, ELEMENTS / side**2 / groups)
         least = d.block if recipe == "blocked_grouped" else 2
         each = max(least, d.between(least, most) // least * least)
@@ -198,7 +215,7 @@ def _matmul(d: _Draw) -> Shape:
 def _pool(recipe: str) -> Callable[[_Draw], Shape]:
     def draw(d: _Draw) -> Shape:
         side, kernel = d.one_of(112, 56, 28, 14), d.one_of(2, 3)
-        window = _window(kernel, d.one_of(1, 2, 2), side, dilated=False)
+        window = sliding(kernel, d.one_of(1, 2, 2), side, dilated=False)
         channels = d.channels(side, d.block)
         if recipe == "blocked_pool":
             channels = max(1, channels // d.block) * d.block

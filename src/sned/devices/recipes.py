@@ -84,6 +84,25 @@ def model_of(
     return helper.make_model(graph, opset_imports=sets, ir_version=10)
 
 
+def chained(models: Sequence[ModelProto]) -> ModelProto:
+    """One model that runs models of one op after each other, each on what the last one made."""
+    nodes: list[NodeProto] = []
+    weights: list[TensorProto] = []
+    for place, model in enumerate(models):
+        node = NodeProto()
+        node.CopyFrom(model.graph.node[0])
+        own = {name: f"{name}{place}" for name in node.input} | {"x": f"t{place}"}
+        node.input[:] = [own[name] for name in node.input]
+        node.output[:] = [f"t{place + 1}"]
+        nodes.append(node)
+        for weight in model.graph.initializer:
+            weights.append(TensorProto())
+            weights[-1].CopyFrom(weight)
+            weights[-1].name = own[weight.name]
+    shape = tuple(axis.dim_value for axis in models[0].graph.input[0].type.tensor_type.shape.dim)
+    return model_of(nodes, {"t0": shape}, f"t{len(models)}", weights)
+
+
 def _window(family: Family) -> dict[str, Any]:
     """Attributes of a convolution or pooling."""
     statics = dict(family.statics)
