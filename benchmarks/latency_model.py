@@ -2,13 +2,17 @@
 
     python -m benchmarks.latency_model              predicted beside measured: 22 networks, random prunings of each
     python -m benchmarks.latency_model --budgets    asked beside measured, networks × budgets
+    python -m benchmarks.latency_model --predict    predict anew what was measured, from the calibration as it is now
     python -m benchmarks.latency_model --summary    what the records so far come to
 
 None of these networks had a part in the calibration, which is of single ops: run `sned devices calibrate host` (and
 again with `--threads 2`) first. Each network and its prunings are exported and timed against each other in ONNX
-Runtime, twice: the second time says how far a measurement agrees with itself. Predictions are
+Runtime, twice: the second time says how far a measurement agrees with itself. So that other programs on the machine
+matter less, a time is the 10th percentile of its samples (as in the calibration: other work only adds to a time), and
+with one thread that for which the thread had a core. Predictions are
 
-    calibrated   from the calibration alone, nothing of the network was timed
+    calibrated   from the calibration alone, nothing of the network was timed; at the pace of the machine in the same
+                 rounds, told by the op that the calibration was timed against
     anchored     the same, scaled so that the dense network is told as it was measured: what `sned.prune` goes by
     estimated    from the profile of this machine alone, as for a device that nobody measured
 
@@ -21,7 +25,7 @@ import gc
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,12 +38,18 @@ from torch import nn
 
 import sned
 from benchmarks.networks import CifarResNet
-from sned.cli.zoo import from_zoo
+from sned.cli.zoo import from_zoo, import_torchvision
 from sned.devices import cost_model, find_device
+from sned.devices.calibration import find_calibration
+from sned.devices.probe import block_size, yardstick
+from sned.devices.timer import YARDSTICK, runner
 from sned.export import feeds
+from sned.files import atomic_write_text
 from sned.graph import Graph
 from sned.measure import measure_onnx
 from sned.report.environment import environment
+from sned.runtime import open_session
+from sned.timing import interleaved, processor_clock
 
 TORCHVISION = (
     "resnet18", "resnet50", "wide_resnet50_2", "resnext50_32x4d", "mobilenet_v2", "mobilenet_v3_small",
@@ -82,6 +92,7 @@ def subjects() -> dict[str, Subject]:
 
 def _minilm() -> nn.Module:
     """The architecture of all-MiniLM-L6-v2, with random weights."""
+    import_torchvision()  # transformers imports it where it is installed
     from transformers import BertConfig, BertModel
 
     config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
@@ -99,10 +110,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("out/latency_model.jsonl"))
     parser.add_argument("--budgets", action="store_true")
+    parser.add_argument(
+        "--seconds", type=float, default=40, help="of measuring a network, each of the two times"
+    )
+    parser.add_argument("--predict", action="store_true")
     parser.add_argument("--summary", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if not options.summary:
+    if options.predict:
+        _predict_again(options)
+    elif not options.summary:
         work = _budgets if options.budgets else _predictions
         for record in work(options):
             options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -131,28 +148,69 @@ def _predictions(options: argparse.Namespace) -> Iterator[Record]:
     done = {(r["network"], r["threads"]) for r in _read(options.out) if r["kind"] == "prediction"}
     for name in _chosen(options, subjects()):
         if (name, options.threads) not in done:
-            yield from _network(name, subjects()[name], options.threads, options.prunings)
+            yield from _network(name, options)
             gc.collect()
 
 
-def _network(name: str, subject: Subject, threads: int, prunings: int) -> list[Record]:
-    torch.manual_seed(SEED)
-    model, example = subject.build().eval(), subject.example()
-    graph = sned.trace(model, example)
-    plans = random_plans(graph, prunings)
-    calibrated, estimated = (
-        cost_model(graph, find_device("host"), threads=threads, basis=basis).evaluate(plans).latency_ms
-        for basis in ("calibrated", "estimated")
-    )
-    first, second = _measured(model, graph, example, plans, threads)
-    return [
+def _network(name: str, options: argparse.Namespace) -> list[Record]:
+    model, example, graph = _traced(name)
+    plans = random_plans(graph, options.prunings)
+    first, second = _measured(model, graph, example, plans, options)
+    records = [
         {
-            "kind": "prediction", "network": name, "pruning": place, "threads": threads, "measured_ms": first[place],
-            "again_ms": second[place], "calibrated_ms": float(calibrated[place]),
-            "anchored_ms": float(calibrated[place] * first[0] / calibrated[0]), "estimated_ms": float(estimated[place]),
-            "machine": environment().machine,
+            "kind": "prediction", "network": name, "pruning": place, "prunings": options.prunings,
+            "threads": options.threads, "measured_ms": first[str(place)], "again_ms": second[str(place)],
+            "yardstick_ms": first[YARDSTICK], "machine": environment().machine,
         }
         for place in range(len(plans))
+    ]  # fmt: skip
+    return _predicted(graph, records)
+
+
+def _traced(name: str) -> tuple[nn.Module, Any, Graph]:
+    torch.manual_seed(SEED)
+    subject = subjects()[name]
+    model, example = subject.build().eval(), subject.example()
+    return model, example, sned.trace(model, example)
+
+
+def _predict_again(options: argparse.Namespace) -> None:
+    """Predict what was measured from the calibration as it is now, and put that in the place of what was there."""
+    held = _read(options.out)
+    keys = {(r["network"], r["threads"]) for r in held if r["kind"] == "prediction"}
+    told = [record for record in held if record["kind"] != "prediction"]
+    for name, threads in sorted(keys):
+        records = [r for r in _of(held, name) if r["kind"] == "prediction" and r["threads"] == threads]
+        if name in _chosen(options, [name]):
+            records = _predicted(_traced(name)[2], records)
+        told += records
+        for record in records:
+            print(_line(record), flush=True)
+    atomic_write_text(options.out, "".join(json.dumps(record) + "\n" for record in told))
+
+
+def _predicted(graph: Graph, records: list[Record]) -> list[Record]:
+    """The records of one network, with what is predicted of it."""
+    threads = records[0]["threads"]
+    plans = random_plans(graph, records[0]["prunings"])
+    held = find_calibration("host", "onnxruntime", threads)
+    assert held is not None, "Run `sned devices calibrate host` first."
+    assert held.yardstick_us is not None
+    calibrated, estimated = (
+        cost_model(graph, find_device("host"), threads=threads, basis=basis)
+        for basis in ("calibrated", "estimated")
+    )
+    pace = 1e3 * records[0]["yardstick_ms"] / held.yardstick_us
+    told = replace(calibrated, scale=pace).evaluate(plans).latency_ms
+    guessed = estimated.evaluate(plans).latency_ms
+    dense = next(record["measured_ms"] for record in records if record["pruning"] == 0)
+    return [
+        {
+            **record, "calibrated_ms": float(told[place]), "anchored_ms": float(told[place] * dense / told[0]),
+            "estimated_ms": float(guessed[place]),
+        }
+        for record in records
+        for place in [record["pruning"]]
     ]  # fmt: skip
 
 
@@ -169,20 +227,25 @@ def random_plans(graph: Graph, count: int) -> Array:
 
 
 def _measured(
-    model: nn.Module, graph: Graph, example: Any, plans: Array, threads: int
-) -> tuple[list[float], list[float]]:
-    """Milliseconds of each plan's network, and of the same files measured again."""
+    model: nn.Module, graph: Graph, example: Any, plans: Array, options: argparse.Namespace
+) -> list[dict[str, float]]:
+    """Milliseconds of each plan's network and of the yardstick, and of the same files measured again."""
+    threads: int = options.threads
+    runners: dict[str, Callable[[], object]] = {YARDSTICK: runner(yardstick(block_size()), threads)}
     with tempfile.TemporaryDirectory() as folder:
-        files, given = {}, {}
         for place, counts in enumerate(plans):
             small = sned.apply(model, plan_of(graph, counts))
             exported = sned.export_onnx(small, example, Path(folder) / f"{place}.onnx")
-            files[str(place)], given = exported.path, dict(feeds(exported, example))
-        rounds = [
-            measure_onnx(files, given, threads=threads, runs=40, max_seconds=40, seed=seed) for seed in (0, 1)
-        ]
-    first, second = ([times[str(place)].median_ms for place in range(len(plans))] for times in rounds)
-    return first, second
+            session = open_session(exported.path, threads=threads)
+            runners[str(place)] = partial(session.run, None, dict(feeds(exported, example)))
+    rounds = [
+        interleaved(
+            runners, runs=40, threads=threads, max_seconds=options.seconds, settle=1, seed=seed,
+            clock=processor_clock(threads),
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+    return [{name: latency.p10_ms for name, latency in times.items()} for times in rounds]
 
 
 def plan_of(graph: Graph, counts: Array) -> sned.Plan:

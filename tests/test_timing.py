@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from sned.errors import MeasureError
-from sned.timing import Latency, interleaved
+from sned.timing import Latency, interleaved, processor_clock
 
 
-def test_figures_are_percentiles_of_what_the_clock_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_are_percentiles_of_what_the_clock_said() -> None:
     """Oracle: a clock that we move ourselves."""
     now = 0
     costs = iter([5, 1, 2, 3, 4, 100])  # ms; the first is warm-up
@@ -18,8 +18,7 @@ def test_figures_are_percentiles_of_what_the_clock_said(monkeypatch: pytest.Monk
         nonlocal now
         now += next(costs) * 1_000_000
 
-    monkeypatch.setattr(time, "perf_counter_ns", lambda: now)
-    latency = interleaved({"work": work}, runs=5, warmup=1, threads=3)["work"]
+    latency = interleaved({"work": work}, runs=5, warmup=1, threads=3, clock=lambda: now)["work"]
     p10, median, p90 = np.percentile([1, 2, 3, 4, 100], [10, 50, 90])
     assert (latency.runs, latency.threads) == (5, 3)
     assert (latency.p10_ms, latency.median_ms, latency.p90_ms) == pytest.approx((p10, median, p90))
@@ -66,6 +65,16 @@ def test_fast_callables_are_called_many_times_a_sample() -> None:
 def test_the_time_limit_stops_after_five_rounds() -> None:
     latency = interleaved({"nap": lambda: time.sleep(0.002)}, runs=1000, warmup=0, max_seconds=0.0)["nap"]
     assert latency.runs == 5
+
+
+def test_the_processor_clock_stands_still_while_nothing_is_done() -> None:
+    clock = processor_clock(1)
+    if clock is not time.thread_time_ns:
+        pytest.skip("this system counts too coarsely")
+    start = clock()
+    time.sleep(0.02)
+    assert clock() - start < 10_000_000
+    assert processor_clock(2) is time.perf_counter_ns
 
 
 @pytest.mark.parametrize(("p90", "noisy"), [(1.2, False), (1.3, True)])

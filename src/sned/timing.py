@@ -15,6 +15,21 @@ NOISY_SPREAD = 0.25
 """A p90 this fraction above the median means that the machine was busy with something else."""
 
 
+Clock = Callable[[], int]
+"""Nanoseconds since some moment."""
+
+FINEST_S = 1e-6
+
+
+def processor_clock(threads: int) -> Clock:
+    """The time for which this thread had a core: other programs that take the core away do not add to it.
+
+    Where that cannot be told (there are several threads, or the system counts too coarsely), the time of the wall.
+    """
+    fine = time.get_clock_info("thread_time").resolution <= FINEST_S
+    return time.thread_time_ns if threads == 1 and fine else time.perf_counter_ns
+
+
 @dataclass(frozen=True)
 class Latency:
     """How long one call takes: milliseconds at the median, 10th and 90th percentile of `runs` samples."""
@@ -41,6 +56,7 @@ def interleaved(
     settle: int = 0,
     max_seconds: float = float("inf"),
     seed: int = 0,
+    clock: Clock = time.perf_counter_ns,
     progress: Progress = SILENT,
 ) -> dict[str, Latency]:
     """Time each of `functions` once a round, in a new random order each round.
@@ -56,6 +72,7 @@ def interleaved(
             the caches; after one call a function finds them as it leaves them when it runs alone.
         max_seconds: no new round is begun after that long, once there are five.
         seed: of the order of the rounds.
+        clock: nanoseconds: of the wall, or `processor_clock`.
         progress: told of each round.
 
     Returns:
@@ -77,7 +94,7 @@ def interleaved(
         for _ in range(warmup):
             for name in names:
                 functions[name]()
-        calls = {name: _calls_per_sample(functions[name], min_sample_ms) for name in names}
+        calls = {name: _calls_per_sample(functions[name], min_sample_ms, clock) for name in names}
         deadline = time.perf_counter() + max_seconds
         for done in range(runs):
             if done >= min(runs, 5) and time.perf_counter() > deadline:
@@ -86,24 +103,24 @@ def interleaved(
                 name = names[place]
                 for _ in range(settle):
                     functions[name]()
-                samples[name].append(_sample_ms(functions[name], calls[name]))
+                samples[name].append(_sample_ms(functions[name], calls[name], clock))
             advance(1)
     return {name: _summary(values, threads) for name, values in samples.items()}
 
 
-def _calls_per_sample(function: Callable[[], object], min_sample_ms: float) -> int:
+def _calls_per_sample(function: Callable[[], object], min_sample_ms: float, clock: Clock) -> int:
     """How many calls make a sample long enough, going by the fastest of three: a call may be disturbed."""
     if min_sample_ms <= 0:
         return 1
-    once = min(_sample_ms(function, 1) for _ in range(3))
+    once = min(_sample_ms(function, 1, clock) for _ in range(3))
     return max(1, int(np.ceil(min_sample_ms / max(once, 1e-4))))
 
 
-def _sample_ms(function: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter_ns()
+def _sample_ms(function: Callable[[], object], calls: int, clock: Clock) -> float:
+    start = clock()
     for _ in range(calls):
         function()
-    return (time.perf_counter_ns() - start) / calls / 1e6
+    return (clock() - start) / calls / 1e6
 
 
 def _summary(samples_ms: list[float], threads: int) -> Latency:

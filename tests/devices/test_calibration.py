@@ -149,7 +149,7 @@ def test_this_machine_is_calibrated_and_goes_on_where_it_was(
     monkeypatch.setattr("sned.devices.calibrate.NOISY", 1.0)
     store = Store.open(environment(1), tmp_path)
     made = calibrate_host(seconds=1.0, store=store)
-    assert len(made.samples) >= 60
+    assert len(made.samples) >= 50
     assert made.fit is not None
     assert made.device == "host"
     assert f"{made.runtime} {made.runtime_version}" == environment(1).runtime

@@ -147,3 +147,13 @@ def test_sizes_are_whole_numbers() -> None:
     rng = np.random.default_rng(0)
     at = work.sizes_of(np.array([random_counts(graph, rng) for _ in range(50)]))
     np.testing.assert_array_equal(at, np.rint(at))
+
+
+@pytest.mark.parametrize("name", ["windowed_attention", "fused_qkv", "channel_shuffle", "unet"])
+def test_every_value_has_the_elements_of_its_tensor(name: str) -> None:
+    """Also where the last axis is what a plan changes, behind axes that it does not."""
+    model, inputs = NETWORKS[name]()
+    work = workload(trace(model.eval(), inputs), batch=inputs[0].shape[0])
+    for value in work.values:
+        ratio = float(value.batch.at(work.dense)[0]) / max(1, value.shape[0] if value.shape else 1)
+        assert float(value.elements.at(work.dense)[0]) == np.prod(value.shape) * ratio

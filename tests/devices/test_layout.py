@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import sned
 from sned.devices.kernel_rules import workload
 from sned.devices.kernels import Workload
 from sned.devices.layout import Launch, launches
@@ -19,7 +20,7 @@ from sned.devices.probe import block_size
 from sned.graph import trace
 from sned.runtime import session_options
 from sned.surgery import apply
-from tests.devices.networks import Mixed, Residual, plan_of, random_counts, sizes, trained
+from tests.devices.networks import Encoder, Mixed, Residual, plan_of, random_counts, sizes, trained
 
 BLOCKED = "blocked "
 OPERATORS = {
@@ -67,6 +68,25 @@ def test_the_kernels_are_those_that_the_runtime_makes(make: type[nn.Module], tmp
     for index, counts in enumerate(plans):
         small = apply(model, plan_of(graph, counts))
         assert operators_predicted(made, index) == operators_made(small, inputs, tmp_path), counts
+
+
+def test_the_kernels_of_a_transformer_are_those_that_the_runtime_makes(tmp_path: Path) -> None:
+    """A bias is an addition of its own, unless a Gelu or the sum before a norm takes it in."""
+    model, inputs = trained(Encoder()), torch.randn(1, 12, 64)
+    exported = sned.export_onnx(model, inputs, tmp_path / "model.onnx")
+    options = session_options(1)
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(str(exported.path), options, providers=["CPUExecutionProvider"])
+    made = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    work = workload(trace(model, inputs))
+    predicted = operators_predicted(launches(work, work.dense, 1))
+    told = {
+        "Gemm": made["Gemm"] + made["MatMul"], "Gelu": made["BiasGelu"], "Add": made["Add"],
+        "SkipLayerNormalization": 2, "Tanh": 1,
+    }  # fmt: skip
+    assert made["SkipLayerNormalization"] == 2
+    assert made["BiasGelu"] == 2
+    assert {name: predicted[name] for name in told} == told
 
 
 @pytest.fixture(scope="module")

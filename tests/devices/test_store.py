@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sned.devices.store import Environment, Store, cache_folder
+from sned.devices.store import FORMAT, Environment, Store, cache_folder
 
 HERE = Environment("onnxruntime 1.2.3", "A processor", 1)
 
@@ -38,7 +38,7 @@ def test_times_of_another_environment_are_not(tmp_path: Path, other: Environment
 
 
 def valid(**changes: object) -> str:
-    held = {"format": 1, **vars(HERE), "yardsticks": {"op": 1.5}}
+    held = {"format": FORMAT, **vars(HERE), "yardsticks": {"op": 1.5}}
     return json.dumps({**held, **changes})
 
 

@@ -127,6 +127,10 @@ class Builder:
         index = self._producer.get(self._value_of[step.live[0]])
         return index if index is not None and self.kernels[index].kind in kinds else None
 
+    def producer(self, value: int) -> int | None:
+        """The kernel that writes a value; None for an input of the network."""
+        return self._producer.get(value)
+
     def alias(self, step: Step) -> None:
         """Let the result of `step` be its input."""
         self._value_of[step.outputs[0]] = self._value_of[step.live[0]]
@@ -193,13 +197,10 @@ class Builder:
         batch = (self.axis(tensor, 0) if rank else Extent()) * self.ratio
         channels = self.axis(tensor, 1) if rank > 1 else Extent()
         # What lies behind the channels may shrink too (tokens, dimensions of a head): then it is no fixed
-        # spatial axis.
-        fixed = True
-        for axis in range(2, rank):
-            if (extent := self.axis(tensor, axis)).sizes:
-                channels, fixed = channels * extent, False
-            elif not fixed:
-                channels = channels * extent.factor
+        # spatial axis, and all counts as channels.
+        fixed = not any(self.axis(tensor, axis).sizes for axis in range(2, rank))
+        if not fixed:
+            channels = self.elements(tensor, range(1, rank))
         inner = self.shape(tensor)[2:] if fixed else ()
         self._value_of[version] = len(self.values)
         self.values.append(Value(batch, channels, inner, rank if fixed else 2, self.shape(tensor)))

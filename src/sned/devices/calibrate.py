@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 
 import numpy as np
 
-from sned.devices.calibration import OPS, Calibration, ColdWeights, Fit, Sample
+from sned.devices.calibration import OPS, Calibration, ColdWeights, CompanyCost, Fit, Sample
+from sned.devices.company import company_of, probes, small_networks
 from sned.devices.design import Shape, design
 from sned.devices.figures import figures
 from sned.devices.fitted import LEAST_US, Timed, fit
 from sned.devices.host import FOOTPRINTS_MB, cold_of, general, key_of, overheads
 from sned.devices.probe import block_size, environment
 from sned.devices.profile import Device, find_device
-from sned.devices.recipes import RECIPES
 from sned.devices.roofline import Roofline
 from sned.devices.store import Store
 from sned.devices.timer import YARDSTICK, Probe, Timer
@@ -68,20 +69,15 @@ def calibrate_host(
     block = block_size()
     store = Store.open(environment(threads)) if store is None else store
     shapes = {_key(shape, block): shape for shape in design(block, max(FIRST, int(seconds * PER_SECOND)))}
-    probes = {probe.key: probe for probe in general(FOOTPRINTS_MB, block)}
-    timer = _timed(list(probes.values()), shapes, block, store, seconds, progress)
+    networks = small_networks(block)
+    besides = [*general(FOOTPRINTS_MB, block), *probes(networks, block)]
+    timer = _timed(besides, shapes, block, store, seconds, progress)
     known = {key: value * timer.yardstick_us for key, value in {**store.yardsticks, **timer.relative}.items()}
-    return _calibration(device, threads, block, shapes, known, store)
+    return _calibration(device, threads, block, shapes, networks, known, store)
 
 
 def _key(shape: Shape, block: int) -> str:
-    return key_of(shape.family, _point(shape, block))
-
-
-def _point(shape: Shape, block: int) -> tuple[float, ...]:
-    if not shape.widths:
-        return ()
-    return tuple(float(at[0]) for at in RECIPES[shape.family.recipe].coordinates(shape.columns, block))
+    return key_of(shape.family, shape.point(block))
 
 
 def _timed(
@@ -93,10 +89,7 @@ def _timed(
     progress: Progress,
 ) -> Timer:
     """Time what is not known yet: what is measured besides ops, then ops until the time is over."""
-    ops = [
-        Probe(key, partial(RECIPES[shape.family.recipe].model, shape.family, _point(shape, block), block))
-        for key, shape in shapes.items()
-    ]
+    ops = [Probe(key, partial(shape.model, block)) for key, shape in shapes.items()]
     known = store.yardsticks.keys()
     already = sum(key in known for key in shapes)
     needed = [probe for probe in besides if probe.key not in known]
@@ -126,12 +119,21 @@ def _calibration(
     threads: int,
     block: int,
     shapes: Mapping[str, Shape],
+    networks: Mapping[str, Sequence[Shape]],
     known: Mapping[str, float],
     store: Store,
 ) -> Calibration:
     node, empty = overheads(known)
     timed = [Timed(shape, max(known[key] - empty, LEAST_US)) for key, shape in shapes.items() if key in known]
     cold = cold_of(FOOTPRINTS_MB, known, empty)
+    roofline = Roofline(figures(device, threads=threads, block=block), block)
+    fitted = fit(timed, roofline)
+    company = company_of(
+        networks,
+        {name: known[name] - empty for name in networks},
+        lambda op: float(fitted.op_us(op.family, op.columns)[0]),
+        roofline.figures.tile,
+    )
     runtime, _, version = store.environment.runtime.partition(" ")
     return Calibration(
         format="sned-calibration",
@@ -149,9 +151,10 @@ def _calibration(
             begin_us=tuple(cold.begin_us),
             byte_us=tuple(cold.stream_us),
         ),
+        company={way: CompanyCost(**asdict(lost)) for way, lost in company.items()},
         yardstick_us=known[YARDSTICK],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        fit=held_out_fit(timed, Roofline(figures(device, threads=threads, block=block), block)),
+        fit=held_out_fit(timed, roofline),
     )
 
 

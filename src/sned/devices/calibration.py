@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from sned.devices.company import Company, Way
 from sned.devices.design import Shape
 from sned.devices.fitted import Timed
 from sned.devices.host import Cold
@@ -121,6 +122,18 @@ class ColdWeights(_Strict):
     byte_us: tuple[Annotated[float, Field(ge=0)], ...]
 
 
+class CompanyCost(_Strict):
+    """What an op takes longer in a network than alone.
+
+    Attributes:
+        begin_us: microseconds, whatever its size.
+        byte_us: microseconds for each byte that it reads or writes.
+    """
+
+    begin_us: Annotated[float, Field(ge=0)] = 0.0
+    byte_us: Annotated[float, Field(ge=0)] = 0.0
+
+
 class Fit(_Strict):
     """How well samples that were held out are told from the others.
 
@@ -152,6 +165,7 @@ class Calibration(_Strict):
         call_us: what a run costs besides its ops.
         samples: ops and times.
         cold: what far-away weights cost; None where that was not measured.
+        company: what ops lose in a network, by the way their data are kept: "blocked", "plain" or "rows".
         yardstick_us: what the op took that the others were timed against. On this machine it is timed again whenever
             the calibration is used, so that a machine that is slower today is told as such.
         created: when, ISO 8601.
@@ -170,6 +184,7 @@ class Calibration(_Strict):
     call_us: Annotated[float, Field(ge=0)]
     samples: Annotated[tuple[Sample, ...], Field(min_length=FEWEST_SAMPLES)]
     cold: ColdWeights | None = None
+    company: dict[Way, CompanyCost] = Field(default_factory=dict)
     yardstick_us: Micro | None = None
     created: str = ""
     fit: Fit | None = None
@@ -180,6 +195,10 @@ class Calibration(_Strict):
         if held is None or not held.footprint_bytes:
             return Cold(np.ones(1), np.zeros(1), np.zeros(1))
         return Cold(np.array(held.footprint_bytes), np.array(held.begin_us), np.array(held.byte_us))
+
+    def company_lost(self) -> dict[Way, Company]:
+        """What ops lose in company; nothing, where it was not measured."""
+        return {way: Company(cost.begin_us, cost.byte_us) for way, cost in self.company.items()}
 
 
 def read_calibration(path: str | Path) -> Calibration:

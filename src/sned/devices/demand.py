@@ -14,7 +14,7 @@ from sned.devices.layout import Family
 OPERATIONS = {
     "Sigmoid": 12.0, "Tanh": 12.0, "Gelu": 20.0, "QuickGelu": 14.0, "Erf": 14.0, "Exp": 8.0, "Softplus": 20.0,
     "Elu": 10.0, "Pow": 20.0, "Div": 4.0, "Sqrt": 4.0, "HardSwish": 3.0, "HardSigmoid": 2.0, "Clip": 2.0,
-    "Softmax": 14.0, "LayerNormalization": 6.0,
+    "Softmax": 14.0, "LayerNormalization": 6.0, "SkipLayerNormalization": 60.0,
 }  # fmt: skip
 """Vector operations an element; 1 for what is not named."""
 
@@ -202,6 +202,10 @@ def _moved(operations: float) -> Rule:
     return rule
 
 
+def _copy(family: Family, widths: Sequence[FloatArray], tile: float) -> Demand:
+    return _moved(MOVED if family["op"] == "Transpose" else 1.0)(family, widths, tile)
+
+
 def _reshape(family: Family, widths: Sequence[FloatArray], tile: float) -> Demand:
     del family, widths, tile
     return _without_macs(*(np.zeros(1) for _ in range(3)))
@@ -232,6 +236,6 @@ _DEMANDS: Mapping[str, Rule] = {
     "rows": _rows,
     "reduce": _reduce,
     "concat": _moved(1.0),
-    "copy": _moved(MOVED),
+    "copy": _copy,
     "reshape": _reshape,
 }

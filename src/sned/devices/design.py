@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from zlib import crc32
 
 import numpy as np
+from onnx import ModelProto
 
+from sned.devices.grids import Point
 from sned.devices.kernels import FloatArray, Static
 from sned.devices.layout import Family
+from sned.devices.recipes import RECIPES
 
 ELEMENTS = 1.7e6
 """Of an activation at most: 128 channels of 112 × 112."""
@@ -17,8 +21,8 @@ ELEMENTS = 1.7e6
 MACS = 6e8
 """Of an op at most: what takes longer leaves less time for others."""
 
-SIDES = (112, 56, 28, 14, 7, 32, 16, 8)
-_SIDE_SHARES = np.array([2, 4, 5, 6, 5, 2, 2, 2], np.float64)
+SIDES = (112, 56, 28, 14, 7, 32, 16, 8, 4, 1)
+_SIDE_SHARES = np.array([2, 4, 5, 6, 5, 2, 2, 2, 0.5, 1.5], np.float64)
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,14 @@ class Shape:
         """The widths as arrays of one."""
         return tuple(np.array([width]) for width in self.widths)
 
+    def point(self, block: int) -> Point:
+        """Its coordinates on the grid of its recipe."""
+        return tuple(float(at[0]) for at in RECIPES[self.family.recipe].coordinates(self.columns, block))
+
+    def model(self, block: int) -> ModelProto:
+        """An ONNX model that runs nothing else."""
+        return RECIPES[self.family.recipe].model(self.family, self.point(block), block)
+
 
 def design(block: int, count: int = 1000, seed: int = 0) -> list[Shape]:
     """Draw about `count` different ops, in an order of which any first part is much like the rest.
@@ -42,15 +54,15 @@ def design(block: int, count: int = 1000, seed: int = 0) -> list[Shape]:
         count: ops.
         seed: of the draw.
     """
-    rng = np.random.default_rng(seed)
     kinds = {kind: share for kind, share in _SHARES.items() if block > 1 or kind not in _BLOCKED}
     total = sum(kinds.values())
     drawn: list[Shape] = []
     for kind, share in kinds.items():
         wanted = max(1, round(count * share / total))
+        rng = np.random.default_rng([seed, crc32(kind.encode())])  # of its own: more of one changes no other
         shapes = (_DRAWS[kind](_Draw(rng, block)) for _ in range(3 * wanted))
         drawn += list(dict.fromkeys(shapes))[:wanted]
-    return [drawn[place] for place in rng.permutation(len(drawn))]
+    return [drawn[place] for place in np.random.default_rng(seed).permutation(len(drawn))]
 
 
 class _Draw:
@@ -83,12 +95,20 @@ class _Draw:
         return values[int(self._rng.integers(len(values)))]
 
 
+def shape_of(recipe: str, widths: Sequence[float], /, **statics: Static) -> Shape:
+    """An op of a recipe."""
+    return Shape(_family(recipe, **statics), tuple(map(float, widths)))
+
+
 def _family(recipe: str, **statics: Static) -> Family:
     return Family(recipe, tuple(sorted(statics.items())))
 
 
-def _window(kernel: int, stride: int, side: int, *, dilated: bool = True) -> dict[str, Static]:
-    padding = kernel // 2 if kernel % 2 else 0
+def sliding(
+    kernel: int, stride: int, side: int, *, dilated: bool = True, padded: bool = True
+) -> dict[str, Static]:
+    """What is static about an op that slides a square kernel over a square image."""
+    padding = kernel // 2 if padded and kernel % 2 else 0
     out = (side + 2 * padding - kernel) // stride + 1
     square: dict[str, Static] = {
         "kernel": (kernel, kernel), "stride": (stride, stride), "padding": (padding, padding),
@@ -106,8 +126,8 @@ def _places(window: Mapping[str, Static]) -> int:
 def _conv(recipe: str) -> Callable[[_Draw], Shape]:
     def draw(d: _Draw) -> Shape:
         side = d.side()
-        kernel = d.one_of(1, 3, 5, 7, shares=np.array([10.0, 10, 1, 0.5]))
-        window = _window(kernel, d.one_of(1, 1, 1, 2), side)
+        kernel = d.one_of(1, 3, 5, 7, shares=np.array([10.0, 10, 1, 0.5])) if side > 1 else 1
+        window = sliding(kernel, d.one_of(1, 1, 1, 2) if side > 1 else 1, side)
         least = 4 if recipe == "plain_conv" else d.block
         ci = d.channels(side, least)
         co = d.between(
@@ -120,18 +140,34 @@ def _conv(recipe: str) -> Callable[[_Draw], Shape]:
 
 
 def _direct(d: _Draw) -> Shape:
-    """The first layer of a network."""
-    window = _window(d.one_of(3, 3, 7, 4), d.one_of(1, 2, 2, 4), d.one_of(224, 112, 64, 32, 192))
+    """The first layer of a network: a convolution, or the patches of a transformer."""
+    if d.one_of(0, 0, 1):
+        patch = d.one_of(4, 8, 14, 16, 32)
+        window, most = sliding(patch, patch, 224, padded=False), 768
+    else:
+        window = sliding(d.one_of(3, 3, 3, 7, 5), d.one_of(1, 2, 2), d.one_of(224, 112, 64, 32, 192))
+        most = 96
     return Shape(
         _family("direct_conv", activation="", **window),
-        (1.0, float(d.one_of(1, 3, 3, 3)), float(d.between(8, 96))),
+        (1.0, float(d.one_of(1, 3, 3, 3)), float(d.between(8, most))),
+    )
+
+
+def _narrow(d: _Draw) -> Shape:
+    """A convolution with fewer inputs than a block: of narrow networks, and in squeeze-and-excite of one place."""
+    side = d.one_of(1, d.side())
+    window = sliding(1 if side == 1 else d.one_of(1, 3), 1 if side == 1 else d.one_of(1, 1, 2), side)
+    most = 1024 if side == 1 else 192
+    return Shape(
+        _family("direct_conv", activation="", **window),
+        (1.0, float(d.between(2, d.block - 1)), float(d.between(8, most))),
     )
 
 
 def _depthwise(recipe: str) -> Callable[[_Draw], Shape]:
     def draw(d: _Draw) -> Shape:
-        side = d.side()
-        window = _window(d.one_of(3, 3, 5, 7), d.one_of(1, 1, 2), side)
+        side = max(4, d.side())
+        window = sliding(d.one_of(3, 3, 5, 7), d.one_of(1, 1, 2), side)
         extra: dict[str, Static] = {"multiplier": 1} if recipe == "plain_depthwise" else {}
         return Shape(
             _family(recipe, activation="", **window, **extra), (1.0, float(d.channels(side, d.block)))
@@ -143,7 +179,7 @@ def _depthwise(recipe: str) -> Callable[[_Draw], Shape]:
 def _grouped(recipe: str) -> Callable[[_Draw], Shape]:
     def draw(d: _Draw) -> Shape:
         side, groups = d.one_of(56, 28, 14, 7), d.one_of(2, 3, 4, 7, 8, 16, 32)
-        window = _window(d.one_of(1, 3, 3, 3), d.one_of(1, 1, 2), side)
+        window = sliding(d.one_of(1, 3, 3, 3), d.one_of(1, 1, 2), side)
         most = min(256, ELEMENTS / side**2 / groups)
         least = d.block if recipe == "blocked_grouped" else 2
         each = max(least, d.between(least, most) // least * least)
@@ -179,7 +215,7 @@ def _matmul(d: _Draw) -> Shape:
 def _pool(recipe: str) -> Callable[[_Draw], Shape]:
     def draw(d: _Draw) -> Shape:
         side, kernel = d.one_of(112, 56, 28, 14), d.one_of(2, 3)
-        window = _window(kernel, d.one_of(1, 2, 2), side, dilated=False)
+        window = sliding(kernel, d.one_of(1, 2, 2), side, dilated=False)
         channels = d.channels(side, d.block)
         if recipe == "blocked_pool":
             channels = max(1, channels // d.block) * d.block
@@ -209,17 +245,18 @@ _UNARY = (
     "Sqrt",
     "Abs",
 )
+_BROADCAST = ("Add", "Mul")
 _BINARY = ("Add", "Add", "Mul", "Mul", "Sub", "Div")
 
 
 def _elementwise(d: _Draw) -> Shape:
     inputs = d.one_of(1, 2)
-    op = d.text(*(_BINARY if inputs == 2 else _UNARY))
+    op = d.text(*(_BINARY if inputs == 2 else (*_UNARY, *_BROADCAST)))
     return Shape(_family("elementwise", op=op, inputs=inputs), (float(d.between(64, ELEMENTS)),))
 
 
-def _elements(recipe: str, **statics: Static) -> Callable[[_Draw], Shape]:
-    return lambda d: Shape(_family(recipe, **statics), (float(d.between(64, ELEMENTS)),))
+def _copy(d: _Draw) -> Shape:
+    return Shape(_family("copy", op=d.text("Transpose", "Slice")), (float(d.between(64, ELEMENTS)),))
 
 
 def _concat(d: _Draw) -> Shape:
@@ -234,7 +271,10 @@ def _norm(d: _Draw) -> Shape:
 def _rows(d: _Draw) -> Shape:
     columns = d.between(16, 2048)
     rows = d.between(1, min(40_000, ELEMENTS / columns))
-    return Shape(_family("rows", op=d.text("Softmax", "LayerNormalization")), (float(rows), float(columns)))
+    return Shape(
+        _family("rows", op=d.text("Softmax", "LayerNormalization", "SkipLayerNormalization")),
+        (float(rows), float(columns)),
+    )
 
 
 def _reduce(d: _Draw) -> Shape:
@@ -263,17 +303,17 @@ _BLOCKED = frozenset(
 )
 
 _SHARES: Mapping[str, float] = {
-    "blocked_conv": 34, "plain_conv": 9, "direct_conv": 3, "blocked_depthwise": 8, "plain_depthwise": 5,
+    "blocked_conv": 34, "plain_conv": 12, "direct_conv": 7, "blocked_depthwise": 8, "plain_depthwise": 5,
     "blocked_grouped": 4, "plain_grouped": 4, "deconv": 0.5, "gemm": 9, "matmul": 6, "blocked_pool": 2,
-    "plain_pool": 3, "reorder_input": 2.5, "reorder_output": 2.5, "elementwise": 8, "concat": 1.5, "norm": 1.5,
-    "rows": 3, "reduce": 2, "copy": 2, "reshape": 0.1,
+    "plain_pool": 3, "reorder_input": 2.5, "reorder_output": 2.5, "elementwise": 9, "concat": 1.5, "norm": 1.5,
+    "rows": 4, "reduce": 2, "copy": 3, "reshape": 0.1,
 }  # fmt: skip
 """How much of a calibration each kind of op is given."""
 
 _DRAWS: Mapping[str, Callable[[_Draw], Shape]] = {
     "blocked_conv": _conv("blocked_conv"),
     "plain_conv": _conv("plain_conv"),
-    "direct_conv": _direct,
+    "direct_conv": lambda d: _direct(d) if d.one_of(0, 1) else _narrow(d),
     "blocked_depthwise": _depthwise("blocked_depthwise"),
     "plain_depthwise": _depthwise("plain_depthwise"),
     "blocked_grouped": _grouped("blocked_grouped"),
@@ -290,6 +330,6 @@ _DRAWS: Mapping[str, Callable[[_Draw], Shape]] = {
     "norm": _norm,
     "rows": _rows,
     "reduce": _reduce,
-    "copy": _elements("copy", op="Transpose"),
+    "copy": _copy,
     "reshape": _reshape,
 }

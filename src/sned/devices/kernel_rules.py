@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -128,6 +129,8 @@ def _batch_norm(b: Builder, step: Step) -> Kernel | None:
 @rule(*POINTWISE)
 def _named_pointwise(b: Builder, step: Step) -> Kernel | None:
     op = POINTWISE[step.op.name.removesuffix("_")]
+    if op == "Gelu":
+        _without_bias(b, b.single_producer(step, ("linear", "reshape")))
     index = b.single_producer(step, ("conv", "depthwise", "grouped"))
     if op in FOLDED_ACTIVATIONS and index is not None and not b.kernels[index].activation:
         b.fold(step, index, activation=op)
@@ -155,8 +158,23 @@ def _linear(b: Builder, step: Step) -> Kernel:
     extents = {"b": Extent(), "m": m, "k": k, "n": n}
     weights = k * n if constant else NOTHING
     return b.kernel(
-        step, "linear" if constant else "matmul", extents=extents, macs=m * k * n, weights=weights
-    )
+        step, "linear" if constant else "matmul", extents=extents, macs=m * k * n, weights=weights,
+        biased=step.op.name == "addmm" and _in_rows(b, step),
+    )  # fmt: skip
+
+
+def _in_rows(b: Builder, step: Step) -> bool:
+    """Whether the layer was given more than two axes: it is then exported as a product and an addition."""
+    index = b.single_producer(step, ("reshape",))
+    return index is not None and b.kernels[index].module == step.op.module
+
+
+def _without_bias(b: Builder, index: int | None) -> None:
+    """What follows adds the bias of the layer before it."""
+    if index is not None and b.kernels[index].kind == "reshape":
+        index = b.producer(b.kernels[index].inputs[0])
+    if index is not None and b.kernels[index].kind == "linear":
+        b.kernels[index] = replace(b.kernels[index], biased=False)
 
 
 @rule("bmm", "baddbmm")
@@ -169,7 +187,16 @@ def _batched(b: Builder, step: Step) -> Kernel:
         "n": b.axis(right, 2),
     }
     macs = extents["b"] * extents["m"] * extents["k"] * extents["n"]
+    if all(b.tensor(version) != right for version in step.live) and _spread(b, step, right):
+        rows = {"b": Extent(), "m": extents["b"] * extents["m"], "k": extents["k"], "n": extents["n"]}
+        return b.kernel(step, "linear", extents=rows, macs=macs, weights=extents["k"] * extents["n"])
     return b.kernel(step, "matmul", extents=extents, macs=macs)
+
+
+def _spread(b: Builder, step: Step, tensor: int) -> bool:
+    """Whether a constant is one matrix that serves every product of a batch, and not as many as there are products."""
+    once = prod(b.shape(tensor)[1:])
+    return once in [prod(b.shape(b.graph.parameters[name])) for name in b.parameters_read(step)]
 
 
 # --- what reduces or normalises -------------------------------------------------------------------
@@ -205,13 +232,25 @@ def _reduction(b: Builder, step: Step) -> Kernel:
 @rule(
     "_softmax", "_safe_softmax", "_log_softmax", "native_layer_norm", "native_group_norm", "_fused_rms_norm"
 )
-def _over_rows(b: Builder, step: Step) -> Kernel:
+def _over_rows(b: Builder, step: Step) -> Kernel | None:
     made = b.tensor(step.outputs[0])
     last = len(b.shape(made)) - 1
     extents = {"rows": b.elements(made, range(last)) * b.ratio, "columns": b.axis(made, last)}
-    return b.kernel(
-        step, "rows", op="Softmax" if "softmax" in step.op.name else "LayerNormalization", extents=extents
-    )
+    if "softmax" in step.op.name:
+        return b.kernel(step, "rows", op="Softmax", extents=extents)
+    index = b.single_producer(step, ("elementwise",))
+    if index is None or not _adds_two(b, b.kernels[index]):
+        return b.kernel(step, "rows", op="LayerNormalization", extents=extents)
+    for value in b.kernels[index].inputs:
+        _without_bias(b, b.producer(value))
+    merged = {"kind": "rows", "op": "SkipLayerNormalization", "extents": extents, "module": step.op.module}
+    b.fold(step, index, **merged)
+    return None
+
+
+def _adds_two(b: Builder, kernel: Kernel) -> bool:
+    shapes = {b.values[value].shape for value in kernel.inputs}
+    return kernel.op == "Add" and len(kernel.inputs) == 2 and len(shapes) == 1
 
 
 # --- what moves data ------------------------------------------------------------------------------
@@ -230,9 +269,20 @@ def _reshape(b: Builder, step: Step) -> Kernel:
     return b.kernel(step, "reshape", op="Reshape")
 
 
+@rule("permute", "transpose")
+def _permuted(b: Builder, step: Step) -> Kernel:
+    """Where the last axis stays the last, whole rows are moved."""
+    rank = len(b.shape(b.tensor(step.live[0])))
+    if step.op.name == "permute":
+        moved = _integers(step.op.args[1], rank)[-1] % rank != rank - 1
+    else:
+        moved = rank - 1 in {_plain(axis) % rank for axis in step.op.args[1:3]}
+    return b.kernel(step, "copy", op="Transpose" if moved else "Slice")
+
+
 @rule(
-    "permute", "transpose", "t", "select", "slice", "split", "split_with_sizes", "chunk", "unbind", "flip",
-    "index", "index_select", "gather", "embedding", "constant_pad_nd", "roll", "repeat", "stack",
+    "select", "slice", "split", "split_with_sizes", "chunk", "unbind", "flip", "index", "index_select", "gather",
+    "embedding", "constant_pad_nd", "roll", "repeat", "stack",
 )  # fmt: skip
 def _copy(b: Builder, step: Step) -> Kernel:
-    return b.kernel(step, "copy", op="Transpose")
+    return b.kernel(step, "copy", op="Slice")

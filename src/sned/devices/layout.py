@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -308,8 +309,15 @@ def _elementwise(layout: Layout, index: int, kernel: Kernel) -> None:
     channels = layout.at(value.channels)
     inner = float(np.prod(value.inner, initial=1.0))
     elements = layout.at(value.batch) * inner * np.where(blocked, layout.padded(channels), channels)
-    layout.launch(index, "elementwise", ~merged, (elements,), op=kernel.op, inputs=len(kernel.inputs))
+    layout.launch(index, "elementwise", ~merged, (elements,), op=kernel.op, inputs=_whole(layout, kernel))
     layout.write(kernel.output, blocked, open_=merged if kernel.op == "Add" else None)
+
+
+def _whole(layout: Layout, kernel: Kernel) -> int:
+    """How many of the operands are as large as the result; the others are broadcast."""
+    values = layout.workload.values
+    made = prod(values[kernel.output].shape)
+    return max(1, sum(prod(values[read].shape) == made for read in kernel.inputs))
 
 
 def _binary_stays(workload: Workload, kernel: Kernel) -> bool:
@@ -366,6 +374,13 @@ def _plain(layout: Layout, index: int, kernel: Kernel) -> None:
     layout.launch(index, recipe, where, tuple(layout.at(named[width]) for width in widths), op=kernel.op)
 
 
+def _linear(layout: Layout, index: int, kernel: Kernel) -> None:
+    _plain(layout, index, kernel)
+    if kernel.biased:
+        written = layout.at(layout.workload.values[kernel.output].elements)
+        layout.launch(index, "elementwise", layout.everywhere, (written,), op="Add", inputs=1)
+
+
 def _deconv(layout: Layout, index: int, kernel: Kernel) -> None:
     layout.at_kernel(index)
     layout.read(kernel.inputs[0], plain=layout.everywhere)
@@ -385,6 +400,7 @@ PLAIN_KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 LAYOUT_RULES: Mapping[str, LayoutRule] = {
     "conv": _conv,
     "deconv": _deconv,
+    "linear": _linear,
     "depthwise": _depthwise,
     "grouped": _grouped,
     "pool": _pool,

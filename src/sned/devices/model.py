@@ -103,7 +103,7 @@ def _calibrated(work: Workload, device: Device, held: Calibration, dtype: str) -
         block=held.block,
         call_us=held.call_us,
         yardstick_us=held.yardstick_us or 0.0,
-        tables=fitted.tables(_all_wanted(work, held.block), held.block),
+        tables=fitted.tables(_all_wanted(work, held.block), held.block, held.company_lost()),
         cold=held.cold_weights(),
     )
     return Cost(

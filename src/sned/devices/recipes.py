@@ -84,6 +84,25 @@ def model_of(
     return helper.make_model(graph, opset_imports=sets, ir_version=10)
 
 
+def chained(models: Sequence[ModelProto]) -> ModelProto:
+    """One model that runs models of one op after each other, each on what the last one made."""
+    nodes: list[NodeProto] = []
+    weights: list[TensorProto] = []
+    for place, model in enumerate(models):
+        node = NodeProto()
+        node.CopyFrom(model.graph.node[0])
+        own = {name: f"{name}{place}" for name in node.input} | {"x": f"t{place}"}
+        node.input[:] = [own[name] for name in node.input]
+        node.output[:] = [f"t{place + 1}"]
+        nodes.append(node)
+        for weight in model.graph.initializer:
+            weights.append(TensorProto())
+            weights[-1].CopyFrom(weight)
+            weights[-1].name = own[weight.name]
+    shape = tuple(axis.dim_value for axis in models[0].graph.input[0].type.tensor_type.shape.dim)
+    return model_of(nodes, {"t0": shape}, f"t{len(models)}", weights)
+
+
 def _window(family: Family) -> dict[str, Any]:
     """Attributes of a convolution or pooling."""
     statics = dict(family.statics)
@@ -232,20 +251,24 @@ def _reorder_output(family: Family, point: Point, block: int) -> ModelProto:
 
 
 _OPERANDS = frozenset({"Add", "Sub", "Mul", "Div", "Pow"})
-_IN_CONTRIB = frozenset({"QuickGelu"})
+_ROW = 64
+"""Elements of the smaller operand where one is broadcast, such as a bias."""
 
 
 def _elementwise(family: Family, point: Point, block: int) -> ModelProto:
     del block
-    op, shape = str(family["op"]), (1, int(point[0]))
-    domain = CONTRIB if op in _IN_CONTRIB else ""
+    op, elements = str(family["op"]), int(point[0])
+    shape = (1, elements)
     if op in _OPERANDS and family["inputs"] == 2:
         return model_of([helper.make_node(op, ["x", "z"], ["y"])], {"x": shape, "z": shape}, "y")
     limits = [constant("low", ()), constant("high", ())] if op == "Clip" else []
     if op in _OPERANDS:
-        limits = [constant("z", ())]
-    node = helper.make_node(op, ["x", *(limit.name for limit in limits)], ["y"], domain=domain)
-    return model_of([node], {"x": shape}, "y", limits)
+        shape = (max(1, round(elements / _ROW)), min(elements, _ROW))
+        limits = [constant("z", shape[1:])]
+    names = ["x", *(limit.name for limit in limits)]
+    # As SiLU it has a factor of 1, for which there is a shorter way.
+    of_silu: dict[str, Any] = {"alpha": 1.0, "domain": CONTRIB} if op == "QuickGelu" else {}
+    return model_of([helper.make_node(op, names, ["y"], **of_silu)], {"x": shape}, "y", limits)
 
 
 def _norm(family: Family, point: Point, block: int) -> ModelProto:
@@ -287,19 +310,24 @@ def _reduce(family: Family, point: Point, block: int) -> ModelProto:
 
 def _rows(family: Family, point: Point, block: int) -> ModelProto:
     del block
-    shape = (int(point[0]), int(point[1]))
-    weights = (
-        [constant("s", shape[1:]), constant("b", shape[1:])] if family["op"] == "LayerNormalization" else []
-    )
-    node = helper.make_node(str(family["op"]), ["x", *(weight.name for weight in weights)], ["y"], axis=-1)
-    return model_of([node], {"x": shape}, "y", weights)
+    op, shape = str(family["op"]), (1, int(point[0]), int(point[1]))
+    weights = [] if op == "Softmax" else [constant("s", shape[2:]), constant("b", shape[2:])]
+    names = [weight.name for weight in weights]
+    if op == "SkipLayerNormalization":
+        node = helper.make_node(op, ["x", "z", *names], ["y"], domain=CONTRIB)
+        return model_of([node], {"x": shape, "z": shape}, "y", weights)
+    return model_of([helper.make_node(op, ["x", *names], ["y"], axis=-1)], {"x": shape}, "y", weights)
 
 
 def _copy(family: Family, point: Point, block: int) -> ModelProto:
-    del family, block
-    rows = max(1, round(float(point[0]) ** 0.5))
-    node = helper.make_node("Transpose", ["x"], ["y"], perm=[0, 2, 1])
-    return model_of([node], {"x": (1, rows, max(1, int(point[0]) // rows))}, "y")
+    """`Transpose` scatters single elements, anything else moves whole rows."""
+    del block
+    elements = float(point[0])
+    scattered = family["op"] == "Transpose"
+    inner = 1 if scattered else min(_ROW, int(elements))
+    rows = max(1, round((elements / inner) ** 0.5))
+    shape = (1, rows, max(1, round(elements / inner / rows)), inner)
+    return model_of([helper.make_node("Transpose", ["x"], ["y"], perm=[0, 2, 1, 3])], {"x": shape}, "y")
 
 
 def _reshape(family: Family, point: Point, block: int) -> ModelProto:

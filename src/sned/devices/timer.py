@@ -18,7 +18,7 @@ from onnx import ModelProto
 from sned.devices.probe import open_op, yardstick
 from sned.devices.store import Store
 from sned.progress import Advance
-from sned.timing import interleaved
+from sned.timing import interleaved, processor_clock
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding, OrtValue
@@ -51,8 +51,9 @@ def yardstick_us(block: int, threads: int, seconds: float = 0.2) -> float:
     """How long the yardstick takes on this machine now: microseconds, at the median."""
     run = {YARDSTICK: runner(yardstick(block), threads)}
     times = interleaved(
-        run, runs=200, warmup=5, threads=threads, min_sample_ms=SAMPLE_MS, max_seconds=seconds
-    )
+        run, runs=200, warmup=5, threads=threads, min_sample_ms=SAMPLE_MS, max_seconds=seconds,
+        clock=processor_clock(threads),
+    )  # fmt: skip
     return times[YARDSTICK].median_ms * 1e3
 
 
@@ -98,6 +99,7 @@ class Timer:
             min_sample_ms=SAMPLE_MS,
             settle=1,
             max_seconds=seconds,
+            clock=processor_clock(self._threads),
         )
         # Other work on the machine only adds to a time, so the quicker samples say more of the op; how long
         # the yardstick takes on the whole is its median, as it will be that of the network.

@@ -1,5 +1,6 @@
 """How long ONNX files take on this machine, timed against each other."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from sned.errors import ExampleError, MeasureError
 from sned.progress import SILENT, Progress
 from sned.runtime import open_session
-from sned.timing import Latency, interleaved
+from sned.timing import Clock, Latency, interleaved
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, NodeArg
@@ -40,6 +41,7 @@ def measure_onnx(
     warmup: int = 10,
     max_seconds: float = 20.0,
     seed: int = 0,
+    clock: Clock = time.perf_counter_ns,
     progress: Progress = SILENT,
 ) -> dict[str, Latency]:
     """Time ONNX files in ONNX Runtime, in one process, turn and turn about.
@@ -55,6 +57,7 @@ def measure_onnx(
         warmup: rounds before those.
         max_seconds: no new round is begun after that long, once there are five.
         seed: of the order within the rounds.
+        clock: of the wall, or `sned.timing.processor_clock`.
         progress: told of each round.
 
     Returns:
@@ -80,6 +83,7 @@ def measure_onnx(
         max_seconds=max_seconds,
         settle=1,  # the other files' weights have just pushed this one's out of the cache
         seed=seed,
+        clock=clock,
         progress=progress,
     )
 

@@ -1,0 +1,152 @@
+"""What ops lose in company: alone, over and over, an op finds all it reads in the nearest cache; in a network not.
+
+Small synthetic networks are timed whole. What they take longer than their ops alone is put down to their number and to
+the bytes that they read and write, by least squares, for each way in which a runtime keeps its data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from onnx import ModelProto
+from scipy.optimize import nnls
+
+from sned.devices.demand import demand
+from sned.devices.design import Shape, shape_of, sliding
+from sned.devices.kernels import FloatArray
+from sned.devices.layout import Family
+from sned.devices.recipes import chained
+from sned.devices.timer import Probe
+
+BYTES = 4
+OPS = 24
+WEIGHTS = 300_000
+"""Of a network at most: what more weights cost is measured apart."""
+
+MACS = 6e7
+ELEMENTS = 150_000
+"""Of an activation at most."""
+
+Way = Literal["blocked", "plain", "rows"]
+"""How the data of an op are kept: images in blocks, images as they are, or rows."""
+
+_PLAIN = frozenset({"plain_conv", "plain_depthwise", "plain_grouped", "plain_pool", "deconv"})
+_BLOCKED = ("direct", "blocked", "reorder")
+
+
+def way_of(recipe: str) -> Way:
+    """How the data of an op are kept."""
+    return "blocked" if recipe.startswith(_BLOCKED) else "plain" if recipe in _PLAIN else "rows"
+
+
+@dataclass(frozen=True)
+class Company:
+    """Microseconds that an op of one way takes longer in a network than alone: an op, and a byte that it moves."""
+
+    begin_us: float = 0.0
+    byte_us: float = 0.0
+
+
+def lost_us(
+    family: Family, widths: Sequence[FloatArray], tile: int, held: Mapping[Way, Company]
+) -> FloatArray:
+    """Microseconds that ops of a family lose in company at `P` widths, given as one `[P]` array an axis."""
+    company = held.get(way_of(family.recipe), Company())
+    return np.asarray(company.begin_us + company.byte_us * _bytes(family, widths, tile))
+
+
+def _bytes(family: Family, widths: Sequence[FloatArray], tile: int) -> FloatArray:
+    asked = demand(family, widths, tile)
+    return np.asarray((asked.moved + asked.weights) * BYTES)
+
+
+def company_of(
+    networks: Mapping[str, Sequence[Shape]],
+    took_us: Mapping[str, float],
+    alone_us: Callable[[Shape], float],
+    tile: int,
+) -> dict[Way, Company]:
+    """Learn from the networks that were timed.
+
+    Args:
+        networks: the ops of each.
+        took_us: how long each took, without what a session costs besides its ops.
+        alone_us: what an op takes alone.
+        tile: channels that kernels compute together.
+    """
+    rows: dict[Way, list[tuple[float, float, float]]] = {}
+    for name in networks.keys() & took_us.keys():
+        ops = networks[name]
+        moved = sum(float(_bytes(op.family, op.columns, tile)[0]) for op in ops)
+        lost = took_us[name] - sum(map(alone_us, ops))
+        rows.setdefault(way_of(ops[0].family.recipe), []).append((len(ops), moved, lost))
+    return {way: _fitted(np.array(held)) for way, held in rows.items()}
+
+
+def _fitted(rows: FloatArray) -> Company:
+    """Relative to what was lost, so that short networks count as much as long ones."""
+    scale = np.array([1.0, 1e-5])
+    weight = 1 / np.maximum(rows[:, 1] * scale[1] + rows[:, 0], 1e-9)
+    found, _ = nnls(rows[:, :2] * scale * weight[:, None], rows[:, 2] * weight)
+    begin, byte = found * scale
+    return Company(float(begin), float(byte))
+
+
+def probes(networks: Mapping[str, Sequence[Shape]], block: int) -> list[Probe]:
+    """The networks as something to time."""
+    return [Probe(name, partial(_model, ops, block)) for name, ops in networks.items()]
+
+
+def _model(ops: Sequence[Shape], block: int) -> ModelProto:
+    return chained([op.model(block) for op in ops])
+
+
+def small_networks(block: int, seed: int = 0) -> dict[str, tuple[Shape, ...]]:
+    """A few networks of each way, drawn at random."""
+    rng = np.random.default_rng(seed)
+    made: dict[str, tuple[Shape, ...]] = {}
+    for place, side in enumerate((56, 28, 14, 7) * 2):
+        if block > 1:
+            made[f"blocked network {place}"] = tuple(_convolutions(rng, side, block, block))
+        made[f"plain network {place}"] = tuple(_convolutions(rng, side, 1, block))
+    for place, (m, width) in enumerate(((49, 96), (64, 128), (128, 96), (197, 64), (784, 64), (1024, 32))):
+        made[f"rows network {place}"] = tuple(_rows(m, width))
+    return made
+
+
+def _convolutions(rng: np.random.Generator, side: int, multiple: int, block: int) -> Iterator[Shape]:
+    """1 × 1, depthwise and 3 × 3 convolutions, with channels in whole blocks or odd."""
+    name = "blocked" if multiple > 1 else "plain"
+    most = min(256, ELEMENTS // side**2)
+    weights = macs = 0.0
+    given = _channels(rng, most, multiple)
+    for place in range(OPS):
+        deep, kernel = place % 3 == 1, 3 if place % 3 else 1
+        made = given if deep else _channels(rng, most if kernel == 1 else most // 2, multiple)
+        recipe, widths = (f"{name}_depthwise", (1, given)) if deep else (f"{name}_conv", (1, given, made))
+        extra = {"multiplier": 1} if recipe == "plain_depthwise" else {}
+        op = shape_of(recipe, widths, activation="", **sliding(kernel, 1, side), **extra)
+        asked = demand(op.family, op.columns, block)
+        weights, macs = weights + float(asked.weights[0]), macs + float(asked.macs[0])
+        if place and (weights > WEIGHTS or macs > MACS):
+            return
+        yield op
+        given = made
+
+
+def _channels(rng: np.random.Generator, most: int, multiple: int) -> int:
+    drawn = float(np.exp(rng.uniform(np.log(24), np.log(max(25, most)))))
+    return max(1, round(drawn / multiple)) * multiple if multiple > 1 else round(drawn) // 2 * 2 + 1
+
+
+def _rows(m: int, width: int) -> Iterator[Shape]:
+    """What a transformer does between its attentions."""
+    for _ in range(min(4, WEIGHTS // (4 * width**2))):
+        yield shape_of("gemm", (m, width, 2 * width))
+        yield shape_of("elementwise", (m * 2 * width,), op="Gelu", inputs=1)
+        yield shape_of("gemm", (m, 2 * width, width))
+        yield shape_of("rows", (m, width), op="LayerNormalization")

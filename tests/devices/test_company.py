@@ -1,0 +1,78 @@
+"""What ops lose in company: against losses that we make up, and networks that the runtime takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sned.devices.company import company_of, lost_us, probes, small_networks, way_of
+from sned.devices.demand import demand
+from sned.devices.design import Shape, shape_of
+from sned.devices.layout import Family
+from sned.devices.probe import block_size, open_op
+from sned.devices.recipes import RECIPES
+
+TILE = 16
+
+
+def moved(op: Shape) -> float:
+    asked = demand(op.family, op.columns, TILE)
+    return 4 * float((asked.read + asked.written + asked.weights)[0])
+
+
+def alone_us(op: Shape) -> float:
+    return 10.0 + len(op.widths)
+
+
+def test_losses_are_found_again_for_each_way() -> None:
+    networks = small_networks(16)
+    made_up = {"blocked": (0.5, 1e-5), "plain": (4.0, 0.0), "rows": (0.0, 3e-6)}
+    took = {
+        name: sum(alone_us(op) + begin + byte * moved(op) for op in ops)
+        for name, ops in networks.items()
+        for begin, byte in [made_up[way_of(ops[0].family.recipe)]]
+    }
+    found = company_of(networks, took, alone_us, TILE)
+    for way, (begin, byte) in made_up.items():
+        assert (found[way].begin_us, found[way].byte_us) == pytest.approx((begin, byte), abs=1e-9)
+    gemm = shape_of("gemm", (4, 8, 16))
+    lost = lost_us(gemm.family, gemm.columns, TILE, found)
+    assert lost == pytest.approx(np.array([3e-6 * 4 * (4 * 8 + 4 * 16 + 8 * 16)]))
+
+
+def test_networks_faster_than_their_ops_lose_nothing() -> None:
+    networks = small_networks(16)
+    took = {name: 0.5 * sum(map(alone_us, ops)) for name, ops in networks.items()}
+    found = company_of(networks, took, alone_us, TILE)
+    assert {(company.begin_us, company.byte_us) for company in found.values()} == {(0.0, 0.0)}
+
+
+def test_nothing_is_lost_where_nothing_was_measured() -> None:
+    np.testing.assert_array_equal(lost_us(Family("gemm"), (np.ones(2),) * 3, TILE, {}), np.zeros(2))
+
+
+def test_every_recipe_has_a_way() -> None:
+    ways = {recipe: way_of(recipe) for recipe in RECIPES}
+    assert {name for name, way in ways.items() if way == "blocked"} == {
+        name for name in RECIPES if name.startswith(("blocked", "direct", "reorder"))
+    }
+    assert ways["plain_pool"] == ways["deconv"] == "plain"
+    assert ways["gemm"] == ways["elementwise"] == "rows"
+
+
+@pytest.mark.parametrize("name", ["blocked network 3", "plain network 3", "rows network 0"])
+def test_the_runtime_runs_every_op_of_a_network_and_merges_none(name: str) -> None:
+    block = block_size()
+    networks = small_networks(block)
+    if name not in networks:
+        pytest.skip("no such kernels without blocks")
+    (probe,) = [one for one in probes(networks, block) if one.key == name]
+    model = probe.model()
+    assert [node.op_type for node in model.graph.node] == [
+        op.model(block).graph.node[0].op_type for op in networks[name]
+    ]
+    session = open_op(model, 1)
+    feeds = {value.name: np.ones(value.shape, np.float32) for value in session.get_inputs()}
+    (made,) = session.run(None, feeds)
+    assert np.isfinite(made).all()
+    assert np.abs(made).min() > 1e-30
