@@ -159,8 +159,9 @@ def overhead(
     """Seconds a step of `sned.finetune` and of a loop written out, in turns; medians over rounds.
 
     Both draw batches from tensors in memory, or from a `DataLoader`, crop and flip them, and make a step of SGD with
-    Nesterov's momentum. The whole call is timed, so copying the network and the last bookkeeping count against `sned.finetune`. Without a GPU
-    it is the time of the CPU that counts, all threads together, so that others on the machine do not.
+    Nesterov's momentum. The whole call is timed, so copying the network and the last bookkeeping count against
+    `sned.finetune`. Without a GPU it is the time of the CPU that counts, all threads together, so that others on the
+    machine do not.
     """
     steps = options.steps
     images, labels = images[: steps * options.batch], labels[: steps * options.batch]
