@@ -1,9 +1,9 @@
 """CIFAR-10 after pruning: fine-tuning alone, with a teacher, and Torch-Pruning's network with its own recipe.
 
     python -m benchmarks.finetune                                    # CPU: ResNet-20 at 2x, 10 epochs of 10,000 images
+    python -m benchmarks.finetune --images 2500 --precision bf16     # the same within minutes
     python -m benchmarks.finetune --network resnet56 --speed-up 2.13 2.57 --epochs 100 --images 0 --rate 0.02 \\
         --ways plain distilled "distilled inside" peer --runs out/finetune    # a GPU: the whole table, hours
-    python -m benchmarks.finetune --images 2500 --precision bf16     # the same within minutes
     python -m benchmarks.finetune --overhead                         # the loop against a bare PyTorch loop
 
 All training images are held on the device, cropped and flipped there. The last epoch counts, not the best, and the
