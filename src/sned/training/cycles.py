@@ -126,13 +126,13 @@ def _way(dense: Graph, remaining: float | None, budget: Budget | None, choose: C
     if budget is not None:
         if choose is not None:
             raise UserError("`choose` takes a share that is to remain: give `remaining`, not a `budget`.")
-        return within(dense, budget)
+        return _within(dense, budget)
     if remaining is None or not 0 < remaining < 1:
         raise UserError(f"`remaining` must be in (0, 1), got {remaining!r}.")
     return _Way(remaining, choose or smallest(dense))
 
 
-def within(dense: Graph, budget: Budget) -> _Way:
+def _within(dense: Graph, budget: Budget) -> _Way:
     """Plans that spend a budget where it costs least L2 norm; what remains is told in the tightest amount.
 
     Raises:

@@ -39,7 +39,7 @@ class Recipe:
         clip: norm that gradients are cut down to; 0 for none; by default 1 with AdamW, else none.
         accumulate: batches a step.
         precision: of the forward pass: "bf16", "fp16", "no" (float32), or "auto": bf16 (else fp16) on a GPU.
-        patience: stop after so many epochs without a better metric; None: never early.
+        patience: stop after so many epochs without a better metric on the validation data; None: never early.
         keep: "best" (on the validation data, where there are any) or "last".
         steps_per_epoch: batches an epoch, for data without a length, or to shorten epochs.
         save_every: steps between checkpoints, beside one at the end of each epoch.
