@@ -1,7 +1,7 @@
 """Dense and pruned networks to every runtime whose extra is installed: agreement, size, accuracy, latency.
 
     python -m benchmarks.export [--cases resnet56 shufflenetv2_x0_5 mobilenetv2 minilm] [--states dense pruned]
-        [--to onnx litert ...] [--parameters 50%] [--work out/export]
+        [--to onnx litert ...] [--precisions fp32 int8 int8-dynamic] [--parameters 50%] [--work out/export]
 
 Calibration inputs are unlabelled training data; stages are compared on other training data; the test set is read after
 a file is written and decides nothing: for fp32 the classes of its first 1,024 rows are compared with PyTorch's, for the
@@ -81,7 +81,7 @@ def files(
     for to in options.to:
         target = find_target(to)
         for precision in ("fp32", *(one for one in case.precisions if one in target.precisions)):
-            if kept.has(name, state, to, precision):
+            if precision not in options.precisions or kept.has(name, state, to, precision):
                 continue
             try:
                 made = sned.export(
@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=list(CASES))
     parser.add_argument("--states", nargs="*", default=["dense", "pruned"])
     parser.add_argument("--to", nargs="*", default=[name for name in TARGETS if installed(find_target(name))])
+    parser.add_argument("--precisions", nargs="*", default=["fp32", "int8", "int8-dynamic"])
     parser.add_argument("--inputs", type=int, default=512, help="calibration inputs")
     parser.add_argument("--parameters", default="50%", help="what remains of them in the pruned networks")
     parser.add_argument("--work", type=Path, default=Path("out/export"))

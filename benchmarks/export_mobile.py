@@ -4,7 +4,8 @@
 
 `--latency`: at 224 px, dense against pruned to half its MACs, fp32 and int8, in ONNX Runtime, in one run; widths are
 multiples of `--multiple`, which is what the kernels work in. `--sparse`: as `.tflite`, size, and time here and with AVX
-hidden (`tools/hide_avx.c`), where XNNPACK has sparse kernels on x86. Weights are random: time and size only.
+hidden (`tools/hide_avx.c`), where XNNPACK has sparse kernels on x86; and int8 linear layers in OpenVINO, which unpacks
+sparse weights where there is AMX. Weights are random: time and size only.
 """
 
 from __future__ import annotations
@@ -90,6 +91,35 @@ def sparse(folder: Path) -> None:
     show("MobileNetV1's shape, AVX hidden", hidden, sizes)
 
 
+def linear(folder: Path) -> None:
+    """Four int8 linear layers of 2048 × 2048 in OpenVINO, one row, at several shares of zeros."""
+    import torch
+    from torch import nn
+
+    import sned
+
+    x, sizes, calls = torch.randn(1, 2048), {}, {}
+    for share in (0.0, 0.8, 0.9, 0.95):
+        torch.manual_seed(0)
+        layers = [nn.Linear(2048, 2048) for _ in range(4)]
+        for layer in layers:
+            layer.weight.data *= torch.rand(2048, 2048) >= share
+        model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU(), nn.LayerNorm(2048))))
+        made = sned.export(
+            model,
+            x,
+            to="openvino",
+            quantize="int8",
+            calibration=[torch.randn(64, 2048)],
+            out=folder / f"{share}.xml",
+            runs=0,
+        )
+        sizes[f"{share:.0%} zeros"] = made.size_bytes
+        calls[f"{share:.0%} zeros"] = partial(made.session().run, [x.numpy()])
+    timed = interleaved(calls, runs=300, settle=1, max_seconds=30)
+    show("Four int8 linear layers, OpenVINO", timed, sizes)
+
+
 def in_a_process(paths: dict[str, Path], settings: dict[str, str]) -> dict[str, Latency]:
     """Time `.tflite` files turn and turn about in a process of their own."""
     told = subprocess.run(
@@ -141,11 +171,15 @@ def main() -> None:
     if options.time:
         time(options.time)
         return
+    from sned.export import find_target, installed  # not where AVX is hidden: it brings PyTorch
+
     with tempfile.TemporaryDirectory() as name:
         if options.latency or not options.sparse:
             latency(Path(name), options.multiple)
         if options.sparse or not options.latency:
             sparse(Path(name))
+            if installed(find_target("openvino")):
+                linear(Path(name))
 
 
 if __name__ == "__main__":
