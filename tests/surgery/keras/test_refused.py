@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -187,6 +188,34 @@ def test_pruned_models_are_saved_in_the_format_of_keras(tmp_path: Path) -> None:
         sned.load(None, tmp_path / "small.keras")
     with pytest.raises(CheckpointError, match=r"no file"):
         sned.load(None, tmp_path / "none.keras")
+
+
+@pytest.mark.parametrize(
+    ("setting", "chosen"), [("none", "torch"), ("tensorflow", "torch"), ("theano", None), ("broken", "torch")]
+)
+def test_pytorch_is_chosen_where_nobody_chose(
+    setting: str, chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sned.surgery.keras import backend
+
+    monkeypatch.delenv("KERAS_BACKEND")
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend, "HOME", tmp_path / "keras.json")
+    if setting != "none":
+        (tmp_path / "keras.json").write_text("{" if setting == "broken" else json.dumps({"backend": setting}))
+    backend.choose_backend()
+    assert os.environ.get("KERAS_BACKEND") == chosen
+
+
+def test_a_backend_that_is_not_installed_is_told() -> None:
+    code = "import sned; sned.load(None, 'none.keras')"
+    environ = {**os.environ, "KERAS_BACKEND": "theano", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=False
+    )
+    assert "Keras is set to the backend 'theano'" in ended.stderr
+    assert "KERAS_BACKEND=torch" in ended.stderr
 
 
 class Sequence(keras.utils.PyDataset):
