@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,19 @@ def test_the_child_tells_its_errors_and_its_death() -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert sned.trace(model, x).groups  # another one is started
+
+
+@pytest.mark.skipif(TORCH, reason="there is a child under other backends only")
+def test_ctrl_c_ends_the_child_too() -> None:
+    from sned.surgery.keras.client import CHILDREN
+
+    model, x = made("residual")
+    CHILDREN["torch"].end()  # the next one is still starting when it comes
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        sned.trace(model, x)
+    assert CHILDREN["torch"]._process is None
+    assert sned.trace(model, x).groups
 
 
 @pytest.mark.skipif(TORCH, reason="there is a child under other backends only")
