@@ -1,6 +1,7 @@
 """MLPerf Tiny's ResNet-8 (Keras) on CIFAR-10: pruned without training, and after some epochs of distillation.
 
-    KERAS_BACKEND=torch python -m benchmarks.keras [--speed-up 1.5 2] [--fit 5] [--inputs 1024] [--out FILE]
+    KERAS_BACKEND=tensorflow python -m benchmarks.keras [--speed-up 1.5 2] [--fit 5] [--inputs 1024] [--match 60]
+                                                        [--out FILE]
 
 Calibration inputs are unlabelled training images; distillation sees 10,000 labelled ones; the test set is read once, at
 the end, for every row. `python -m benchmarks.keras_applications` is the benchmark of correctness. The data are read
@@ -83,7 +84,12 @@ def rows(options: argparse.Namespace) -> list[Row]:
         start = time.perf_counter()
         budget = sned.Budget(macs=f"{100 / speed_up}%")
         result = sned.prune(
-            dense, train[:2], budget=budget, calibration=train[drawn], progress=RichProgress()
+            dense,
+            train[:2],
+            budget=budget,
+            calibration=train[drawn],
+            match_seconds=options.match,
+            progress=RichProgress(),
         )
         took = time.perf_counter() - start
         before = result.report.before.macs or 0.0
@@ -109,6 +115,9 @@ def main() -> None:
     parser.add_argument("--speed-up", type=float, nargs="+", default=[1.5, 2.0], help="times fewer MACs")
     parser.add_argument(
         "--fit", type=int, default=5, help="epochs of distillation after a speed-up above 1.5"
+    )
+    parser.add_argument(
+        "--match", type=float, help="seconds of label-free matching after repair; none by default"
     )
     parser.add_argument("--inputs", type=int, default=1024, help="unlabelled calibration images")
     parser.add_argument("--seed", type=int, default=0)

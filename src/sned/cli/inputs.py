@@ -96,7 +96,9 @@ def _own_model(spec: str) -> "nn.Module":
     from torch import nn
 
     from sned.surgery.keras import is_keras
+    from sned.surgery.keras.backend import choose_backend
 
+    choose_backend()
     found = load_object(spec, what="model")
     ready = isinstance(found, nn.Module) or is_keras(found)
     model: Any = found if ready else called(found, spec=spec)

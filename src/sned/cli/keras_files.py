@@ -1,7 +1,5 @@
 """Keras models named on the command line by their file."""
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +7,9 @@ from sned.errors import CheckpointError, ModelError, NotFoundError
 
 SUFFIXES = frozenset({".keras", ".h5", ".hdf5"})
 
-HOME = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "keras.json"
-"""Where a user may have set a backend."""
-
 
 def keras_model(path: Path) -> Any:
-    """Load a Keras model from its file, on the backend that was set, or else on PyTorch's.
+    """Load a Keras model from its file, on the backend that was chosen, or else on TensorFlow or PyTorch.
 
     Raises:
         NotFoundError: there is no such file, or no Keras.
@@ -22,32 +17,13 @@ def keras_model(path: Path) -> Any:
     """
     if not path.is_file():
         raise NotFoundError(f"There is no file '{path}'. Give a Keras model's .keras or .h5 file.")
+    from sned.surgery.keras.backend import imported_keras
+
     keras = imported_keras()
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:
         raise ModelError(f"Keras could not load '{path}': {_reason(error)}") from error
-
-
-def imported_keras() -> Any:
-    """Keras, on the backend that was set, or else on PyTorch's, which sned needs anyway.
-
-    Raises:
-        NotFoundError: it, or the backend that was set, is not installed.
-    """
-    if "keras" not in sys.modules and not HOME.is_file():
-        os.environ.setdefault("KERAS_BACKEND", "torch")
-    try:
-        import keras
-    except ImportError as error:
-        backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-        if error.name == "keras":
-            raise NotFoundError("This model needs Keras: pip install 'sned[keras]'.") from error
-        raise NotFoundError(
-            f"Keras is set to the backend '{backend}', which is not installed ({error}). Install it, or set "
-            "KERAS_BACKEND=torch: the pruned model runs on any backend."
-        ) from error
-    return keras
 
 
 def with_keras_weights(model: Any, path: Path) -> Any:

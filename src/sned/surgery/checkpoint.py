@@ -24,6 +24,7 @@ from sned.graph.replay import keep_of
 from sned.graph.trace import state_of
 from sned.surgery.attributes import check_sizes
 from sned.surgery.keras import is_keras
+from sned.surgery.keras.backend import imported_keras
 from sned.surgery.pytorch import PLAN_ATTRIBUTE, cut, graph_for
 from sned.version import __version__
 
@@ -98,6 +99,7 @@ def load(model: Any, path: str | Path) -> Any:
         CheckpointError: the file is missing, damaged, or was saved from another network.
     """
     if model is None or is_keras(model):
+        imported_keras()
         from sned.surgery.keras.road import load_keras
 
         return load_keras(model, Path(path))

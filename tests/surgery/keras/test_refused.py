@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +106,8 @@ class Raw(layers.Layer):
 
 @pytest.mark.parametrize("kind", [Numpy, Raw])
 def test_calls_past_keras_are_named(kind: Any) -> None:
-    if kind is Raw and keras.backend.backend() != "tensorflow":
-        pytest.skip("such a model runs under TensorFlow only")
+    if keras.backend.backend() not in {Raw: ["tensorflow"], Numpy: ["tensorflow", "torch"]}[kind]:
+        pytest.skip("such a model does not run under this backend at all")
     model = keras.Sequential([keras.Input((6,)), layers.Dense(8), kind(name="past"), layers.Dense(3)])
     text = rf"`{kind.__name__}\.call` \(layer 'past'\).*`tf\.\*` or NumPy.*keras\.ops"
     with pytest.raises(ModelError, match=text):
@@ -189,6 +191,34 @@ def test_pruned_models_are_saved_in_the_format_of_keras(tmp_path: Path) -> None:
         sned.load(None, tmp_path / "none.keras")
 
 
+@pytest.mark.parametrize(
+    ("setting", "chosen"), [("none", "torch"), ("tensorflow", "torch"), ("theano", None), ("broken", "torch")]
+)
+def test_pytorch_is_chosen_where_nobody_chose(
+    setting: str, chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sned.surgery.keras import backend
+
+    monkeypatch.delenv("KERAS_BACKEND")
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend, "HOME", tmp_path / "keras.json")
+    if setting != "none":
+        (tmp_path / "keras.json").write_text("{" if setting == "broken" else json.dumps({"backend": setting}))
+    backend.choose_backend()
+    assert os.environ.get("KERAS_BACKEND") == chosen
+
+
+def test_a_backend_that_is_not_installed_is_told() -> None:
+    code = "import sned; sned.load(None, 'none.keras')"
+    environ = {**os.environ, "KERAS_BACKEND": "theano", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=False
+    )
+    assert "Keras is set to the backend 'theano'" in ended.stderr
+    assert "KERAS_BACKEND=torch" in ended.stderr
+
+
 class Sequence(keras.utils.PyDataset):
     """Three batches with labels."""
 
@@ -255,6 +285,19 @@ def test_the_child_tells_its_errors_and_its_death() -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert sned.trace(model, x).groups  # another one is started
+
+
+@pytest.mark.skipif(TORCH, reason="there is a child under other backends only")
+def test_ctrl_c_ends_the_child_too() -> None:
+    from sned.surgery.keras.client import CHILDREN
+
+    model, x = made("residual")
+    CHILDREN["torch"].end()  # the next one is still starting when it comes
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        sned.trace(model, x)
+    assert CHILDREN["torch"]._process is None
+    assert sned.trace(model, x).groups
 
 
 @pytest.mark.skipif(TORCH, reason="there is a child under other backends only")
