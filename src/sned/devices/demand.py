@@ -13,7 +13,7 @@ from sned.devices.layout import Family
 
 OPERATIONS = {
     "Sigmoid": 12.0, "Tanh": 12.0, "Gelu": 20.0, "QuickGelu": 14.0, "Erf": 14.0, "Exp": 8.0, "Softplus": 20.0,
-    "Elu": 10.0, "Pow": 20.0, "Div": 4.0, "Sqrt": 4.0, "HardSwish": 3.0, "HardSigmoid": 2.0, "Clip": 2.0,
+    "Elu": 10.0, "Pow": 20.0, "Div": 4.0, "Sqrt": 4.0, "HardSwish": 8.0, "HardSigmoid": 2.0, "Clip": 2.0,
     "Softmax": 14.0, "LayerNormalization": 6.0, "SkipLayerNormalization": 60.0,
 }  # fmt: skip
 """Vector operations an element; 1 for what is not named."""
