@@ -42,7 +42,7 @@ from sned.cli.zoo import from_zoo, import_torchvision
 from sned.devices import cost_model, find_device
 from sned.devices.calibration import find_calibration
 from sned.devices.probe import block_size, yardstick
-from sned.devices.timer import YARDSTICK, runner
+from sned.devices.timer import SAMPLE_MS, YARDSTICK, runner
 from sned.export import feeds
 from sned.files import atomic_write_text
 from sned.graph import Graph
@@ -248,8 +248,8 @@ def _measured(
             runners[str(place)] = partial(open_session(path, threads=threads).run, None, given)
     rounds = [
         interleaved(
-            runners, runs=40, threads=threads, max_seconds=options.seconds, settle=1, seed=seed,
-            clock=processor_clock(threads),
+            runners, runs=40, threads=threads, min_sample_ms=SAMPLE_MS, max_seconds=options.seconds, settle=1,
+            seed=seed, clock=processor_clock(threads),
         )
         for seed in (0, 1)
     ]  # fmt: skip
