@@ -26,7 +26,7 @@ def alone_us(op: Shape) -> float:
 
 def test_losses_are_found_again_for_each_way() -> None:
     networks = small_networks(16)
-    made_up = {"blocked": (0.5, 1e-5), "plain": (4.0, 0.0), "rows": (0.0, 3e-6)}
+    made_up = {"blocked": (0.5, 1e-5), "plain": (4.0, 0.0), "grouped": (9.0, 2e-6), "rows": (0.0, 3e-6)}
     took = {
         name: sum(alone_us(op) + begin + byte * moved(op) for op in ops)
         for name, ops in networks.items()
@@ -56,11 +56,14 @@ def test_every_recipe_has_a_way() -> None:
     assert {name for name, way in ways.items() if way == "blocked"} == {
         name for name in RECIPES if name.startswith(("blocked", "direct", "reorder"))
     }
+    assert ways["plain_depthwise"] == ways["plain_grouped"] == "grouped"
     assert ways["plain_pool"] == ways["deconv"] == "plain"
     assert ways["gemm"] == ways["elementwise"] == "rows"
 
 
-@pytest.mark.parametrize("name", ["blocked network 3", "plain network 3", "rows network 0"])
+@pytest.mark.parametrize(
+    "name", ["network blocked 3", "network plain 3", "network grouped 3", "network rows 0"]
+)
 def test_the_runtime_runs_every_op_of_a_network_and_merges_none(name: str) -> None:
     block = block_size()
     networks = small_networks(block)

@@ -165,7 +165,7 @@ class Calibration(_Strict):
         call_us: what a run costs besides its ops.
         samples: ops and times.
         cold: what far-away weights cost; None where that was not measured.
-        company: what ops lose in a network, by the way their data are kept: "blocked", "plain" or "rows".
+        company: what ops lose in a network, by the way their data are kept: see `sned.devices.company.Way`.
         yardstick_us: what the op took that the others were timed against. On this machine it is timed again whenever
             the calibration is used, so that a machine that is slower today is told as such.
         created: when, ISO 8601.

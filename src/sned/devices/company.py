@@ -31,16 +31,20 @@ MACS = 6e7
 ELEMENTS = 150_000
 """Of an activation at most."""
 
-Way = Literal["blocked", "plain", "rows"]
-"""How the data of an op are kept: images in blocks, images as they are, or rows."""
+Way = Literal["blocked", "plain", "grouped", "rows"]
+"""How the data of an op are kept and gone through: images in blocks, images as they are (at once, or a group of
+channels after the other), or rows."""
 
-_PLAIN = frozenset({"plain_conv", "plain_depthwise", "plain_grouped", "plain_pool", "deconv"})
+_WAYS: Mapping[str, Way] = {
+    "plain_conv": "plain", "plain_pool": "plain", "deconv": "plain", "plain_depthwise": "grouped",
+    "plain_grouped": "grouped",
+}  # fmt: skip
 _BLOCKED = ("direct", "blocked", "reorder")
 
 
 def way_of(recipe: str) -> Way:
-    """How the data of an op are kept."""
-    return "blocked" if recipe.startswith(_BLOCKED) else "plain" if recipe in _PLAIN else "rows"
+    """How the data of an op are kept and gone through."""
+    return "blocked" if recipe.startswith(_BLOCKED) else _WAYS.get(recipe, "rows")
 
 
 @dataclass(frozen=True)
@@ -111,31 +115,38 @@ def small_networks(block: int, seed: int = 0) -> dict[str, tuple[Shape, ...]]:
     made: dict[str, tuple[Shape, ...]] = {}
     for place, side in enumerate((56, 28, 14, 7) * 2):
         if block > 1:
-            made[f"blocked network {place}"] = tuple(_convolutions(rng, side, block, block))
-        made[f"plain network {place}"] = tuple(_convolutions(rng, side, 1, block))
+            made[f"network blocked {place}"] = tuple(_convolutions(rng, side, "blocked", block))
+        made[f"network plain {place}"] = tuple(_convolutions(rng, side, "plain", block))
+        made[f"network grouped {place}"] = tuple(_depthwise(rng, side))
     for place, (m, width) in enumerate(((49, 96), (64, 128), (128, 96), (197, 64), (784, 64), (1024, 32))):
-        made[f"rows network {place}"] = tuple(_rows(m, width))
+        made[f"network rows {place}"] = tuple(_rows(m, width))
     return made
 
 
-def _convolutions(rng: np.random.Generator, side: int, multiple: int, block: int) -> Iterator[Shape]:
-    """1 × 1, depthwise and 3 × 3 convolutions, with channels in whole blocks or odd."""
-    name = "blocked" if multiple > 1 else "plain"
+def _convolutions(rng: np.random.Generator, side: int, way: str, block: int) -> Iterator[Shape]:
+    """1 × 1 and 3 × 3 convolutions, depthwise ones between them in blocks; channels in whole blocks, or odd."""
+    multiple = block if way == "blocked" else 1
     most = min(256, ELEMENTS // side**2)
     weights = macs = 0.0
     given = _channels(rng, most, multiple)
     for place in range(OPS):
-        deep, kernel = place % 3 == 1, 3 if place % 3 else 1
+        deep, kernel = way == "blocked" and place % 3 == 1, 3 if place % 3 else 1
         made = given if deep else _channels(rng, most if kernel == 1 else most // 2, multiple)
-        recipe, widths = (f"{name}_depthwise", (1, given)) if deep else (f"{name}_conv", (1, given, made))
-        extra = {"multiplier": 1} if recipe == "plain_depthwise" else {}
-        op = shape_of(recipe, widths, activation="", **sliding(kernel, 1, side), **extra)
+        recipe, widths = ("blocked_depthwise", (1, given)) if deep else (f"{way}_conv", (1, given, made))
+        op = shape_of(recipe, widths, activation="", **sliding(kernel, 1, side))
         asked = demand(op.family, op.columns, block)
         weights, macs = weights + float(asked.weights[0]), macs + float(asked.macs[0])
         if place and (weights > WEIGHTS or macs > MACS):
             return
         yield op
         given = made
+
+
+def _depthwise(rng: np.random.Generator, side: int) -> list[Shape]:
+    """Depthwise convolutions of odd channels, which are gone through one after the other."""
+    channels = _channels(rng, min(256, ELEMENTS // side**2), 1)
+    window = sliding(3, 1, side)
+    return [shape_of("plain_depthwise", (1, channels), activation="", multiplier=1, **window)] * (OPS // 2)
 
 
 def _channels(rng: np.random.Generator, most: int, multiple: int) -> int:

@@ -13,10 +13,13 @@ from sned.devices.layout import Family
 
 OPERATIONS = {
     "Sigmoid": 12.0, "Tanh": 12.0, "Gelu": 20.0, "QuickGelu": 14.0, "Erf": 14.0, "Exp": 8.0, "Softplus": 20.0,
-    "Elu": 10.0, "Pow": 20.0, "Div": 4.0, "Sqrt": 4.0, "HardSwish": 3.0, "HardSigmoid": 2.0, "Clip": 2.0,
-    "Softmax": 14.0, "LayerNormalization": 6.0, "SkipLayerNormalization": 60.0,
+    "Elu": 10.0, "Pow": 20.0, "Div": 4.0, "Sqrt": 4.0, "HardSwish": 8.0, "HardSigmoid": 2.0, "Clip": 2.0,
+    "Softmax": 14.0, "LayerNormalization": 20.0, "SkipLayerNormalization": 60.0,
 }  # fmt: skip
 """Vector operations an element; 1 for what is not named."""
+
+SCALAR = 8.0
+"""Operations an element of a window for what the runtime does one number at a time."""
 
 MOVED = 4.0
 """Operations an element for what puts data into another order, and so cannot move whole vectors."""
@@ -155,11 +158,14 @@ def _matmul(family: Family, widths: Sequence[FloatArray], tile: float) -> Demand
     return Demand(b * m * k * n, b * m * k * _up(n, tile), nothing, b * k * (m + n), b * m * n, nothing)
 
 
-def _pool(family: Family, widths: Sequence[FloatArray], tile: float) -> Demand:
-    n, c = widths
-    written = n * c * _size(family, "output")
-    operations = n * _up(c, tile) * _size(family, "output") * _size(family, "kernel")
-    return _without_macs(operations, n * c * _size(family, "spatial"), written)
+def _pool(operations: float) -> Rule:
+    def rule(family: Family, widths: Sequence[FloatArray], tile: float) -> Demand:
+        n, c = widths
+        written = n * c * _size(family, "output")
+        looked_at = n * _up(c, tile) * _size(family, "output") * _size(family, "kernel")
+        return _without_macs(operations * looked_at, n * c * _size(family, "spatial"), written)
+
+    return rule
 
 
 def _reorder(family: Family, widths: Sequence[FloatArray], tile: float) -> Demand:
@@ -227,8 +233,8 @@ _DEMANDS: Mapping[str, Rule] = {
     "deconv": _deconv,
     "gemm": _gemm,
     "matmul": _matmul,
-    "blocked_pool": _pool,
-    "plain_pool": _pool,
+    "blocked_pool": _pool(1.0),
+    "plain_pool": _pool(SCALAR),
     "reorder_input": _reorder,
     "reorder_output": _reorder,
     "elementwise": _elementwise,

@@ -60,7 +60,8 @@ def design(block: int, count: int = 1000, seed: int = 0) -> list[Shape]:
     for kind, share in kinds.items():
         wanted = max(1, round(count * share / total))
         rng = np.random.default_rng([seed, crc32(kind.encode())])  # of its own: more of one changes no other
-        shapes = (_DRAWS[kind](_Draw(rng, block)) for _ in range(3 * wanted))
+        draw = _Draw(rng, block)
+        shapes = (_DRAWS[kind](draw) for _ in range(3 * wanted))
         drawn += list(dict.fromkeys(shapes))[:wanted]
     return [drawn[place] for place in np.random.default_rng(seed).permutation(len(drawn))]
 
@@ -70,6 +71,7 @@ class _Draw:
 
     def __init__(self, rng: np.random.Generator, block: int) -> None:
         self._rng = rng
+        self._apart = rng.spawn(1)[0]  # for what must not change the shapes that come after it
         self.block = block
 
     def one_of(self, *values: float, shares: FloatArray | None = None) -> int:
@@ -89,6 +91,10 @@ class _Draw:
     def side(self) -> int:
         """Of an image."""
         return self.one_of(*SIDES, shares=_SIDE_SHARES)
+
+    def activation(self) -> str:
+        """Of a convolution, more often none than not; one that clips at zero costs as much as none."""
+        return str(self._apart.choice(["", "", "", "", "HardSwish", "Clip", "Sigmoid"]))
 
     def text(self, *values: str) -> str:
         """One of some names."""
@@ -133,8 +139,8 @@ def _conv(recipe: str) -> Callable[[_Draw], Shape]:
         co = d.between(
             least, min(2048, MACS / (ci * kernel**2 * _places(window)), ELEMENTS / _places(window))
         )
-        activation = d.text("", "", "", "HardSwish", "Sigmoid") if recipe == "plain_conv" else ""
-        return Shape(_family(recipe, activation=activation, **window), (1.0, float(ci), float(max(co, 2))))
+        widths = (1.0, float(ci), float(max(co, 2)))
+        return Shape(_family(recipe, activation=d.activation(), **window), widths)
 
     return draw
 
@@ -147,10 +153,8 @@ def _direct(d: _Draw) -> Shape:
     else:
         window = sliding(d.one_of(3, 3, 3, 7, 5), d.one_of(1, 2, 2), d.one_of(224, 112, 64, 32, 192))
         most = 96
-    return Shape(
-        _family("direct_conv", activation="", **window),
-        (1.0, float(d.one_of(1, 3, 3, 3)), float(d.between(8, most))),
-    )
+    widths = (1.0, float(d.one_of(1, 3, 3, 3)), float(d.between(8, most)))
+    return Shape(_family("direct_conv", activation=d.activation(), **window), widths)
 
 
 def _narrow(d: _Draw) -> Shape:
@@ -158,10 +162,8 @@ def _narrow(d: _Draw) -> Shape:
     side = d.one_of(1, d.side())
     window = sliding(1 if side == 1 else d.one_of(1, 3), 1 if side == 1 else d.one_of(1, 1, 2), side)
     most = 1024 if side == 1 else 192
-    return Shape(
-        _family("direct_conv", activation="", **window),
-        (1.0, float(d.between(2, d.block - 1)), float(d.between(8, most))),
-    )
+    widths = (1.0, float(d.between(2, d.block - 1)), float(d.between(8, most)))
+    return Shape(_family("direct_conv", activation=d.activation(), **window), widths)
 
 
 def _depthwise(recipe: str) -> Callable[[_Draw], Shape]:
@@ -169,9 +171,8 @@ def _depthwise(recipe: str) -> Callable[[_Draw], Shape]:
         side = max(4, d.side())
         window = sliding(d.one_of(3, 3, 5, 7), d.one_of(1, 1, 2), side)
         extra: dict[str, Static] = {"multiplier": 1} if recipe == "plain_depthwise" else {}
-        return Shape(
-            _family(recipe, activation="", **window, **extra), (1.0, float(d.channels(side, d.block)))
-        )
+        widths = (1.0, float(d.channels(side, d.block)))
+        return Shape(_family(recipe, activation=d.activation(), **window, **extra), widths)
 
     return draw
 

@@ -24,7 +24,7 @@ from sned.devices.layout import Chosen, Family, Launch, kernel_times
 
 EFFICIENCY: Mapping[str, float] = {
     "blocked_conv": 0.8, "direct_conv": 0.5, "plain_conv": 0.6, "gemm": 0.6, "matmul": 0.4, "deconv": 0.4,
-    "blocked_grouped": 0.4, "plain_grouped": 0.3, "blocked_depthwise": 0.25, "plain_depthwise": 0.1,
+    "blocked_grouped": 0.7, "plain_grouped": 0.45, "blocked_depthwise": 0.3, "plain_depthwise": 0.04,
 }  # fmt: skip
 """Share of the peak that kernels reach on shapes that suit them; assumed alike for every device."""
 
