@@ -13,6 +13,8 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
+import keras
+
 import sned.errors
 from sned.errors import ModelError, SnedError
 from sned.graph.example import Example
@@ -33,8 +35,11 @@ def recorded_by_child(model: Any, example: Example, *, rehearse: bool) -> Graph:
     Raises:
         ModelError: the model cannot be saved or loaded, or does not run; or the child died.
     """
-    function = "record" if rehearse else "recorded_plainly"
-    graph: Graph = asked("torch", f"sned.surgery.keras.recording:{function}", model, example)
+    home = "sned.surgery.keras.recording"
+    if not rehearse:
+        plain: Graph = asked("torch", f"{home}:recorded_plainly", model, example)
+        return plain
+    graph: Graph = asked("torch", f"{home}:record", model, example, keras.backend.backend())
     return graph
 
 

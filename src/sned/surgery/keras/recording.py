@@ -104,12 +104,13 @@ def on_device_of(args: Any) -> Iterator[None]:
         yield
 
 
-def record(model: Any, example: Example) -> Graph:
+def record(model: Any, example: Example, backend: str = "torch") -> Graph:
     """The graph of a Keras model under the PyTorch backend, rehearsed; it keeps no model.
 
     Args:
         model: a built model; it is not touched.
         example: its inputs, one positional argument.
+        backend: the one that the pruned model will run on.
 
     Raises:
         ModelError: the model does not run on them, or cannot be made anew from its configuration.
@@ -125,6 +126,8 @@ def record(model: Any, example: Example) -> Graph:
     shapes = _shapes_in_order(twin)
 
     def rehearse(graph: Graph, plan: Plan) -> None:
+        if backend == "jax":
+            _check_attention(graph, plan, model)
         _rehearse(graph, plan, config, model, shapes)
 
     return _plain(rehearsed(build(found), rehearse))
@@ -263,6 +266,28 @@ def _rehearse(
     }
     whole = {name: tensor for name, tensor in graph.model.named_tensors() if name not in state}
     check_sizes(Forward(small.model, {**whole, **state}), graph, keep)
+
+
+def _check_attention(graph: Graph, plan: Plan, model: Any) -> None:
+    """Refuse that keys and values get different dimensions: the op that JAX has for attention takes equal ones.
+
+    Raises:
+        Unrepaired: they would.
+    """
+    for path, layer in layers_of(model).items():
+        if not isinstance(layer, keras.layers.MultiHeadAttention) or layer._dropout:
+            continue
+        owners = {
+            name: {g.name for g in graph.groups for s in g.slices if (s.parameter, s.axis) == (name, 2)}
+            for name in (f"{path}.query.kernel", f"{path}.value.kernel")
+        }
+        both = set.intersection(*owners.values())
+        for name, groups in owners.items():
+            if (groups - both) & {*plan.removed}:
+                reason = (
+                    "JAX takes keys and values of equal dimensions alone, and these would lose differently"
+                )
+                raise Unrepaired(None, reason, elsewhere=True, part=(name, 2))
 
 
 def _first_wrong(
