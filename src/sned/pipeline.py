@@ -39,6 +39,7 @@ from sned.surgery import save, trace
 from sned.surgery import without as leave_out
 from sned.surgery.keras import is_keras
 from sned.surgery.pytorch import Pruned, fill, pruned
+from sned.timing import processor_clock
 from sned.training import finetune as train
 
 ROUNDS = 4
@@ -592,10 +593,12 @@ def _keep(study: Study, found: Found, model: nn.Module | None = None) -> None:
 
 
 def _measure(study: Study, files: Mapping[str, Path], runs: int = 60) -> dict[str, Latency]:
-    given = feeds(study.exported, study.example, batch=study.budget.batch)
+    given, threads = feeds(study.exported, study.example, batch=study.budget.batch), study.budget.threads
+    # Other programs on the machine are no part of the network's time, as far as the system can tell them apart.
     return measure_onnx(
-        files, given, threads=study.budget.threads, runs=runs, max_seconds=8.0, progress=study.progress
-    )
+        files, given, threads=threads, runs=runs, max_seconds=8.0, clock=processor_clock(threads),
+        progress=study.progress,
+    )  # fmt: skip
 
 
 def _within_loss(
