@@ -289,7 +289,10 @@ def _budget(name: str, subject: Subject, share: float, threads: int) -> Record:
         result = sned.prune(model, example, budget=asked, out=folder)
         files = {"before": Path(folder) / "dense.onnx", "after": Path(folder) / "model.onnx"}
         exported = sned.export_onnx(model, example, Path(folder) / "again.onnx")
-        times = measure_onnx(files, dict(feeds(exported, example)), threads=threads, runs=150, max_seconds=30)
+        times = measure_onnx(
+            files, dict(feeds(exported, example)), threads=threads, runs=150, max_seconds=30,
+            clock=processor_clock(threads),
+        )  # fmt: skip
     before, after = times["before"].median_ms, times["after"].median_ms
     predicted = result.report.after.predicted_latency_ms
     return {

@@ -35,7 +35,9 @@ def made_up_files(monkeypatch: pytest.MonkeyPatch) -> None:
         size = 4 * sum(p.numel() for p in model.parameters())
         return Exported(path, size, ("x",), ("y",), True, "", Parity(0.0, 0.0, 1.0, 1), (1,))
 
-    def measure(study: Study, files: Mapping[str, Path], runs: int = 1) -> dict[str, Latency]:
+    def measure(
+        study: Study, files: Mapping[str, Path], runs: int = 1, clock: Any = None
+    ) -> dict[str, Latency]:
         return {name: Latency(1.0, 1.0, 1.0, runs, 1) for name in files}
 
     for module in ("study", "choice", "road"):

@@ -305,7 +305,7 @@ _BLOCKED = frozenset(
 
 _SHARES: Mapping[str, float] = {
     "blocked_conv": 34, "plain_conv": 12, "direct_conv": 7, "blocked_depthwise": 8, "plain_depthwise": 5,
-    "blocked_grouped": 4, "plain_grouped": 4, "deconv": 0.5, "gemm": 9, "matmul": 6, "blocked_pool": 2,
+    "blocked_grouped": 4, "plain_grouped": 9, "deconv": 0.5, "gemm": 9, "matmul": 6, "blocked_pool": 2,
     "plain_pool": 3, "reorder_input": 2.5, "reorder_output": 2.5, "elementwise": 9, "concat": 1.5, "norm": 1.5,
     "rows": 4, "reduce": 2, "copy": 3, "reshape": 0.1,
 }  # fmt: skip

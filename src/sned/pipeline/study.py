@@ -30,6 +30,7 @@ from sned.search import Found, Problem, Rules
 from sned.surgery import save, trace
 from sned.surgery import without as leave_out
 from sned.surgery.keras import is_keras
+from sned.timing import Clock, processor_clock
 
 INPUTS = 1024
 """Calibration inputs read at most."""
@@ -229,11 +230,23 @@ def keep(study: Study, found: Found, model: nn.Module | None = None) -> None:
         save(model, study.folder / ("model.keras" if is_keras(model) else "model.safetensors"))
 
 
-def measure(study: Study, files: Mapping[str, Path], runs: int = 60) -> dict[str, Latency]:
-    """Latencies of files by name, interleaved, at the batch and threads of the budget."""
-    given = feeds(study.exported, study.example, batch=study.budget.batch)
+def measure(
+    study: Study, files: Mapping[str, Path], runs: int = 60, clock: Clock | None = None
+) -> dict[str, Latency]:
+    """Latencies of files by name, interleaved, at the batch and threads of the budget.
+
+    While searching, other programs on the machine are no part of a network's time, as far as the system can tell them
+    apart; what the report shows is of the wall.
+    """
+    given, threads = feeds(study.exported, study.example, batch=study.budget.batch), study.budget.threads
     return measure_onnx(
-        files, given, threads=study.budget.threads, runs=runs, max_seconds=8.0, progress=study.progress
+        files,
+        given,
+        threads=threads,
+        runs=runs,
+        max_seconds=8.0,
+        clock=clock or processor_clock(threads),
+        progress=study.progress,
     )
 
 
