@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sned
-from sned.errors import BudgetError, CalibrationError, PlanError, UserError
+from sned.errors import BudgetError, CalibrationError, DeviceError, PlanError, UserError
 from sned.export import Exported
 from sned.export.parity import Parity
 from sned.pipeline import Result
@@ -415,3 +415,15 @@ def test_constant_channels_and_dead_layers_do_no_harm() -> None:
 def test_measures_that_are_no_number(value: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         pruned(evaluate=lambda model: value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "rule"),
+    [({"threads": 4096}, "`threads` must lie between"), ({"runtime": "coreml"}, "`runtime` must be one")],
+)
+def test_what_the_device_cannot_run_is_told_before_calibration(
+    asked: dict[str, Any], rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sned.pipeline.study.calibrate", lambda *a, **k: pytest.fail("too late"))
+    with pytest.raises(DeviceError, match=rule):
+        pruned(budget=sned.Budget(macs="50%", **asked))

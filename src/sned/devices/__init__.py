@@ -8,7 +8,7 @@ from its data sheet, and say so. No framework is needed.
 
 from sned.devices.budget import Budget
 from sned.devices.cost import Cost, CostModel, Costs, FleetCost, LayerCost
-from sned.devices.model import cost_for, cost_model, limits_for
+from sned.devices.model import check_runs, cost_for, cost_model, limits_for
 from sned.devices.profile import Device, find_device, find_devices, list_devices, list_sets, read_device
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Device",
     "FleetCost",
     "LayerCost",
+    "check_runs",
     "cost_for",
     "cost_model",
     "find_device",

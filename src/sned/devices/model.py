@@ -152,6 +152,16 @@ def cost_for(graph: Graph, budget: Budget, *, progress: Progress = SILENT) -> Co
     return costs[0] if len(costs) == 1 else FleetCost(costs)
 
 
+def check_runs(graph: Graph, budget: Budget) -> None:
+    """Refuse what the devices of a budget cannot run, before anything is measured.
+
+    Raises:
+        DeviceError: a device does not exist, or does not have the runtime, the cores or the batch.
+    """
+    for device in find_devices(budget.device):
+        _check(graph, device, budget.runtime, budget.batch, budget.threads)
+
+
 def limits_for(budget: Budget, cost: Cost | FleetCost, dense: Mapping[str, float]) -> dict[str, float]:
     """What a budget allows of each cost, and what the device can hold at all, if that is less.
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sned.calibration import Calibration, Resume, calibrate
-from sned.devices import Budget, Cost, FleetCost, cost_for, find_devices, limits_for
+from sned.devices import Budget, Cost, FleetCost, check_runs, cost_for, find_devices, limits_for
 from sned.errors import ModelError
 from sned.export import Exported, export_onnx, feeds
 from sned.files import atomic_write_text
@@ -108,6 +108,7 @@ def study_of(
         advance(1)
         graph = leave_out(dense, without) if without else dense
     check_groups(graph)
+    check_runs(graph, budget)
     rules.choices(graph)  # a wrong name is found before anything is measured
     state = state_of(graph.model)
     with timed(seconds, "calibrate"):
