@@ -427,3 +427,20 @@ def test_what_the_device_cannot_run_is_told_before_calibration(
     monkeypatch.setattr("sned.pipeline.study.calibrate", lambda *a, **k: pytest.fail("too late"))
     with pytest.raises(DeviceError, match=rule):
         pruned(budget=sned.Budget(macs="50%", **asked))
+
+
+def test_nothing_is_measured_for_a_device_that_is_not_here() -> None:
+    torch.manual_seed(0)
+    wide = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(64, 10),
+    ).eval()  # fmt: skip
+    batches = list(torch.randn(32, 3, 32, 32).split(16))
+    budget = sned.Budget(latency_ms="60%", device="pixel-9")
+    report = sned.prune(wide, batches[0][:1], budget=budget, calibration=batches).report
+    notes = " ".join(report.notes)
+    assert "nothing was measured on pixel-9" in notes
+    assert "plans were measured" not in notes
+    asked, after = report.asked.limits["latency_ms"], report.after.predicted_latency_ms
+    assert after is not None
+    assert 0.8 * asked < after <= asked

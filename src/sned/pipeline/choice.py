@@ -81,8 +81,8 @@ def _weighed(study: Study, problem: Problem) -> Problem:
 
 
 def _within(study: Study, problem: Problem, name: str) -> tuple[Found, tuple[str, ...]]:
-    """The best plan within the limits; what limits latency is measured."""
-    if "latency_ms" in problem.limits:
+    """The best plan within the limits; on a device that is here, a limited latency is measured."""
+    if study.measured and "latency_ms" in problem.limits:
         return _within_latency(study, problem, name)
     found = search(name, problem)
     whole = not found.changes and study.budget.max_loss is None
