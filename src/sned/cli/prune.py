@@ -171,13 +171,14 @@ def command(
     from sned.devices import find_devices
     from sned.devices.budget import AMOUNTS
     from sned.pipeline import prune
+    from sned.pipeline.asked import RULES_ALONE
     from sned.search import Rules
 
     given = Rules() if rules is None else Rules.from_toml(rules)
     if (given.sparsity or without) and all(
         fields[name] is None for name in (*AMOUNTS, "sparsity", "max_loss")
     ):
-        fields["macs"] = "100%"  # rules and layers say what goes: nothing may get larger
+        fields |= RULES_ALONE.amounts
     asked = _budget(**fields)
     find_devices(asked.device)  # a wrong name is found before anything is built
     built, inputs = load_model(model, weights), load_example(example)
