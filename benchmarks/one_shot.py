@@ -62,7 +62,7 @@ def accuracy(model: nn.Module, images: NDArray[np.float32], labels: NDArray[np.i
 
 
 def networks(
-    options: argparse.Namespace, calibration: Sequence[torch.Tensor]
+    options: argparse.Namespace, calibration: Sequence[torch.Tensor], further: Sequence[torch.Tensor]
 ) -> Iterator[tuple[str, nn.Module, float]]:
     """Every way to prune, with the seconds that it took."""
     dense = trained(options.network)
@@ -79,7 +79,7 @@ def networks(
                 dense,
                 example,
                 budget=budget,
-                calibration=calibration,
+                calibration=[*calibration, *further] if seconds else calibration,
                 match_seconds=seconds,
                 progress=RichProgress(),
             )
@@ -109,15 +109,21 @@ def main() -> None:
         "--match-seconds", type=float, default=0.0, help="also with this long of label-free matching"
     )
     parser.add_argument("--inputs", type=int, default=1024, help="unlabelled calibration images")
+    parser.add_argument(
+        "--match-inputs", type=int, default=4096, help="unlabelled images that matching learns from, in all"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draw of calibration images")
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     train, _ = cifar10("train")
     test, labels = cifar10("test")
-    drawn = np.random.default_rng(options.seed).choice(len(train), options.inputs, replace=False)
+    generator = np.random.default_rng(options.seed)
+    drawn = generator.choice(len(train), options.inputs, replace=False)
+    others = generator.permutation(np.setdiff1d(np.arange(len(train)), drawn))
+    further = others[: max(0, options.match_inputs - options.inputs)]
     made = [
         (name, model, seconds, accuracy(model, test, labels), macs(model, torch.zeros(1, 3, 32, 32)))
-        for name, model, seconds in networks(options, batches(train[drawn]))
+        for name, model, seconds in networks(options, batches(train[drawn]), batches(train[further]))
     ]
     with tempfile.TemporaryDirectory() as folder:
         example = torch.zeros(1, 3, 32, 32)

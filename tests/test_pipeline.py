@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sned.export import Exported
 from sned.export.parity import Parity
 from sned.pipeline import Result
 from sned.pipeline.study import Study
+from sned.repair.match import Matched, match
 from sned.timing import Latency
 
 
@@ -323,6 +325,27 @@ def test_the_best_so_far_is_kept_when_the_user_stops(tmp_path: Path) -> None:
 
 
 # --- calibration inputs ----------------------------------------------------------------------------------------------
+
+
+def test_matching_learns_from_more_inputs_than_repair(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("sned.calibration.calibrate"), "FEWEST", 24)
+    monkeypatch.setattr(importlib.import_module("sned.calibration.calibrate"), "MOST", 24)
+    many = [*BATCHES, *list(torch.randn(48, 3, 8, 8).split(16))]
+    given: list[int] = []
+
+    def matched(model: nn.Module, dense: nn.Module, batches: Any, **options: Any) -> Matched:
+        given.extend(len(batch[0]) for batch in batches)
+        return match(model, dense, [(torch.cat(many),)], steps=2)
+
+    monkeypatch.setattr("sned.pipeline.making.match", matched)
+    result = pruned(calibration=many, match_seconds=1.0)
+    assert sum(given) == 80
+    assert result.report.asked.calibration == (
+        "24 calibration inputs, without labels, and 56 more to match the network on"
+    )
+    given.clear()
+    pruned(calibration=many)
+    assert given == []
 
 
 def test_labels_serve_criteria_that_take_a_loss() -> None:

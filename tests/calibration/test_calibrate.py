@@ -1,3 +1,4 @@
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -6,11 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 from sned.calibration import calibrate, synthetic_batches
 from sned.calibration.calibrate import batch_size
 from sned.errors import CalibrationError, ModelError
 from sned.graph.trace import state_of, trace
+
+calibrate_module = importlib.import_module("sned.calibration.calibrate")
 
 
 class Pair(nn.Module):
@@ -79,6 +83,40 @@ def test_inputs_and_dense_outputs_are_kept_in_order(network: nn.Module) -> None:
         torch.testing.assert_close(found.outputs(20, 31)[0], network(X[20:31]), atol=1e-5, rtol=1e-4)
     assert torch.equal(torch.cat([b[0] for b in found.batches(10, 55)]), X[10:55])
     assert "60 calibration inputs" in found.note
+
+
+def test_further_inputs_are_kept_and_nothing_is_learnt_from_them(network: nn.Module) -> None:
+    graph, state = trace(network, X[:2]), state_of(network)
+    alone = calibrate(graph, state, [X[:32]])
+    found = calibrate(graph, state, [X[:20], X[20:50], X[50:]], limit=32, further=10)
+    assert (found.count, found.further, alone.further) == (32, 10, 0)
+    assert torch.equal(torch.cat([b[0] for b in found.batches(0, 42)]), X[:42])
+    assert len(found.outputs()[0]) == sum(len(b[0]) for b in found.batches()) == 32
+    for op, moment in alone.moments.items():
+        assert found.moments[op].count == moment.count
+        torch.testing.assert_close(found.moments[op].second, moment.second)
+
+
+def test_further_inputs_take_no_more_than_their_share_of_memory(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate_module, "FURTHER_BYTES", 5 * X[0].nbytes)
+    found = calibrate(trace(network, X[:2]), state_of(network), [X], limit=16, further=30)
+    assert (found.count, found.further) == (16, 5)
+
+
+def test_a_larger_network_learns_from_fewer_inputs(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, state = trace(network, X[:2]), state_of(network)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(X[:1])
+    macs = counter.get_total_flops() // 2
+    monkeypatch.setattr(calibrate_module, "FEWEST", 3)
+    monkeypatch.setattr(calibrate_module, "MOST", 50)
+    for affordable, count in ((1, 3), (20, 20), (90, 50)):
+        monkeypatch.setattr(calibrate_module, "MACS", affordable * macs + 1)
+        assert calibrate(graph, state, [X]).count == count
 
 
 def test_consumers_of_the_same_patches_share_one_moment() -> None:

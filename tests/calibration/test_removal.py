@@ -1,3 +1,4 @@
+import importlib
 import itertools
 
 import numpy as np
@@ -5,6 +6,8 @@ import pytest
 import torch
 
 from sned.calibration import Problem, greedy_removal
+
+removal_module = importlib.import_module("sned.calibration.removal")
 
 
 def problem(
@@ -89,6 +92,42 @@ def test_many_units_are_removed_with_the_same_errors_as_one_by_one() -> None:
     for step in (1, 7, 13, 20):
         gone = given.rows[removal.order[:step]].ravel()
         assert removal.error[step] == pytest.approx(lost(x, weight, gone), rel=1e-5)
+
+
+def test_units_that_go_in_batches_cost_what_lstsq_says_and_not_much_more_than_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given, x, weight = problem(6, units=60, k=2, fixed=3)
+    single = greedy_removal([given], ridge=0.0)
+    monkeypatch.setattr(removal_module, "_ROUNDS", 8)
+    batched = greedy_removal([given], ridge=0.0)
+    assert sorted(batched.order.tolist()) == list(range(60))
+    for step in (3, 7, 20, 41, 58):
+        gone = given.rows[batched.order[:step]].ravel()
+        assert batched.error[step] == pytest.approx(lost(x, weight, gone), rel=1e-4)
+        assert batched.error[step] <= 1.5 * single.error[step]
+
+
+def test_a_batch_never_takes_both_of_two_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 32))
+    x[:, 16:] = x[:, :16]
+    given = Problem(
+        torch.from_numpy(x.T @ x), torch.from_numpy(rng.normal(size=(8, 32))), np.arange(32)[:, None]
+    )
+    monkeypatch.setattr(removal_module, "_ROUNDS", 2)
+    removal = greedy_removal([given], ridge=1e-9)
+    assert sorted(removal.order[:16] % 16) == list(range(16))
+    assert removal.error[16] < 1e-6
+
+
+def test_batches_keep_cells_equal(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, *_ = problem(2, units=24, k=1)
+    cells = np.arange(24) % 3
+    monkeypatch.setattr(removal_module, "_ROUNDS", 2)
+    order = greedy_removal([given], cells).order
+    for rounds in range(1, 9):
+        assert np.bincount(cells[order[: 3 * rounds]]).tolist() == [rounds] * 3
 
 
 def test_outputs_of_no_energy_cost_nothing() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sned.calibration.consumers import Consumer, consumers
 from sned.calibration.inputs import KeptInputs, read_inputs
 from sned.calibration.moments import WIDEST, Moment, Sums
-from sned.calibration.patches import chunks, share_of
+from sned.calibration.patches import chunks, macs_of, share_of
 from sned.calibration.resume import NOTHING, Resume, identity
 from sned.calibration.store import RowStore
 from sned.errors import CalibrationError, ModelError
@@ -23,8 +23,14 @@ from sned.graph.ir import Graph, Op
 from sned.graph.replay import Replay, State
 from sned.progress import SILENT, Progress
 
-LIMIT = 1024
-"""Inputs read unless told otherwise."""
+FEWEST, MOST = 1024, 4096
+"""Inputs that are learnt from unless told otherwise: the former, and up to the latter as far as `MACS` go."""
+
+MACS = 2.0e11
+"""Multiply-accumulates of the dense network on all inputs, beyond `FEWEST`: some seconds."""
+
+FURTHER_BYTES = 2**29
+"""Of the inputs beyond the limit, at most."""
 
 LARGEST_BATCH = 64
 
@@ -40,7 +46,8 @@ class Calibration:
         fingerprint: of the graph that it was made for.
         consumers: every consumer of the graph, in the order of the ops.
         moments: `{consumer.op: Moment}` of the dense network; consumers that read the same patches share one.
-        count: how many inputs were read.
+        count: how many inputs it was learnt from.
+        further: how many more were read, to train on: they lie behind the others.
         batch: inputs in each batch that `batches` yields.
         synthetic: whether the inputs are random, for want of real ones.
         resume: where further stages on the same weights and inputs keep what they find.
@@ -54,10 +61,12 @@ class Calibration:
     synthetic: bool
     _inputs: KeptInputs = field(repr=False)
     _outputs: tuple[RowStore, ...] = field(repr=False)
+    further: int = 0
     resume: Resume = field(repr=False, default=NOTHING)
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Inputs]:
-        """The inputs `start` to `stop` in batches, as `Replay.run` and the model take them."""
+        """The inputs `start` to `stop` in batches, as `Replay.run` and the model take them; those further ones lie
+        behind `count`."""
         return self._inputs.batches(self.batch, start, self.count if stop is None else stop)
 
     def outputs(self, start: int = 0, stop: int | None = None) -> list[Tensor]:
@@ -69,7 +78,8 @@ class Calibration:
         """Where the inputs came from, for a report."""
         if self.synthetic:
             return f"{self.count} random inputs drawn like the example: no calibration data was given"
-        return f"{self.count} calibration inputs, without labels"
+        more = f", and {self.further} more to match the network on" if self.further else ""
+        return f"{self.count} calibration inputs, without labels{more}"
 
 
 def calibrate(
@@ -77,7 +87,8 @@ def calibrate(
     state: State,
     batches: Iterable[Any] | None,
     *,
-    limit: int = LIMIT,
+    limit: int | None = None,
+    further: int = 0,
     progress: Progress = SILENT,
     workdir: Path | None = None,
     seed: int = 0,
@@ -91,7 +102,8 @@ def calibrate(
         batches: yields inputs as the model takes them (tensors or NumPy arrays, alone or in tuples or dicts),
             any batch size, no labels; floats of another width are converted. None: random inputs like the
             example.
-        limit: inputs to read at most.
+        limit: inputs to learn from at most; None for 1,024 of a large network to 4,096 of a small one.
+        further: inputs to read beyond them at most, and no more than `FURTHER_BYTES` of them; kept to train on.
         progress: shown while it runs.
         workdir: where large input sets are spooled to; a temporary folder when None.
         seed: of the random inputs, and of the choice of patches where not all are taken.
@@ -104,22 +116,25 @@ def calibrate(
         CalibrationError: the batches are empty, labelled, or not what the model takes.
         ModelError: the network answers NaN.
     """
-    kept, synthetic = _inputs(graph, batches, limit, workdir, seed)
     found = consumers(graph)
+    limit = _affordable(graph, found) if limit is None else limit
+    kept, synthetic = _inputs(graph, batches, limit, further, workdir, seed)
+    count = min(limit, len(kept))
     size = batch_size(graph)
-    watcher = _Watcher(graph, found, len(kept), seed)
+    watcher = _Watcher(graph, found, count, seed)
     if resume.folder is not None:
         resume = resume.keyed(identity(graph, state, kept.digest(), size, seed))
-    outputs = _pass(Replay(graph, state), kept, size, watcher, resume, progress, workdir)
+    outputs = _pass(Replay(graph, state), kept, count, size, watcher, resume, progress, workdir)
     return Calibration(
         fingerprint=graph.fingerprint,
         consumers=found,
         moments=watcher.moments(),
-        count=len(kept),
+        count=count,
         batch=size,
         synthetic=synthetic,
         _inputs=kept,
         _outputs=outputs,
+        further=len(kept) - count,
         resume=resume,
     )
 
@@ -127,6 +142,7 @@ def calibrate(
 def _pass(
     replay: Replay,
     kept: KeptInputs,
+    count: int,
     size: int,
     watcher: _Watcher,
     resume: Resume,
@@ -138,7 +154,7 @@ def _pass(
     slot = resume.slot("calibration")
     done, stores = _restored(slot.found, watcher, workdir)
     if done:
-        resume.resumed("calibration", min(done * size, len(kept)), len(kept))
+        resume.resumed("calibration", min(done * size, count), count)
     # Answers that were too many to keep are given once more, which takes no patches.
     first = done if stores else 0
 
@@ -147,12 +163,12 @@ def _pass(
         return {"done": torch.tensor(number + 1), **watcher.held(), **answers}
 
     with (
-        progress.task("calibrating, resumed" if done else "calibrating", len(kept)) as advance,
+        progress.task("calibrating, resumed" if done else "calibrating", count) as advance,
         torch.no_grad(),
     ):
         if first:
-            advance(min(first * size, len(kept)))
-        for number, inputs in enumerate(kept.batches(size, first * size, len(kept)), start=first):
+            advance(min(first * size, count))
+        for number, inputs in enumerate(kept.batches(size, first * size, count), start=first):
             outputs, _ = replay.run(inputs, before=watcher.at(number) if number >= done else None)
             stores = stores or tuple(RowStore(workdir) for _ in outputs)
             _check_outputs(outputs)
@@ -160,8 +176,8 @@ def _pass(
                 store.append(output if output.ndim else output[None])
             if number >= done:
                 slot.offer(held)
-            advance(min(size, len(kept) - number * size))
-    if done * size < len(kept):
+            advance(min(size, count - number * size))
+    if done * size < count:
         slot.close(held)
     return stores
 
@@ -200,8 +216,15 @@ def batch_size(graph: Graph) -> int:
     return max(1, min(LARGEST_BATCH, ACTIVATION_VALUES * graph.batch // max(largest, 1)))
 
 
+def _affordable(graph: Graph, found: Sequence[Consumer]) -> int:
+    """How many inputs to learn from; whole batches of a network that runs at one batch size only."""
+    each = sum(macs_of(consumer, graph) for consumer in found)
+    count = max(FEWEST, min(MOST, int(MACS / max(each, 1))))
+    return count if graph.batched else max(count // graph.batch, 1) * graph.batch
+
+
 def _inputs(
-    graph: Graph, batches: Iterable[Any] | None, limit: int, workdir: Path | None, seed: int
+    graph: Graph, batches: Iterable[Any] | None, limit: int, further: int, workdir: Path | None, seed: int
 ) -> tuple[KeptInputs, bool]:
     if limit < 1:
         raise CalibrationError(f"`limit` must be at least 1 input, got {limit}.")
@@ -209,12 +232,15 @@ def _inputs(
         size = graph.example.batch if not graph.batched else 32
         random = synthetic_batches(graph.example, limit, batch=size, seed=seed)
         return read_inputs(graph.example, random, limit, workdir), True
-    kept = read_inputs(graph.example, batches, limit, workdir)
-    if not graph.batched and len(kept) % graph.batch:
+    example = graph.example
+    size = sum(prod(leaf.shape) * getattr(torch, leaf.dtype).itemsize for leaf in example.leaves())
+    affordable = FURTHER_BYTES * example.batch // max(size, 1)
+    kept = read_inputs(example, batches, limit + min(further, affordable), workdir)
+    count = min(limit, len(kept))
+    if not graph.batched and count % graph.batch:
         raise CalibrationError(
             f"This model runs at batch size {graph.batch} only, so the number of calibration inputs must be "
-            f"a "
-            f"multiple of it, got {len(kept)}."
+            f"a multiple of it, got {count}."
         )
     return kept, False
 

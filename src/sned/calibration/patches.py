@@ -37,12 +37,22 @@ class Columns:
     values: tuple[Tensor, ...]
 
 
-def share_of(consumer: Consumer, graph: Graph, count: int) -> float:
-    """The part of the patches of `count` inputs that `MACS` allows, in (0, 1]."""
+def patches_of(consumer: Consumer, graph: Graph) -> float:
+    """How many patches of one input a consumer reads, in each part."""
     made = prod(graph.tensors[consumer.output].shape) // (consumer.outputs * consumer.parts)
     if consumer.geometry is None and consumer.parts > 1:
         made = graph.tensors[consumer.output].shape[1]
-    patches = made * count / graph.batch
+    return made / graph.batch
+
+
+def macs_of(consumer: Consumer, graph: Graph) -> float:
+    """Multiply-accumulates that a consumer takes for one input."""
+    return patches_of(consumer, graph) * consumer.parts * consumer.outputs * consumer.width
+
+
+def share_of(consumer: Consumer, graph: Graph, count: int) -> float:
+    """The part of the patches of `count` inputs that `MACS` allows, in (0, 1]."""
+    patches = patches_of(consumer, graph) * count
     allowed = max(MACS / (consumer.parts * consumer.width**2), LEAST_PATCHES_PER_ENTRY * consumer.width)
     return min(1.0, allowed / max(patches, 1))
 

@@ -6,6 +6,9 @@ elimination:
 
     W  ← W - W_u (H⁻¹_uu)⁻¹ H⁻¹_u:          H⁻¹ ← H⁻¹ - H⁻¹_:u (H⁻¹_uu)⁻¹ H⁻¹_u:
 
+The same holds of the columns of some units alone, so a batch can be drawn one by one on a small problem before the
+large one follows in one step.
+
 Reference: Hassibi and Stork, Optimal Brain Surgeon, 1993; Frantar et al., Optimal Brain Compression, 2022,
 equation 6, with blocks of entries that all outputs lose together in place of single weights.
 """
@@ -22,6 +25,14 @@ from torch import Tensor
 
 from sned.calibration.solver import RIDGE, FloatArray, factor
 from sned.graph.ir import IntArray
+
+_ROUNDS = 64
+"""Batches in which the units that are left would go, all of one size. In each, the units to go are drawn one after the
+other from the twice as many that are cheapest, and the rest answers for all of them at once: much the same choice for
+a fraction of the memory traffic. Up to twice as many units a cell, and each batch is a single round."""
+
+_WIDE = 1024
+"""Entries of a patch from which on several threads pay."""
 
 _SQUEEZE = 0.85
 """Share of stored units still there below which the others' zeros are squeezed out."""
@@ -63,22 +74,39 @@ class Removal:
 class _Elimination:
     """The state of one problem: repaired weights, and the inverse over the entries that remain.
 
-    Entries are kept unit by unit. A removed unit leaves zeros, which are squeezed out from time to time:
-    every time would copy the inverse more often than it is worth.
+    Entries are kept unit by unit, those of no unit behind them. Removed units leave zeros, which are squeezed out from
+    time to time: every time would copy the inverse more often than it is worth.
+
+    Args:
+        weight: `[outputs, width]`, the entries of each unit side by side.
+        inverse: `[width, width]`, in the same order.
+        units: `[units]`, their numbers.
+        k: entries of a unit.
+        scale: what a loss is multiplied by.
     """
 
-    def __init__(self, problem: Problem, ridge: float) -> None:
+    def __init__(self, weight: Tensor, inverse: Tensor, units: IntArray, k: int, scale: float) -> None:
+        self._weight, self._inverse, self._scale, self._k = weight, inverse, scale, k
+        self._stored = units
+        self._alive = np.ones(len(units), bool)
+
+    @classmethod
+    def of(cls, problem: Problem, ridge: float) -> _Elimination:
+        """Nothing removed yet."""
         rows = torch.from_numpy(np.ascontiguousarray(problem.rows))
-        self._k = rows.shape[1]
-        self._stored = np.arange(len(rows))
-        self._alive = np.ones(len(rows), bool)
         entries = torch.arange(problem.second.shape[0])
         order = torch.cat([rows.flatten(), entries[~torch.isin(entries, rows.flatten())]])
         second = problem.second.detach().double()[order][:, order]
-        self._weight = problem.weight.detach().double()[:, order]
-        energy = float((self._weight @ second * self._weight).sum())
-        self._scale = problem.share / energy if energy > 0 else 0.0
-        self._inverse = torch.cholesky_inverse(factor(second, ridge)[0])
+        weight = problem.weight.detach().double()[:, order]
+        energy = float((weight @ second * weight).sum())
+        scale = problem.share / energy if energy > 0 else 0.0
+        inverse = torch.cholesky_inverse(factor(second, ridge)[0])
+        return cls(weight, inverse, np.arange(len(rows)), rows.shape[1], scale)
+
+    def only(self, units: IntArray) -> _Elimination:
+        """The same problem as some of its units see it: what their removal costs, and does to each other, is exact."""
+        at = self._entries(units)
+        return _Elimination(self._weight[:, at], self._inverse[at][:, at], units, self._k, self._scale)
 
     def losses(self) -> FloatArray:
         """What each unit that remains would cost, in the order of their numbers."""
@@ -90,16 +118,20 @@ class _Elimination:
         losses: FloatArray = (own * torch.linalg.solve(diagonal, own)).sum((1, 2)).numpy()
         return self._scale * losses
 
-    def remove(self, unit: int) -> None:
-        """Take out a unit, by its number, and let the rest answer for it."""
-        place = int(np.flatnonzero(self._stored == unit)[0])
-        gone = slice(place * self._k, (place + 1) * self._k)
-        across = torch.linalg.solve(self._inverse[gone, gone], self._inverse[gone])
-        self._weight -= self._weight[:, gone] @ across
-        self._inverse -= self._inverse[:, gone] @ across
-        self._alive[place] = False
+    def remove(self, units: IntArray) -> None:
+        """Take out units, by their numbers, and let the rest answer for them."""
+        gone = self._entries(units)
+        own = self._inverse[gone]
+        across = torch.linalg.solve(own[:, gone], own)
+        self._weight.addmm_(self._weight[:, gone], across, alpha=-1)
+        self._inverse.addmm_(own.mT, across, alpha=-1)
+        self._alive[np.isin(self._stored, units)] = False
         if self._alive.mean() < _SQUEEZE:
             self._squeeze()
+
+    def _entries(self, units: IntArray) -> Tensor:
+        places = np.searchsorted(self._stored, units)
+        return torch.from_numpy((places[:, None] * self._k + np.arange(self._k)).ravel())
 
     def _squeeze(self) -> None:
         """Drop the entries of the units that left; those of no unit stay."""
@@ -126,15 +158,15 @@ def greedy_removal(
     Returns:
         The order and the error after each removal; the ridge counts as energy of noise on every entry.
     """
-    with one_thread():  # thousands of small products: handing them to other threads costs more than it saves
+    with _threads(max(len(problem.second) for problem in problems)):
         return _remove_all(problems, cells, ridge)
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep PyTorch's products on this thread."""
+def _threads(width: int) -> Iterator[None]:
+    """Keep PyTorch's products on this thread where they are small: handing them on costs more than it saves."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(before if width >= _WIDE else 1)
     try:
         yield
     finally:
@@ -144,18 +176,47 @@ def one_thread() -> Iterator[None]:
 def _remove_all(problems: Sequence[Problem], cells: IntArray | None, ridge: float) -> Removal:
     units = len(problems[0].rows)
     cell = np.zeros(units, np.int64) if cells is None else np.asarray(cells, np.int64)
-    states = [_Elimination(problem, ridge) for problem in problems]
+    states = [_Elimination.of(problem, ridge) for problem in problems]
     left = np.arange(units)
-    taken = np.zeros(int(cell.max()) + 1, np.int64)
-    order, error = [], [0.0]
+    order: list[int] = []
+    losses: list[float] = []
     while len(left):
-        losses = np.sum([state.losses() for state in states], axis=0)
-        losses = np.where(taken[cell[left]] == taken.min(), np.maximum(losses, 0.0), np.inf)
-        place = int(losses.argmin())
-        error.append(error[-1] + float(losses[place]))
+        rounds = max(1, len(left) // (int(cell.max()) + 1) // _ROUNDS)
+        near = _cheapest(_sum_of_losses(states), left, cell, 2 * rounds)
+        taken, cost = _one_by_one([state.only(near) for state in states], near, cell, rounds)
+        for state in states:
+            state.remove(np.sort(taken))
+        left = np.setdiff1d(left, taken)
+        order += taken.tolist()
+        losses += cost
+    return Removal(np.array(order, np.int64), np.concatenate([[0.0], np.cumsum(losses)]))
+
+
+def _sum_of_losses(states: Sequence[_Elimination]) -> FloatArray:
+    summed: FloatArray = np.maximum(np.sum([state.losses() for state in states], axis=0), 0.0)
+    return summed
+
+
+def _cheapest(losses: FloatArray, left: IntArray, cell: IntArray, count: int) -> IntArray:
+    """The `count` units of each cell with the smallest losses, sorted by number."""
+    by_loss = np.argsort(losses, kind="stable")
+    chosen = [by_loss[cell[left[by_loss]] == c][:count] for c in np.unique(cell)]
+    return np.sort(left[np.concatenate(chosen)])
+
+
+def _one_by_one(
+    states: Sequence[_Elimination], units: IntArray, cell: IntArray, rounds: int
+) -> tuple[IntArray, list[float]]:
+    """The units that go in some rounds, each of which takes one from every cell, and what each costs."""
+    left, order, cost = units, [], []
+    taken = np.zeros(int(cell.max()) + 1, np.int64)
+    while len(left) and taken.min() < rounds:
+        losses = _sum_of_losses(states)
+        place = int(np.where(taken[cell[left]] == taken.min(), losses, np.inf).argmin())
         order.append(int(left[place]))
+        cost.append(float(losses[place]))
         taken[cell[left[place]]] += 1
         left = np.delete(left, place)
         for state in states:
-            state.remove(order[-1])
-    return Removal(np.array(order, np.int64), np.array(error))
+            state.remove(np.array(order[-1:]))
+    return np.array(order, np.int64), cost

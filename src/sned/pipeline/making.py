@@ -50,7 +50,8 @@ def matched(study: Study, small: Pruned, seconds: float) -> tuple[Pruned, tuple[
     if study.calibration.synthetic:
         return small, ("Nothing was matched: that takes calibration inputs, a few hundred without labels.",)
     with timed(study.seconds, "match"):
-        batches = study.calibration.batches()
+        learnt = study.calibration
+        batches = learnt.batches(0, learnt.count + learnt.further)
         found = match(small.model, study.model, batches, seconds=seconds, progress=study.progress)
     return replace(small, model=found.model), (found.note,)
 

@@ -32,8 +32,8 @@ from sned.surgery import without as leave_out
 from sned.surgery.keras import is_keras
 from sned.timing import Clock, processor_clock
 
-INPUTS = 1024
-"""Calibration inputs read at most."""
+FURTHER = 4096
+"""Inputs beyond those that layers are scored and repaired by, from which matching learns, at most."""
 
 
 SYNTHETIC = 64
@@ -98,8 +98,10 @@ def study_of(
     folder: Path,
     progress: Progress,
     resume: Resume,
+    *,
+    matches: bool = False,
 ) -> Study:
-    """Trace, calibrate, score, and make the cost model; the arguments are those of `prune`."""
+    """Trace, calibrate, score, and make the cost model; the arguments are those of `prune`, and whether it matches."""
     seconds: dict[str, float] = {}
     find_devices(budget.device)  # a wrong name is found before anything else
     _check_weights(model)
@@ -112,8 +114,10 @@ def study_of(
     rules.choices(graph)  # a wrong name is found before anything is measured
     state = state_of(graph.model)
     with timed(seconds, "calibrate"):
-        limit = SYNTHETIC if batches is None else INPUTS
-        learnt = calibrate(graph, state, batches, limit=limit, progress=progress, resume=resume)
+        limit, further = SYNTHETIC if batches is None else None, FURTHER if matches else 0
+        learnt = calibrate(
+            graph, state, batches, limit=limit, further=further, progress=progress, resume=resume
+        )
     with timed(seconds, "score"):
         known = checked(labels, learnt)
         scores = scored(Evidence(graph, state, learnt, known, progress=progress), saliency)

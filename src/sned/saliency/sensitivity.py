@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from sned.calibration.divergence import relative_error, softened
+from sned.calibration.patches import macs_of
 from sned.calibration.walk import Live, Walk
 from sned.graph.example import arguments, tensors_in
 from sned.graph.ir import Group
@@ -39,7 +40,13 @@ POINTS = (0.25, 0.5, 0.75)
 """Fractions of a group's units at which it is cut."""
 
 INPUTS = 64
-"""Calibration inputs that the cut networks answer."""
+"""Calibration inputs that the cut networks answer, where that takes no more than `MACS`."""
+
+FEWEST_INPUTS = 8
+"""Inputs that answer however large the network is."""
+
+MACS = 3.0e12
+"""Multiply-accumulates that all the cut networks may take together: half a minute on two cores."""
 
 NOTHING = 1e-9
 """A divergence below this is rounding; it stands in for none, so that logarithms exist."""
@@ -66,7 +73,7 @@ def sensitivities(
     scores: Scores,
     *,
     points: Sequence[float] = POINTS,
-    inputs: int = INPUTS,
+    inputs: int | None = None,
     repair: bool = True,
     around: Mapping[str, int] | None = None,
 ) -> dict[str, Sensitivity]:
@@ -76,7 +83,7 @@ def sensitivities(
         evidence: with a calibration.
         scores: say which units go.
         points: fractions of the units of a group, in (0, 1).
-        inputs: how many calibration inputs answer, at least 1.
+        inputs: how many calibration inputs answer, at least 1; as many as `MACS` allows, 8 to 64, when None.
         repair: mend the consumers of what is cut by least squares on the dense moments.
         around: `{group: units already gone}`: what one group does to a network that has lost these, not to
             the whole one. Sensitivities of layers are not independent, so measure again where half of the way
@@ -89,10 +96,10 @@ def sensitivities(
         CalibrationError: there is no calibration.
     """
     graph, calibration = evidence.graph, evidence.learnt
-    count = min(inputs, calibration.count)
+    counts = {group.name: counts_at(group, points) for group in graph.groups}
+    count = min(_affordable(evidence, counts) if inputs is None else inputs, calibration.count)
     if not graph.batched:
         count = max(count - count % graph.batch, graph.batch)
-    counts = {group.name: counts_at(group, points) for group in graph.groups}
     gone = dict(sorted((around or {}).items()))
     slot = calibration.resume.slot("sensitivities", counts, scores.order, count, repair, gone)
     measured = {name: values.tolist() for name, values in slot.found.items()}
@@ -109,6 +116,17 @@ def sensitivities(
                 slot.offer(lambda: _tensors(measured))
             slot.close(lambda: _tensors(measured))
     return {name: _relative(counts[name], measured[name]) for name in counts}
+
+
+def _affordable(evidence: Evidence, counts: Mapping[str, tuple[int, ...]]) -> int:
+    """How many inputs may answer: each cut network runs from the first op that the cut touches."""
+    graph, starts = evidence.graph, first_touched(evidence.graph)
+    work = {c.op: macs_of(c, graph) for c in evidence.learnt.consumers}
+    each = sum(
+        len(counts[group.name]) * sum(macs for op, macs in work.items() if op >= starts[group.index])
+        for group in graph.groups
+    )
+    return max(FEWEST_INPUTS, min(INPUTS, int(MACS // max(each, 1))))
 
 
 def _measured(
