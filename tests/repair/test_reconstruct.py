@@ -151,7 +151,7 @@ def test_spooled_activations_give_the_same(tmp_path: Path, monkeypatch: pytest.M
     model, x = block(), images(100)
     graph, plan, calibration = ready(model, x, {"conv1": [1, 2, 3]})
     expected, _ = reconstruct(graph, state_of(model), plan, calibration)
-    monkeypatch.setattr("sned.repair.cuts.IN_MEMORY", 0)
+    monkeypatch.setattr("sned.repair.spool.IN_MEMORY", 0)
     state, _ = reconstruct(graph, state_of(model), plan, calibration, workdir=tmp_path)
     for name, value in expected.items():
         torch.testing.assert_close(state[name], value)

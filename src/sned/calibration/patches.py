@@ -1,8 +1,8 @@
 """What a consumer reads and writes, as columns: patches `[parts, width, n]` beside outputs `[parts, outputs,
 n]`.
 
-All patches are exact and cost one copy. Where the products would take too long (`MACS`), a random choice of
-positions stands for all of them, drawn anew for every chunk.
+All patches are exact and cost one copy. Where they are more than enough, or the products would take too long (`MACS`),
+a random choice of positions stands for all of them, drawn anew for every chunk.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ from sned.graph.ir import Graph
 
 MACS = 3.0e10
 """Multiply-accumulates that the moments of one consumer may take: all patches of 1,024 images of CIFAR-10."""
+
+ENOUGH = 2**16
+"""Patches that are taken of narrow consumers at most ..."""
+
+ENOUGH_PER_ENTRY = 256
+"""... and for each entry of wider ones: more would say the same, since those of one input are alike."""
 
 LEAST_PATCHES_PER_ENTRY = 20
 """Patches for each entry that are taken at least, whatever they cost: fewer and the moments are noise."""
@@ -51,10 +57,11 @@ def macs_of(consumer: Consumer, graph: Graph) -> float:
 
 
 def share_of(consumer: Consumer, graph: Graph, count: int) -> float:
-    """The part of the patches of `count` inputs that `MACS` allows, in (0, 1]."""
+    """The part of the patches of `count` inputs that `MACS` allows and that is not more than enough, in (0, 1]."""
     patches = patches_of(consumer, graph) * count
     allowed = max(MACS / (consumer.parts * consumer.width**2), LEAST_PATCHES_PER_ENTRY * consumer.width)
-    return min(1.0, allowed / max(patches, 1))
+    enough = max(ENOUGH, ENOUGH_PER_ENTRY * consumer.width)
+    return min(1.0, min(allowed, enough) / max(patches, 1))
 
 
 def chunks(

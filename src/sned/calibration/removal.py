@@ -26,7 +26,7 @@ from torch import Tensor
 from sned.calibration.solver import RIDGE, FloatArray, factor
 from sned.graph.ir import IntArray
 
-_ROUNDS = 64
+_ROUNDS = 32
 """Batches in which the units that are left would go, all of one size. In each, the units to go are drawn one after the
 other from the twice as many that are cheapest, and the rest answers for all of them at once: much the same choice for
 a fraction of the memory traffic. Up to twice as many units a cell, and each batch is a single round."""
@@ -115,7 +115,9 @@ class _Elimination:
         alive = torch.from_numpy(self._alive)
         diagonal = square.diagonal(dim1=0, dim2=2).permute(2, 0, 1)[alive]
         own = self._weight[:, : stored * k].reshape(-1, stored, k).permute(1, 2, 0)[alive]
-        losses: FloatArray = (own * torch.linalg.solve(diagonal, own)).sum((1, 2)).numpy()
+        gram = own @ own.mT
+        told = gram / diagonal if k == 1 else torch.linalg.solve(diagonal, gram)
+        losses: FloatArray = told.diagonal(dim1=1, dim2=2).sum(-1).numpy()
         return self._scale * losses
 
     def remove(self, units: IntArray) -> None:

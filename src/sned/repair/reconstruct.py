@@ -21,7 +21,7 @@ in the moments that all positions enter, and in majorisation in place of their a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,8 +43,8 @@ from sned.graph.plan import Plan
 from sned.graph.replay import State, keep_of
 from sned.graph.sizes import Sizes
 from sned.progress import SILENT, Progress
-from sned.repair.cuts import Cuts
 from sned.repair.following import Following, followings
+from sned.repair.spool import Spool
 from sned.repair.targets import Target, free_parameter
 
 
@@ -131,7 +131,8 @@ def reconstruct(
     if solved:
         calibration.resume.resumed("repair of layers", len(solved), len(calibration.consumers))
     with (
-        Cuts(workdir) as cuts,
+        Spool(workdir) as cuts,
+        Spool(workdir) as columns,
         progress.task("repairing layers", total=len(calibration.consumers)) as advance,
     ):
         if solved:
@@ -141,10 +142,10 @@ def reconstruct(
         for task in _tasks(graph, plan, calibration, count or calibration.count):
             if task.consumer.op in solved:
                 continue
-            target = Target(task.consumer, task.following, dense, pruned)
-            scene = _Scene(task, target, dense, pruned, cuts, sizes)
-            scene.advance(at)
-            solved[task.consumer.op] = scene.solve(options)
+            target = Target(task.consumer, task.following, len(task.index), pruned)
+            scene = _Scene(task, target, dense, pruned, columns, options)
+            scene.advance(at, cuts, sizes)
+            solved[task.consumer.op] = scene.solve()
             at = (task.consumer.op + 1, task.consumer.op)
             slot.offer(partial(_held, solved, pruned))
             advance(1)
@@ -189,10 +190,10 @@ def _restored(found: Mapping[str, Tensor], calibration: Calibration, pruned: Wal
     return solved
 
 
-def _start(cuts: Cuts, dense: Walk, pruned: Walk, calibration: Calibration, count: int | None) -> list[int]:
+def _start(cuts: Spool, dense: Walk, pruned: Walk, calibration: Calibration, count: int | None) -> list[int]:
     sizes = []
     for number, inputs in enumerate(calibration.batches(0, count)):
-        cuts.put(number, dense.start(inputs), pruned.start(inputs))
+        cuts.put(number, (dense.start(inputs), pruned.start(inputs)))
         sizes.append(next(t.shape[0] for t in tensors_in(arguments(inputs)) if t.ndim))
     return sizes
 
@@ -213,13 +214,14 @@ class _Scene:
     """One consumer with both networks brought up to it, in all batches."""
 
     def __init__(
-        self, task: _Task, target: Target, dense: Walk, pruned: Walk, cuts: Cuts, sizes: list[int]
+        self, task: _Task, target: Target, dense: Walk, pruned: Walk, columns: Spool, options: Options
     ) -> None:
         self._task = task
         self._target = target
         self._walks = dense, pruned
-        self._cuts = cuts
-        self._sizes = sizes
+        self._columns = columns
+        self._options = options
+        self._looks = options.rounds if task.following.clamped else 0
         self._sums = Sums()
         self._state = pruned.state
         self._free = free_parameter(task.consumer, task.following)
@@ -228,48 +230,45 @@ class _Scene:
         self._index = task.index.to(weight.device).long()
         self._start = weight.flatten()[self._index].double()
 
-    def advance(self, at: tuple[int, int]) -> None:
-        """Bring the networks here from ops `at`; sum up what enters the consumer and should come out."""
+    def advance(self, at: tuple[int, int], cuts: Spool, sizes: Sequence[int]) -> None:
+        """Bring the networks here from ops `at`; sum up what enters the consumer and should come out, and keep the
+        columns of both where they are looked at again."""
         dense, pruned = self._walks
         op = self._task.consumer.op
-        for number, size in enumerate(self._sizes):
-            a, b = self._cuts.take(number)
+        self._columns.clear()
+        for number, size in enumerate(sizes):
+            a, b = cuts.take(number)
             dense.advance(a, size, at[0], op + 1)
             pruned.advance(b, size, at[1], op)
-            for piece in self._pieces(number, b, self._target.first(a, b)):
+            for piece in self._pieces(number, b, self._target.wanted(a, b)):
                 self._sums.add(piece.x, piece.values[0])
-            self._cuts.put(number, a, b)
+                if self._looks:
+                    self._columns.put(len(self._columns), (piece.x, *piece.values))
+            cuts.put(number, (a, b))
 
-    def solve(self, options: Options) -> Solved:
+    def solve(self) -> Solved:
         """Put the best weights and bias of the consumer into the state."""
-        report = self._solve_once(options)
-        for _ in range(options.rounds if self._task.following.clamped else 0):
+        report = self._solve_once(self._options)
+        for _ in range(self._looks):
             self._look_again()
-            self._solve_once(options)
+            self._solve_once(self._options)
         return report
 
     def _look_again(self) -> None:
         self._sums.forget_target()
-        pruned, consumer = self._walks[1], self._task.consumer
-        for number, size in enumerate(self._sizes):
-            a, b = self._cuts.look(number)
-            trial = {n: t for n, t in b.items() if n in self._inputs}
-            pruned.advance(trial, size, consumer.op, consumer.op + 1)
-            given = self._target.given(trial[consumer.output])
-            for piece in self._pieces(number, b, self._target.again(a, b, given)):
-                self._sums.add_target(piece.x, piece.values[0])
+        weight = self._state[self._task.consumer.weight].flatten()[self._index]
+        for number in range(len(self._columns)):
+            x, wanted, *other = self._columns.look(number)
+            given = self._target.given(weight @ x)
+            self._sums.add_target(x, self._target.again(wanted, other[0] if other else None, given))
 
-    @property
-    def _inputs(self) -> set[int]:
-        return set(self._walks[1].graph.ops[self._task.consumer.op].inputs)
-
-    def _pieces(self, number: int, pruned: Live, target: Tensor) -> Iterator[Columns]:
+    def _pieces(self, number: int, pruned: Live, values: tuple[Tensor, ...]) -> Iterator[Columns]:
         consumer = self._task.consumer
         return chunks(
             consumer,
             pruned[consumer.input],
-            tuple(target.shape[2:]) if consumer.geometry else (),
-            (target,),
+            tuple(values[0].shape[2:]) if consumer.geometry else (),
+            values if self._looks else values[:1],
             share=self._task.share,
             seed=patch_seed(0, consumer, number),
             parts=len(self._index),

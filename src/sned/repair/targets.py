@@ -30,17 +30,22 @@ class Target:
     Args:
         consumer: whose outputs are wanted.
         following: what comes after it.
-        dense, pruned: both networks; the pruned one's norm is read as it is now, before it is solved for.
+        parts: of the consumer in the pruned network.
+        pruned: the pruned network; its norm is read as it is now, before it is solved for.
     """
 
-    def __init__(self, consumer: Consumer, following: Following, dense: Walk, pruned: Walk) -> None:
+    def __init__(self, consumer: Consumer, following: Following, parts: int, pruned: Walk) -> None:
         self._consumer = consumer
         self._following = following
-        self._dense = dense
+        self._parts = parts
         self._pruned = pruned
         self._free = free_parameter(consumer, following)
         self._start = pruned.state[self._free] if self._free else None
         self._factor, self._shift = self._line()
+        self._inverse = (
+            None if self._factor is None else torch.where(self._factor == 0, 0.0, 1.0 / self._factor)
+        )
+        """`1 / f`, and 0 where `f` is faint; None for 1."""
 
     def _line(self) -> tuple[Tensor | None, Tensor | None]:
         """`f` and `c` by channel; None for 1 and 0."""
@@ -52,53 +57,46 @@ class Target:
         shift = -state[norm.mean] * factor + (state[norm.bias] if norm.bias else 0.0)
         return factor.masked_fill(factor.abs() <= FAINT * factor.abs().max(), 0.0), shift
 
-    def first(self, dense: Live, pruned: Live) -> Tensor:
-        """What to aim at without regard to the clamp: shaped as the output in the pruned network."""
-        output = self._output(dense)
-        if self._following.other is None:
-            return output
-        return output + self._lacking(dense, pruned, output) * self._inverse(output)
+    def wanted(self, dense: Live, pruned: Live) -> tuple[Tensor, ...]:
+        """What to aim at without regard to the clamp, and the other side of the sum where there is one; both shaped as
+        the output in the pruned network."""
+        output = self._pruned.kept(self._consumer.output, dense[self._consumer.output])
+        other = self._following.other
+        if other is None:
+            return (output,)
+        here = pruned[other]
+        lacking = (self._pruned.kept(other, dense[other]) - here).reshape(output.shape)
+        factor = self._inverse if self._inverse is None else self._along(self._inverse, output)
+        return (output + (lacking if factor is None else lacking * factor), here.reshape(output.shape))
 
-    def again(self, dense: Live, pruned: Live, given: Tensor) -> Tensor:
-        """What to aim at when the consumer gives `given` meanwhile (with the bias that its norm took up)."""
-        wanted = self.first(dense, pruned)
-        factor, shift = self._affine(wanted)
-        other = wanted.new_zeros(())
-        if self._following.other is not None:
-            other = pruned[self._following.other].reshape(wanted.shape)
+    def again(self, wanted: Tensor, other: Tensor | None, given: Tensor) -> Tensor:
+        """What to aim at when the consumer gives `given` meanwhile (with the bias that its norm took up).
+
+        All are columns `[parts, outputs, n]`: the first two those of `wanted`.
+        """
         low, high = self._following.low, self._following.high
-        goal = factor * wanted + shift + other
-        now = factor * given + shift + other
+        factor, shift = self._columns(self._factor, 1.0), self._columns(self._shift, 0.0)
+        rest = shift if other is None else shift + other
+        goal, now = factor * wanted + rest, factor * given + rest
         best = torch.where(
             goal <= low, now.clamp(max=low), torch.where(goal >= high, now.clamp(min=high), goal)
         )
-        return wanted + (best - goal) * self._inverse(wanted)
+        return wanted + (best - goal) * self._columns(self._inverse, 1.0)
 
-    def given(self, output: Tensor) -> Tensor:
-        """An output of the pruned network, with what a late bias or a norm's mean gained since."""
-        if self._free is None or self._start is None or self._consumer.bias_inside:
-            return output
-        gained = self._pruned.state[self._free] - self._start
-        return output + self._along(gained if self._consumer.bias else -gained, output)
+    def given(self, product: Tensor) -> Tensor:
+        """What the consumer gives where `product` is `V x`, columns `[parts, outputs, n]`: its bias added, or what a
+        late bias or a norm's mean gained since."""
+        if self._free is None or self._start is None:
+            return product
+        now = self._pruned.state[self._free]
+        if self._consumer.bias_inside:
+            return product + self._columns(now, 0.0)
+        gained = now - self._start
+        return product + self._columns(gained if self._consumer.bias else -gained, 0.0)
 
-    def _output(self, dense: Live) -> Tensor:
-        return self._pruned.kept(self._consumer.output, dense[self._consumer.output])
-
-    def _lacking(self, dense: Live, pruned: Live, like: Tensor) -> Tensor:
-        other = self._following.other
-        assert other is not None
-        return (self._pruned.kept(other, dense[other]) - pruned[other]).reshape(like.shape)
-
-    def _inverse(self, like: Tensor) -> Tensor:
-        """`1 / f`, and 0 where `f` is faint."""
-        if self._factor is None:
-            return like.new_ones(())
-        return self._along(torch.where(self._factor == 0, 0.0, 1.0 / self._factor), like)
-
-    def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        factor = like.new_ones(()) if self._factor is None else self._along(self._factor, like)
-        shift = like.new_zeros(()) if self._shift is None else self._along(self._shift, like)
-        return factor, shift
+    def _columns(self, values: Tensor | None, otherwise: float) -> Tensor | float:
+        """Values by channel beside columns."""
+        return otherwise if values is None else values.reshape(self._parts, -1, 1)
 
     def _along(self, values: Tensor, like: Tensor) -> Tensor:
         """Values by channel, as they lie in the consumer's output."""
