@@ -286,6 +286,24 @@ def test_an_unreachable_budget_names_what_was_asked_and_the_closest() -> None:
         pruned(rules={"protect": ["*"]})
 
 
+def test_a_refused_budget_leaves_no_file_of_the_whole_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(model: nn.Module, example: Tensor, path: Path) -> Exported:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"onnx")
+        return Exported(path, 4, ("x",), ("y",), True, "", Parity(0.0, 0.0, 1.0, 1), (1,))
+
+    monkeypatch.setattr("sned.pipeline.study.export_onnx", export)
+    with pytest.raises(BudgetError):
+        pruned(rules={"protect": ["*"]}, out=tmp_path)
+    assert not (tmp_path / "dense.onnx").exists()
+    (tmp_path / "dense.onnx").write_bytes(b"of an earlier run")
+    with pytest.raises(BudgetError):
+        pruned(rules={"protect": ["*"]}, out=tmp_path)
+    assert (tmp_path / "dense.onnx").exists()
+
+
 def test_the_smallest_within_a_loss_is_found_and_told() -> None:
     result = pruned(budget=sned.Budget(max_loss=0.5, macs="80%"), evaluate=weights)
     assert 0.5 <= weights(result.model) < 0.7

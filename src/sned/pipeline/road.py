@@ -16,7 +16,7 @@ from torch import nn
 
 from sned.calibration import Resume, calibrate
 from sned.devices import Budget, cost_for, limits_for
-from sned.errors import BudgetError, CalibrationError, UserError
+from sned.errors import BudgetError, CalibrationError, SnedError, UserError
 from sned.export import export_onnx
 from sned.files import atomic_write_text
 from sned.graph import Graph, Plan
@@ -26,7 +26,7 @@ from sned.measure import Latency, agreement, evaluated
 from sned.pipeline.asked import RULES_ALONE, Evaluate, check_names, checked, default_search, one_of, rules_of
 from sned.pipeline.choice import Choice, choose
 from sned.pipeline.making import handed, made, matched, trained
-from sned.pipeline.study import Study, check_groups, keep, measure, scored, study_of, timed
+from sned.pipeline.study import DENSE, Study, check_groups, keep, measure, scored, study_of, timed
 from sned.progress import SILENT, Progress
 from sned.repair import glance
 from sned.report import Report, to_html, to_json
@@ -302,9 +302,17 @@ def _agreement(study: Study, small: nn.Module) -> float | None:
 
 @contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
-    """The folder asked for, made if need be; else one that is gone afterwards."""
+    """The folder asked for, made if need be; else one that is gone afterwards. Where a run is refused, no file of the
+    whole network is left as if it were a result."""
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
         return
-    yield Path(out)
+    whole = Path(out) / DENSE
+    stood = whole.exists()
+    try:
+        yield Path(out)
+    except SnedError:
+        if not stood:
+            whole.unlink(missing_ok=True)
+        raise

@@ -32,6 +32,10 @@ from sned.surgery import without as leave_out
 from sned.surgery.keras import is_keras
 from sned.timing import Clock, processor_clock
 
+DENSE = "dense.onnx"
+"""The whole network, in the output folder."""
+
+
 FURTHER = 4096
 """Inputs beyond those that layers are scored and repaired by, from which matching learns, at most."""
 
@@ -126,7 +130,7 @@ def study_of(
             cost_for(each, budget, progress=progress) for each in ([dense, graph] if without else [dense])
         ]
     with timed(seconds, "export"):
-        exported = export_onnx(model, example, folder / "dense.onnx")
+        exported = export_onnx(model, example, folder / DENSE)
     weigh = saliency is None and not learnt.synthetic
     return Study(
         model,
