@@ -39,14 +39,14 @@ from sned.saliency.touched import first_touched
 POINTS = (0.25, 0.5, 0.75)
 """Fractions of a group's units at which it is cut."""
 
-INPUTS = 64
+INPUTS = 256
 """Calibration inputs that the cut networks answer, where that takes no more than `MACS`."""
 
 FEWEST_INPUTS = 8
 """Inputs that answer however large the network is."""
 
-MACS = 3.0e12
-"""Multiply-accumulates that all the cut networks may take together: half a minute on two cores."""
+MACS = 1.0e12
+"""Multiply-accumulates that all the cut networks may take together: some ten seconds on two cores."""
 
 NOTHING = 1e-9
 """A divergence below this is rounding; it stands in for none, so that logarithms exist."""
@@ -83,7 +83,7 @@ def sensitivities(
         evidence: with a calibration.
         scores: say which units go.
         points: fractions of the units of a group, in (0, 1).
-        inputs: how many calibration inputs answer, at least 1; as many as `MACS` allows, 8 to 64, when None.
+        inputs: how many calibration inputs answer, at least 1; as many as `MACS` allows, 8 to 256, when None.
         repair: mend the consumers of what is cut by least squares on the dense moments.
         around: `{group: units already gone}`: what one group does to a network that has lost these, not to
             the whole one. Sensitivities of layers are not independent, so measure again where half of the way
