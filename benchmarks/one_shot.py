@@ -3,6 +3,7 @@
     python -m benchmarks.one_shot                                             ResNet-56, 2.11 times fewer MACs
     python -m benchmarks.one_shot --speed-up 2.11 --match-seconds 240         and with label-free matching
     python -m benchmarks.one_shot --latency 50%                               and by latency, beside the same by MACs
+    python -m benchmarks.one_shot --parameters 50% --match-seconds 240        half of the parameters
     python -m benchmarks.one_shot --network resnet20 --speed-up 1.5           also: shufflenetv2_x0_5
 
 Calibration inputs are unlabelled training images; the test set is read once, at the end, for every row. Latencies are
@@ -70,6 +71,10 @@ def networks(
     yield "dense", dense, 0.0
     share = 1 / options.speed_up
     budgets = {f"sned, {options.speed_up:g}x fewer MACs": sned.Budget(macs=f"{100 * share}%")}
+    if options.parameters:
+        budgets = {
+            f"sned, {options.parameters} of the parameters": sned.Budget(parameters=options.parameters)
+        }
     if options.latency:
         budgets[f"sned, {options.latency} of the latency"] = sned.Budget(latency_ms=options.latency)
     for name, budget in budgets.items():
@@ -102,6 +107,9 @@ def main() -> None:
     )
     parser.add_argument("--network", default="resnet56", choices=sorted(NETWORKS))
     parser.add_argument("--speed-up", type=float, default=2.11, help="times fewer MACs")
+    parser.add_argument(
+        "--parameters", default="", help="instead prune to this share of the parameters, such as 50%%"
+    )
     parser.add_argument(
         "--latency", default="", help="also prune to this share of the measured latency, such as 50%%"
     )

@@ -159,6 +159,9 @@ class KerasFile(keras.Model):  # type: ignore[misc]
         super().__init__(name=like.name)
         self._ask = exported.module().forward
         self._nest = answers(like, _given(example))
+        self._shapes: Callable[[Any], Any] = lambda inputs: like(
+            inputs
+        )  # behind a function, lest its layers count as this model's
         if settings := like.get_compile_config():
             self.compile_from_config(settings)
         self.run_eagerly = True
@@ -167,6 +170,8 @@ class KerasFile(keras.Model):  # type: ignore[misc]
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """What the file answers."""
         del training
+        if any(map(_abstract, keras.tree.flatten(inputs))):  # JAX asks for shapes before it runs anything
+            return self._shapes(inputs)
         got = self._ask(keras.tree.map_structure(to_tensor, inputs))
         flat = [keras.ops.convert_to_tensor(t.numpy()) for t in (got if isinstance(got, tuple) else (got,))]
         return keras.tree.pack_sequence_as(self._nest, flat)
@@ -186,6 +191,15 @@ def subjects(models: Mapping[str, Any], example_inputs: Inputs, target: Target) 
 def target_for(target: Target) -> Target:
     """The target as Keras models have it: LiteRT by Keras's exporter where there is TensorFlow."""
     return _LITERT if target.name == LITERT.name and find_spec("tensorflow") is not None else target
+
+
+def _abstract(value: Any) -> bool:
+    """Whether a tensor stands for a shape alone, as JAX's tracers do."""
+    if keras.backend.backend() != "jax":
+        return False
+    import jax
+
+    return isinstance(value, jax.core.Tracer)
 
 
 def _given(example: Inputs) -> Any:
