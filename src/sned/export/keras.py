@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -159,9 +159,8 @@ class KerasFile(keras.Model):  # type: ignore[misc]
         super().__init__(name=like.name)
         self._ask = exported.module().forward
         self._nest = answers(like, _given(example))
-        self._shapes: Callable[[Any], Any] = lambda inputs: like(
-            inputs
-        )  # behind a function, lest its layers count as this model's
+        # Behind a function, lest its layers count as this model's.
+        self._shapes: Callable[[Any], Any] = lambda inputs: like(inputs)
         if settings := like.get_compile_config():
             self.compile_from_config(settings)
         self.run_eagerly = True
