@@ -79,6 +79,17 @@ def test_what_an_interrupted_stage_had_done_is_taken_over(
     assert told in resume.told
 
 
+def test_the_same_inputs_with_others_to_learn_from_begin_anew(tmp_path: Path, eager: None) -> None:
+    graph, state = network()
+    calibrate(graph, state, batches(), limit=64, further=32, resume=Resume(tmp_path))
+    resume = Resume(tmp_path)
+    found = calibrate(graph, state, batches(), limit=96, resume=resume)
+    assert not resume.told
+    fresh = calibrate(graph, state, batches(), limit=96)
+    for op, moment in fresh.moments.items():
+        assert found.moments[op].count == moment.count
+
+
 def test_other_weights_or_inputs_start_over(tmp_path: Path, eager: None) -> None:
     graph, state = network()
     calibrate(graph, state, batches(), limit=96, resume=Resume(tmp_path))

@@ -123,7 +123,7 @@ def calibrate(
     size = batch_size(graph)
     watcher = _Watcher(graph, found, count, seed)
     if resume.folder is not None:
-        resume = resume.keyed(identity(graph, state, kept.digest(), size, seed))
+        resume = resume.keyed(identity(graph, state, kept.digest(), count, size, seed))
     outputs = _pass(Replay(graph, state), kept, count, size, watcher, resume, progress, workdir)
     return Calibration(
         fingerprint=graph.fingerprint,
@@ -233,8 +233,8 @@ def _inputs(
         random = synthetic_batches(graph.example, limit, batch=size, seed=seed)
         return read_inputs(graph.example, random, limit, workdir), True
     example = graph.example
-    size = sum(prod(leaf.shape) * getattr(torch, leaf.dtype).itemsize for leaf in example.leaves())
-    affordable = FURTHER_BYTES * example.batch // max(size, 1)
+    held = sum(prod(leaf.shape) * getattr(torch, leaf.dtype).itemsize for leaf in example.leaves())
+    affordable = FURTHER_BYTES * example.batch // max(held, 1)
     kept = read_inputs(example, batches, limit + min(further, affordable), workdir)
     count = min(limit, len(kept))
     if not graph.batched and count % graph.batch:
