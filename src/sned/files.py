@@ -110,12 +110,6 @@ def atomic_write_text(path: str | Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8", newline="\n")
 
 
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all. Raises `WriteError` as `atomic_path` does."""
-    with atomic_path(path) as beside:
-        beside.write_bytes(data)
-
-
 def _write_failure(error: BaseException, final: Path, beside: Path) -> str | None:
     """Why writing failed, or None where `error` is not about writing (Ctrl-C, a failed read)."""
     if not isinstance(error, Exception):
