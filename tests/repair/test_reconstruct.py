@@ -151,11 +151,28 @@ def test_spooled_activations_give_the_same(tmp_path: Path, monkeypatch: pytest.M
     model, x = block(), images(100)
     graph, plan, calibration = ready(model, x, {"conv1": [1, 2, 3]})
     expected, _ = reconstruct(graph, state_of(model), plan, calibration)
-    monkeypatch.setattr("sned.repair.spool.IN_MEMORY", 0)
+    monkeypatch.setattr("sned.calibration.spool.IN_MEMORY", 0)
+    monkeypatch.setattr("sned.repair.front.HELD", 0)
+    monkeypatch.setattr("sned.repair.front.FEWEST", len(x))
     state, _ = reconstruct(graph, state_of(model), plan, calibration, workdir=tmp_path)
     for name, value in expected.items():
         torch.testing.assert_close(state[name], value)
     assert not any(tmp_path.iterdir())
+
+
+def test_inputs_join_where_activations_have_become_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = block(), images(200)
+    graph, plan, calibration = ready(model, x, {"conv1": [1, 2, 3]})
+    expected, everyone = reconstruct(graph, state_of(model), plan, calibration)
+    # At the head no more is left than 8 numbers of each network; at a convolution it is thousands.
+    monkeypatch.setattr("sned.repair.front.FEWEST", 20)
+    monkeypatch.setattr("sned.repair.front.HELD", 200 * 4 * 100)
+    state, solved = reconstruct(graph, state_of(model), plan, calibration)
+    share = [few.patches / all_.patches for few, all_ in zip(solved, everyone, strict=True)]
+    batches = -(-20 // calibration.batch) * calibration.batch
+    assert share == [batches / 200] * (len(share) - 1) + [1.0]
+    given = answers(graph, expected, plan, x)
+    assert float((answers(graph, state, plan, x) - given).square().mean() / given.var()) < 0.05
 
 
 def test_the_dense_state_is_not_touched() -> None:

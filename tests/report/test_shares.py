@@ -11,7 +11,7 @@ from sned.report.shares import shares
 class Multiplications:
     """The cost of Linear(6, 10), Linear(10, 20), Linear(20, 3), written out."""
 
-    def evaluate(self, counts: np.ndarray) -> Costs:
+    def evaluate(self, counts: np.ndarray, of: object = None) -> Costs:
         a, b = counts[:, 0], counts[:, 1]
         macs = 6 * a + a * b + b * 3
         parameters = 7 * a + (a + 1) * b + (b + 1) * 3

@@ -42,7 +42,7 @@ class ChainCost:
 
     stair: int = 1
 
-    def evaluate(self, counts: FloatArray) -> Costs:
+    def evaluate(self, counts: FloatArray, of: object = None) -> Costs:
         """See `CostModel`."""
         plans = np.atleast_2d(counts)
         ends = np.ones((len(plans), 1))

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from sned.calibration.consumers import Consumer, consumers
 from sned.calibration.inputs import KeptInputs, read_inputs
-from sned.calibration.moments import WIDEST, Moment, Sums
-from sned.calibration.patches import chunks, macs_of, share_of
+from sned.calibration.moments import WIDEST, Moment, Moments, Sums
+from sned.calibration.patches import chunks, inputs_within, macs_of, share_of
 from sned.calibration.resume import NOTHING, Resume, identity
 from sned.calibration.store import RowStore
 from sned.errors import CalibrationError, ModelError
 from sned.graph.example import Example, Inputs
 from sned.graph.ir import Graph, Op
 from sned.graph.replay import Replay, State
+from sned.memory import trim
 from sned.progress import SILENT, Progress
 
 FEWEST, MOST = 1024, 4096
@@ -34,8 +35,8 @@ FURTHER_BYTES = 2**29
 
 LARGEST_BATCH = 64
 
-ACTIVATION_VALUES = 2**24
-"""Numbers in the largest activation of one batch (64 MB)."""
+ACTIVATION_VALUES = 2**23
+"""Numbers in the largest activation of one batch (32 MB)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,7 @@ class Calibration:
         count: how many inputs it was learnt from.
         further: how many more were read, to train on: they lie behind the others.
         batch: inputs in each batch that `batches` yields.
+        macs: multiply-accumulates of the dense network on one input.
         synthetic: whether the inputs are random, for want of real ones.
         resume: where further stages on the same weights and inputs keep what they find.
     """
@@ -58,6 +60,7 @@ class Calibration:
     moments: Mapping[int, Moment] = field(repr=False)
     count: int
     batch: int
+    macs: float
     synthetic: bool
     _inputs: KeptInputs = field(repr=False)
     _outputs: tuple[RowStore, ...] = field(repr=False)
@@ -72,6 +75,15 @@ class Calibration:
     def outputs(self, start: int = 0, stop: int | None = None) -> list[Tensor]:
         """What the dense network answered to inputs `start` to `stop`: each output tensor, `[n, ...]`."""
         return [store.read(start, self.count if stop is None else stop) for store in self._outputs]
+
+    def answers(self) -> Iterator[list[Tensor]]:
+        """The dense network's outputs for each of `batches`."""
+        for first in range(0, self.count, self.batch):
+            yield self.outputs(first, min(first + self.batch, self.count))
+
+    def within(self, macs: float, fewest: int, most: int) -> int:
+        """How many inputs the dense network can answer within some multiply-accumulates: `fewest` to `most`."""
+        return inputs_within(macs, self.macs, fewest, most)
 
     @property
     def note(self) -> str:
@@ -117,7 +129,8 @@ def calibrate(
         ModelError: the network answers NaN.
     """
     found = consumers(graph)
-    limit = _affordable(graph, found) if limit is None else limit
+    macs = sum(macs_of(consumer, graph) for consumer in found)
+    limit = _default_limit(graph, macs) if limit is None else limit
     kept, synthetic = _inputs(graph, batches, limit, further, workdir, seed)
     count = min(limit, len(kept))
     size = batch_size(graph)
@@ -128,9 +141,10 @@ def calibrate(
     return Calibration(
         fingerprint=graph.fingerprint,
         consumers=found,
-        moments=watcher.moments(),
+        moments=watcher.moments(workdir),
         count=count,
         batch=size,
+        macs=macs,
         synthetic=synthetic,
         _inputs=kept,
         _outputs=outputs,
@@ -176,6 +190,7 @@ def _pass(
                 store.append(output if output.ndim else output[None])
             if number >= done:
                 slot.offer(held)
+            trim()
             advance(min(size, count - number * size))
     if done * size < count:
         slot.close(held)
@@ -216,10 +231,9 @@ def batch_size(graph: Graph) -> int:
     return max(1, min(LARGEST_BATCH, ACTIVATION_VALUES * graph.batch // max(largest, 1)))
 
 
-def _affordable(graph: Graph, found: Sequence[Consumer]) -> int:
+def _default_limit(graph: Graph, macs: float) -> int:
     """How many inputs to learn from; whole batches of a network that runs at one batch size only."""
-    each = sum(macs_of(consumer, graph) for consumer in found)
-    count = max(FEWEST, min(MOST, int(MACS / max(each, 1))))
+    count = inputs_within(MACS, macs, FEWEST, MOST)
     return count if graph.batched else max(count // graph.batch, 1) * graph.batch
 
 
@@ -294,10 +308,10 @@ class _Watcher:
             start = f"sums/{op}/"
             sums.restore({n.removeprefix(start): t for n, t in held.items() if n.startswith(start)})
 
-    def moments(self) -> dict[int, Moment]:
-        """The moment of every consumer."""
-        made = {op: sums.moment() for op, sums in self._sums.items()}
-        return {op: made[first] for op, first in self._first.items()}
+    def moments(self, folder: Path | None) -> Moments:
+        """The moment of every consumer; the sums are gone."""
+        made = ((op, self._sums.pop(op).moment()) for op in list(self._sums))
+        return Moments(self._first, made, folder)
 
 
 def patch_seed(seed: int, consumer: Consumer, batch: int) -> int:

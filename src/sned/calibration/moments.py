@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sned.calibration.spool import Spool
+
 WIDEST = 8192
 """Patches wider than this keep only the diagonal of their moments (all would take over half a gigabyte)."""
 
-PRECISE = 2048
+PRECISE = 1024
 """Up to this width sums are kept in float64, beyond in float32 to save memory."""
+
+BLOCK = 768
+"""Rows of wide products that are worked out at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +75,22 @@ class Sums:
     def add_patches(self, x: Tensor) -> None:
         """Take in patches."""
         x = x.float()
-        second = x @ x.mT if self._full else x.new_zeros(0)
-        diagonal = second.diagonal(dim1=1, dim2=2) if self._full else x.square().sum(-1)
-        self._patches = _added(self._patches, [x.sum(-1), diagonal, second])
+        if self._full and x.shape[1] > PRECISE:
+            self._add_wide(x)
+        else:
+            self._patches = _added(self._patches, [x.sum(-1), x @ x.mT if self._full else x.square().sum(-1)])
         self._count += x.shape[-1]
+
+    def _add_wide(self, x: Tensor) -> None:
+        """Only the blocks below the diagonal and on it: the others mirror them."""
+        parts, width, _ = x.shape
+        if not self._patches:
+            self._patches = [x.new_zeros(parts, width), x.new_zeros(parts, width, width)]
+        mean, second = self._patches
+        mean += x.sum(-1)
+        for first in range(0, width, BLOCK):
+            stop = min(first + BLOCK, width)
+            second[:, first:stop, :stop].baddbmm_(x[:, first:stop], x[:, :stop].mT)
 
     def add_target(self, x: Tensor, target: Tensor) -> None:
         """Take in a target beside its patches."""
@@ -80,9 +98,16 @@ class Sums:
         self._target = _added(self._target, [y.sum(-1), y.square().sum(-1), y @ x.float().mT])
 
     def moment(self) -> Moment:
-        """Moments of the patches."""
-        first, diagonal, second = (t / max(self._count, 1) for t in self._patches)
-        return Moment(second if self._full else None, diagonal, first, self._count)
+        """Moments of the patches. They take the place of the sums, so no more patches can be added."""
+        mean, second = (t.div_(max(self._count, 1)) for t in self._patches)
+        self._patches = []
+        if not self._full:
+            return Moment(None, second, mean, self._count)
+        if second.shape[1] > PRECISE:
+            for first in range(BLOCK, second.shape[1], BLOCK):
+                stop = first + BLOCK
+                second[:, :first, first:stop] = second[:, first:stop, :first].mT
+        return Moment(second, second.diagonal(dim1=1, dim2=2).clone(), mean, self._count)
 
     def target(self) -> CrossMoment:
         """Moments of the target."""
@@ -102,6 +127,33 @@ class Sums:
     def forget_target(self) -> None:
         """Make room for another target beside the same patches."""
         self._target = []
+
+
+class Moments(Mapping[int, Moment]):
+    """The moment of every consumer by its op; those that do not fit into memory are read from files.
+
+    Args:
+        first: for each consumer the first one that reads the very same patches.
+        made: the moments of those.
+        folder: where files go; a temporary folder when None.
+    """
+
+    def __init__(
+        self, first: Mapping[int, int], made: Iterable[tuple[int, Moment]], folder: Path | None = None
+    ) -> None:
+        self._first = first
+        self._spool = Spool(folder)
+        for op, moment in made:
+            self._spool.put(op, (moment.second, moment.diagonal, moment.mean, moment.count))
+
+    def __getitem__(self, op: int) -> Moment:
+        return Moment(*self._spool.look(self._first[op]))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._first)
+
+    def __len__(self) -> int:
+        return len(self._first)
 
 
 def _added(totals: list[Tensor], terms: list[Tensor]) -> list[Tensor]:

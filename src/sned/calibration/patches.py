@@ -28,7 +28,7 @@ ENOUGH = 2**16
 ENOUGH_PER_ENTRY = 256
 """... and for each entry of wider ones: more would say the same, since those of one input are alike."""
 
-LEAST_PATCHES_PER_ENTRY = 20
+LEAST_PATCHES_PER_ENTRY = 12
 """Patches for each entry that are taken at least, whatever they cost: fewer and the moments are noise."""
 
 CHUNK_VALUES = 2**21
@@ -54,6 +54,11 @@ def patches_of(consumer: Consumer, graph: Graph) -> float:
 def macs_of(consumer: Consumer, graph: Graph) -> float:
     """Multiply-accumulates that a consumer takes for one input."""
     return patches_of(consumer, graph) * consumer.parts * consumer.outputs * consumer.width
+
+
+def inputs_within(macs: float, each: float, fewest: int, most: int) -> int:
+    """How many inputs take no more than `macs` at `each` an input, but `fewest` to `most` in any case."""
+    return max(fewest, min(most, int(macs // max(each, 1))))
 
 
 def share_of(consumer: Consumer, graph: Graph, count: int) -> float:

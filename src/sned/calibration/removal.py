@@ -48,12 +48,15 @@ class Problem:
         rows: `[units, k]`, which entries of `x` go with each unit.
         share: how much the error of this consumer, relative to its own energy, counts beside that of others,
             >= 0.
+        mean: `[width]`, `E[x]`, where something puts the mean of the outputs right, so that only what lies around it
+            counts.
     """
 
     second: Tensor = field(repr=False)
     weight: Tensor = field(repr=False)
     rows: IntArray = field(repr=False)
     share: float = 1.0
+    mean: Tensor | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,17 +99,23 @@ class _Elimination:
         rows = torch.from_numpy(np.ascontiguousarray(problem.rows))
         entries = torch.arange(problem.second.shape[0])
         order = torch.cat([rows.flatten(), entries[~torch.isin(entries, rows.flatten())]])
-        second = problem.second.detach().double()[order][:, order]
+        second = problem.second.detach()[order][:, order].double()
+        if problem.mean is not None:
+            mean = problem.mean.detach().double()[order]
+            second.addr_(mean, mean, alpha=-1)
         weight = problem.weight.detach().double()[:, order]
         energy = float((weight @ second * weight).sum())
         scale = problem.share / energy if energy > 0 else 0.0
-        inverse = torch.cholesky_inverse(factor(second, ridge)[0])
+        lower, _ = factor(second, ridge)
+        del second  # wide ones take hundreds of megabytes
+        inverse = torch.cholesky_inverse(lower)
         return cls(weight, inverse, np.arange(len(rows)), rows.shape[1], scale)
 
-    def only(self, units: IntArray) -> _Elimination:
-        """The same problem as some of its units see it: what their removal costs, and does to each other, is exact."""
+    def only(self, units: IntArray) -> _Few:
+        """The same problem as some of its units see it."""
         at = self._entries(units)
-        return _Elimination(self._weight[:, at], self._inverse[at][:, at], units, self._k, self._scale)
+        weight = self._weight[:, at]
+        return _Few((weight.T @ weight).numpy(), self._inverse[at][:, at].numpy(), self._k, self._scale)
 
     def losses(self) -> FloatArray:
         """What each unit that remains would cost, in the order of their numbers."""
@@ -146,6 +155,38 @@ class _Elimination:
         self._alive = np.ones(len(self._stored), bool)
 
 
+class _Few:
+    """A problem as a few of its units see it: what the removal of each costs, and does to the others, is exact.
+
+    Args:
+        gram: `[few * k, few * k]`, `Wᵀ W` of their weights, all that a loss needs to know of them.
+        inverse: of the same shape.
+        k: entries of a unit.
+        scale: what a loss is multiplied by.
+    """
+
+    def __init__(self, gram: FloatArray, inverse: FloatArray, k: int, scale: float) -> None:
+        self._gram, self._inverse, self._k, self._scale = gram, inverse, k, scale
+
+    def losses(self, places: IntArray) -> FloatArray:
+        """What each of the units at `places` would cost."""
+        own, gram = self._blocks(self._inverse, places), self._blocks(self._gram, places)
+        told = gram / own if self._k == 1 else np.linalg.solve(own, gram)
+        return np.asarray(self._scale * told.trace(axis1=1, axis2=2))
+
+    def remove(self, place: int) -> None:
+        """Take out the unit at a place, and let the rest answer for it."""
+        unit = slice(place * self._k, (place + 1) * self._k)
+        across = np.linalg.solve(self._inverse[unit, unit], self._inverse[unit])
+        step = self._gram[:, unit] @ across
+        self._gram += across.T @ (self._gram[unit, unit] @ across) - step - step.T
+        self._inverse -= self._inverse[:, unit] @ across
+
+    def _blocks(self, square: FloatArray, places: IntArray) -> FloatArray:
+        few = len(square) // self._k
+        return square.reshape(few, self._k, few, self._k)[places, :, places]
+
+
 def greedy_removal(
     problems: Sequence[Problem], cells: IntArray | None = None, *, ridge: float = RIDGE
 ) -> Removal:
@@ -181,22 +222,18 @@ def _remove_all(problems: Sequence[Problem], cells: IntArray | None, ridge: floa
     states = [_Elimination.of(problem, ridge) for problem in problems]
     left = np.arange(units)
     order: list[int] = []
-    losses: list[float] = []
+    costs: list[float] = []
     while len(left):
         rounds = max(1, len(left) // (int(cell.max()) + 1) // _ROUNDS)
-        near = _cheapest(_sum_of_losses(states), left, cell, 2 * rounds)
+        losses = sum((state.losses() for state in states), np.zeros(len(left)))
+        near = _cheapest(losses, left, cell, 2 * rounds)
         taken, cost = _one_by_one([state.only(near) for state in states], near, cell, rounds)
         for state in states:
             state.remove(np.sort(taken))
         left = np.setdiff1d(left, taken)
         order += taken.tolist()
-        losses += cost
-    return Removal(np.array(order, np.int64), np.concatenate([[0.0], np.cumsum(losses)]))
-
-
-def _sum_of_losses(states: Sequence[_Elimination]) -> FloatArray:
-    summed: FloatArray = np.maximum(np.sum([state.losses() for state in states], axis=0), 0.0)
-    return summed
+        costs += cost
+    return Removal(np.array(order, np.int64), np.concatenate([[0.0], np.cumsum(costs)]))
 
 
 def _cheapest(losses: FloatArray, left: IntArray, cell: IntArray, count: int) -> IntArray:
@@ -207,18 +244,19 @@ def _cheapest(losses: FloatArray, left: IntArray, cell: IntArray, count: int) ->
 
 
 def _one_by_one(
-    states: Sequence[_Elimination], units: IntArray, cell: IntArray, rounds: int
+    few: Sequence[_Few], units: IntArray, cell: IntArray, rounds: int
 ) -> tuple[IntArray, list[float]]:
     """The units that go in some rounds, each of which takes one from every cell, and what each costs."""
-    left, order, cost = units, [], []
+    left, gone, cost = np.arange(len(units)), [], []
     taken = np.zeros(int(cell.max()) + 1, np.int64)
     while len(left) and taken.min() < rounds:
-        losses = _sum_of_losses(states)
-        place = int(np.where(taken[cell[left]] == taken.min(), losses, np.inf).argmin())
-        order.append(int(left[place]))
-        cost.append(float(losses[place]))
-        taken[cell[left[place]]] += 1
-        left = np.delete(left, place)
-        for state in states:
-            state.remove(np.array(order[-1:]))
-    return np.array(order, np.int64), cost
+        losses = sum((state.losses(left) for state in few), np.zeros(len(left)))
+        best = int(np.where(taken[cell[units[left]]] == taken.min(), losses, np.inf).argmin())
+        place = int(left[best])
+        gone.append(place)
+        cost.append(max(float(losses[best]), 0.0))
+        taken[cell[units[place]]] += 1
+        left = np.delete(left, best)
+        for state in few:
+            state.remove(place)
+    return units[gone], cost

@@ -43,16 +43,20 @@ def factor(second: Tensor, ridge: float) -> tuple[Tensor, float]:
         ValueError: no ridge does: the matrix holds NaN or is far from positive semi-definite.
     """
     matrix = second.double()
-    scale = float(matrix.diagonal().mean())
+    diagonal = matrix.diagonal().clone()
+    scale = float(diagonal.mean())
     if scale <= 0:  # entries that never change leave nothing, or rounding of either sign
         scale = max(float(matrix.abs().max()), torch.finfo(torch.float32).tiny)
-    for attempt in range(_ATTEMPTS):
-        used = ridge * 10.0**attempt if ridge else (10.0 ** (attempt - 12) if attempt else 0.0)
-        shifted = matrix.clone()
-        shifted.diagonal().add_(used * scale)
-        lower, failed = torch.linalg.cholesky_ex(shifted)
-        if not int(failed):
-            return lower, used
+    try:
+        for attempt in range(_ATTEMPTS):
+            used = ridge * 10.0**attempt if ridge else (10.0 ** (attempt - 12) if attempt else 0.0)
+            # In place, for a copy of a wide one takes hundreds of megabytes; it is put back below.
+            matrix.diagonal().copy_(diagonal + used * scale)
+            lower, failed = torch.linalg.cholesky_ex(matrix)
+            if not int(failed):
+                return lower, used
+    finally:
+        matrix.diagonal().copy_(diagonal)
     raise ValueError("second moments must be symmetric, positive semi-definite and free of NaN")
 
 

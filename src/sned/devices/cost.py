@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Literal, Protocol
 
 import numpy as np
 
-from sned.devices.budget import ON
+from sned.devices.budget import AMOUNTS, ON
 from sned.devices.figures import Figures
 from sned.devices.footprint import elements, energy_mj, peak_elements
 from sned.devices.host import OpTables
@@ -26,7 +27,7 @@ Basis = Literal["measured", "calibrated", "estimated"]
 
 @dataclass(frozen=True, eq=False)
 class Costs:
-    """What `P` plans cost; every field is `[P]`, and nan where the device has no model of it.
+    """What `P` plans cost; every field is `[P]`, and nan where the device has no model of it or nobody asked.
 
     Attributes:
         latency_ms: of one run at the batch size asked for.
@@ -86,8 +87,8 @@ class LayerCost:
 class CostModel(Protocol):
     """Tells what plans cost on one device, at one batch size and number of threads."""
 
-    def evaluate(self, counts: FloatArray) -> Costs:
-        """Cost `P` plans that keep `counts[P, G]` units of the graph's groups."""
+    def evaluate(self, counts: FloatArray, of: Collection[str] | None = None) -> Costs:
+        """Cost `P` plans that keep `counts[P, G]` units of the graph's groups; only the columns `of`, if given."""
         ...
 
     def layers(self, counts: FloatArray) -> list[LayerCost]:
@@ -140,14 +141,20 @@ class Cost:
         """A sentence for each figure that was assumed because the profile does not tell it."""
         return self.figures.assumed
 
-    def evaluate(self, counts: FloatArray) -> Costs:
+    def evaluate(self, counts: FloatArray, of: Collection[str] | None = None) -> Costs:
         """Cost `P` plans that keep `counts[P, G]` units of the graph's groups.
+
+        Args:
+            counts: units kept, `[P, G]` or `[G]`.
+            of: names of columns (`Costs.columns`) to work out, to save time: latencies take longest by far. All when
+                None.
 
         Raises:
             PlanError: `counts` is not of that shape, or a group keeps more than it has or less than it may.
         """
         plans = self._checked(np.atleast_2d(np.asarray(counts, dtype=np.float64)))
-        parts = [self._evaluate(plans[i : i + CHUNK]) for i in range(0, max(1, len(plans)), CHUNK)]
+        asked = _fields(of)
+        parts = [self._evaluate(plans[i : i + CHUNK], asked) for i in range(0, max(1, len(plans)), CHUNK)]
         names = parts[0].columns()
         return _costs({name: np.concatenate([part.columns()[name] for part in parts]) for name in names})
 
@@ -215,20 +222,31 @@ class Cost:
             )
         return counts
 
-    def _evaluate(self, counts: FloatArray) -> Costs:
-        work, nothing = self.work, np.zeros(len(counts))
+    def _evaluate(self, counts: FloatArray, asked: Collection[str]) -> Costs:
+        work = self.work
         sizes = work.sizes_of(counts)
-        values = elements(work, sizes)
-        latency = (self._times(sizes).sum(axis=0) + self._call_us) * self.scale / 1e3
-        stored = sum((extent.at(sizes) for extent in work.stored), nothing)
-        return Costs(
-            latency_ms=latency,
-            macs=sum((kernel.macs.at(sizes) for kernel in work.kernels if kernel.macs.factor), nothing),
-            parameters=sum((extent.at(sizes) for extent in work.parameters.values()), nothing),
-            size_bytes=stored * self.figures.bytes + self.file_bytes,
-            energy_mj=energy_mj(work, sizes, values, self.figures, latency),
-            peak_memory_bytes=peak_elements(work, values) * self.figures.bytes,
-        )
+        nothing, unknown = np.zeros(len(counts)), np.full(len(counts), np.nan)
+
+        @cache
+        def values() -> Sequence[FloatArray]:
+            return elements(work, sizes)
+
+        @cache
+        def latency() -> FloatArray:
+            return np.asarray((self._times(sizes).sum(axis=0) + self._call_us) * self.scale / 1e3)
+
+        def stored() -> FloatArray:
+            return sum((extent.at(sizes) for extent in work.stored), nothing)
+
+        told: dict[str, Callable[[], FloatArray]] = {
+            "latency_ms": latency,
+            "macs": lambda: sum((k.macs.at(sizes) for k in work.kernels if k.macs.factor), nothing),
+            "parameters": lambda: sum((extent.at(sizes) for extent in work.parameters.values()), nothing),
+            "size_bytes": lambda: stored() * self.figures.bytes + self.file_bytes,
+            "energy_mj": lambda: energy_mj(work, sizes, values(), self.figures, latency()),
+            "peak_memory_bytes": lambda: peak_elements(work, values()) * self.figures.bytes,
+        }
+        return _costs({name: tell() if name in asked else unknown for name, tell in told.items()})
 
     @property
     def _call_us(self) -> float:
@@ -267,9 +285,9 @@ class FleetCost:
 
     costs: Sequence[Cost]
 
-    def evaluate(self, counts: FloatArray) -> Costs:
-        """Cost `P` plans that keep `counts[P, G]` units of the graph's groups."""
-        members = {cost.device: cost.evaluate(counts) for cost in self.costs}
+    def evaluate(self, counts: FloatArray, of: Collection[str] | None = None) -> Costs:
+        """Cost `P` plans that keep `counts[P, G]` units of the graph's groups; only the columns `of`, if given."""
+        members = {cost.device: cost.evaluate(counts, of) for cost in self.costs}
         columns = [costs.columns() for costs in members.values()]
         most = {name: np.max([column[name] for column in columns], axis=0) for name in columns[0]}
         return replace(_costs(most), members=members)
@@ -334,6 +352,11 @@ def _costs(columns: Mapping[str, FloatArray]) -> Costs:
         columns["latency_ms"], columns["macs"], columns["parameters"], columns["size_bytes"], columns["energy_mj"],
         columns["peak_memory_bytes"],
     )  # fmt: skip
+
+
+def _fields(of: Collection[str] | None) -> Collection[str]:
+    """The fields of `Costs` that hold what is asked of a device or of a member of a set."""
+    return AMOUNTS if of is None else {name.partition(ON)[0] for name in of}
 
 
 def _kind(kernel: Kernel) -> str:

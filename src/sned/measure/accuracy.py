@@ -1,10 +1,11 @@
 """How well a network does: by the user's own measure, or by how often it agrees with another."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import tee
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sned.errors import CalibrationError
 from sned.evaluation import Evaluate, evaluated, evaluation_mode
@@ -14,13 +15,15 @@ from sned.graph.example import Inputs, arguments, tensors_in
 __all__ = ["Evaluate", "agreement", "evaluated"]
 
 
-def agreement(reference: nn.Module, model: nn.Module, batches: Iterable[Inputs]) -> float:
+def agreement(
+    reference: nn.Module | Iterable[Sequence[Tensor]], model: nn.Module, batches: Iterable[Inputs]
+) -> float:
     """How often two networks choose the same class, over the first output with classes.
 
     Formula: `mean_i [argmax f(x_i) = argmax g(x_i)]` with `f` the reference and `g` the model.
 
     Args:
-        reference: say, the dense network.
+        reference: say, the dense network, or its outputs for each batch.
         model: say, the pruned one.
         batches: inputs, without labels, each as the networks are called: a tensor, tuple or dict.
 
@@ -31,19 +34,29 @@ def agreement(reference: nn.Module, model: nn.Module, batches: Iterable[Inputs])
         CalibrationError: there are no batches, or no output has classes.
     """
     same: list[Array] = []
-    with evaluation_mode(reference), evaluation_mode(model), torch.no_grad():
-        for inputs in batches:
-            ours, theirs = _scores(reference, inputs), _scores(model, inputs)
-            same.append((top1(ours) == top1(theirs)).reshape(-1))
+    with evaluation_mode(model), torch.no_grad():
+        batches, seen = tee(batches)
+        known = _answers(reference, seen) if isinstance(reference, nn.Module) else reference
+        for inputs, outputs in zip(batches, known, strict=True):
+            same.append((top1(_scores(outputs)) == top1(_scores(_outputs(model, inputs)))).reshape(-1))
     if not same:
         raise CalibrationError("There are no inputs to compare two networks on: `batches` is empty.")
     return float(np.concatenate(same).mean())
 
 
-def _scores(model: nn.Module, inputs: Inputs) -> Array:
+def _answers(model: nn.Module, batches: Iterable[Inputs]) -> Iterator[Sequence[Tensor]]:
+    with evaluation_mode(model):
+        for inputs in batches:
+            yield _outputs(model, inputs)
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> Sequence[Tensor]:
     args, kwargs = arguments(inputs)
-    outputs = (tensor.float().cpu().numpy() for tensor in tensors_in(model(*args, **kwargs)))
-    scores = next(filter(has_classes, outputs), None)
+    return tensors_in(model(*args, **kwargs))
+
+
+def _scores(outputs: Iterable[Tensor]) -> Array:
+    scores = next(filter(has_classes, (tensor.float().cpu().numpy() for tensor in outputs)), None)
     if scores is None:
         raise CalibrationError(
             "No output of the model has classes to compare, [batch, classes]. Give `evaluate` instead."

@@ -261,6 +261,8 @@ def _finish(
         after = evaluated(small.model, evaluate) if evaluate else None
 
     def quality(found: Found) -> float:
+        if not found.changes:
+            return 1.0
         told = glance(study.graph, study.state, found.plan, study.calibration)
         return 1 - told.error if told.agreement is None else told.agreement
 
@@ -295,7 +297,8 @@ def _finish(
 def _agreement(study: Study, small: nn.Module) -> float | None:
     """How often both networks answer alike on the calibration inputs; None where no output has classes."""
     try:
-        return agreement(study.model, small, study.calibration.batches())
+        dense = study.calibration.answers() if study.graph is study.whole.graph else study.model
+        return agreement(dense, small, study.calibration.batches())
     except CalibrationError:
         return None
 

@@ -22,6 +22,7 @@ from sned.graph import Graph
 from sned.graph.example import Inputs
 from sned.graph.trace import state_of
 from sned.measure import Latency, measure_onnx
+from sned.memory import trim
 from sned.pipeline.asked import checked
 from sned.progress import Progress
 from sned.report.compose import Whole
@@ -190,8 +191,9 @@ def anchored(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
     """The cost model scaled to what was measured of the whole network, and the limits that follow from it."""
     if not study.measured:
         return _estimated(study)
+    runs = 60 if study.budget.latency_ms is not None else 20
     median_ms = once(
-        study, "anchor", lambda: measure(study, {"before": study.exported.path})["before"].median_ms
+        study, "anchor", lambda: measure(study, {"before": study.exported.path}, runs)["before"].median_ms
     )
     predicted = study.dense_costs()["latency_ms"]
     note = (
@@ -261,9 +263,10 @@ def measure(
 
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add what the block takes to the seconds of a stage."""
+    """Add what the block takes to the seconds of a stage; what it leaves of memory is given back."""
     start = time.perf_counter()
     try:
         yield
     finally:
+        trim()
         seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -40,9 +40,9 @@ def reestimate(
         norm = found.get(op.index)
         if norm is None:
             return
-        x = live[norm.input].double()
+        x = live[norm.input].float()
         axes = [axis for axis in range(x.ndim) if axis != 1]
-        variance, mean = torch.var_mean(x, axes, correction=0)
+        variance, mean = (value.double() for value in torch.var_mean(x, axes, correction=0))
         count = x.numel() // x.shape[1]
         for name, value in ((norm.mean, mean), (norm.variance, variance)):
             # A norm that is called twice averages over both calls.

@@ -11,12 +11,16 @@ from sned.graph.plan import Plan
 from sned.graph.replay import State, slice_state
 from sned.repair.batchnorm import blended, cut_replay, reestimate
 
-INPUTS = 64
-"""Calibration inputs that BatchNorm statistics are re-estimated from, and that answer."""
+MOST, FEWEST = 64, 16
+"""Calibration inputs that BatchNorm statistics are re-estimated from, and that answer: as many as `MACS` go, within
+these bounds."""
+
+MACS = 1.0e11
+"""Multiply-accumulates of the dense network on them: a second."""
 
 
 def glance(
-    graph: Graph, state: State, plan: Plan, calibration: Calibration, *, inputs: int = INPUTS
+    graph: Graph, state: State, plan: Plan, calibration: Calibration, *, inputs: int | None = None
 ) -> Divergence:
     """Cut, re-estimate BatchNorm statistics, and compare the answers with the dense network's. Nothing is built.
 
@@ -25,9 +29,9 @@ def glance(
         state: its parameters and buffers.
         plan: what is removed.
         calibration: of the dense network.
-        inputs: how many calibration inputs to use.
+        inputs: how many calibration inputs to use; 16 of a large network to 64 of a small one when None.
     """
-    count = min(inputs, calibration.count)
+    count = min(calibration.within(MACS, FEWEST, MOST) if inputs is None else inputs, calibration.count)
     count -= 0 if graph.batched else count % graph.batch
     cut = slice_state(state, plan)
     cut = blended(cut, reestimate(graph, cut, calibration.batches(0, count), plan), 1.0)

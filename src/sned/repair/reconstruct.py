@@ -10,8 +10,8 @@ should give so that what follows it comes out right (`targets.py`): the dense ou
 lacks, and only what an activation function lets through. A consumer without a bias leaves `b` to the
 BatchNorm that follows, as `mean - b`.
 
-Both networks advance together on a live cut of all inputs, so that the whole costs two forward passes, and
-one more of the pruned network's consumers for each round.
+Both networks advance together on a live cut of the inputs (`front.py`), so that the whole costs two forward passes;
+each further round looks at columns that were kept.
 
 Reference: layer-wise reconstruction on the pruned network's inputs is that of He et al., Channel Pruning
 for Accelerating Very Deep Neural Networks, 2017, section 3.2; the asymmetric target behind a ReLU that of
@@ -21,7 +21,7 @@ in the moments that all positions enter, and in majorisation in place of their a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,15 +36,16 @@ from sned.calibration.moments import WIDEST, CrossMoment, Moment, Sums
 from sned.calibration.patches import Columns, chunks, share_of
 from sned.calibration.resume import Resume, Slot
 from sned.calibration.solver import RIDGE, Fit, least_squares, squared_error
+from sned.calibration.spool import Spool
 from sned.calibration.walk import Live, Walk
-from sned.graph.example import arguments, tensors_in
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan
 from sned.graph.replay import State, keep_of
 from sned.graph.sizes import Sizes
+from sned.memory import trim
 from sned.progress import SILENT, Progress
 from sned.repair.following import Following, followings
-from sned.repair.spool import Spool
+from sned.repair.front import Front
 from sned.repair.targets import Target, free_parameter
 
 
@@ -95,7 +96,6 @@ class _Task:
     consumer: Consumer
     following: Following
     index: Tensor = field(repr=False)
-    share: float
 
 
 def reconstruct(
@@ -130,24 +130,22 @@ def reconstruct(
     solved = _restored(slot.found, calibration, pruned)
     if solved:
         calibration.resume.resumed("repair of layers", len(solved), len(calibration.consumers))
+    front = Front(dense, pruned, calibration, count or calibration.count, workdir)
     with (
-        Spool(workdir) as cuts,
         Spool(workdir) as columns,
         progress.task("repairing layers", total=len(calibration.consumers)) as advance,
     ):
         if solved:
             advance(len(solved))
-        sizes = _start(cuts, dense, pruned, calibration, count)
-        at = (0, 0)
-        for task in _tasks(graph, plan, calibration, count or calibration.count):
+        for task in _tasks(graph, plan, calibration):
             if task.consumer.op in solved:
                 continue
             target = Target(task.consumer, task.following, len(task.index), pruned)
-            scene = _Scene(task, target, dense, pruned, columns, options)
-            scene.advance(at, cuts, sizes)
+            scene = _Scene(task, target, pruned, columns, options)
+            scene.reach(front, graph)
             solved[task.consumer.op] = scene.solve()
-            at = (task.consumer.op + 1, task.consumer.op)
             slot.offer(partial(_held, solved, pruned))
+            trim()
             advance(1)
     slot.close(partial(_held, solved, pruned))
     return pruned.state, tuple(solved.values())
@@ -190,15 +188,7 @@ def _restored(found: Mapping[str, Tensor], calibration: Calibration, pruned: Wal
     return solved
 
 
-def _start(cuts: Spool, dense: Walk, pruned: Walk, calibration: Calibration, count: int | None) -> list[int]:
-    sizes = []
-    for number, inputs in enumerate(calibration.batches(0, count)):
-        cuts.put(number, (dense.start(inputs), pruned.start(inputs)))
-        sizes.append(next(t.shape[0] for t in tensors_in(arguments(inputs)) if t.ndim))
-    return sizes
-
-
-def _tasks(graph: Graph, plan: Plan, calibration: Calibration, count: int) -> Iterator[_Task]:
+def _tasks(graph: Graph, plan: Plan, calibration: Calibration) -> Iterator[_Task]:
     """The consumers that can be solved for: no other op reads their weight, and they are not too wide."""
     sizes = Sizes(graph, keep_of(graph, plan))
     after = followings(graph, calibration.consumers)
@@ -207,18 +197,15 @@ def _tasks(graph: Graph, plan: Plan, calibration: Calibration, count: int) -> It
             continue
         index = layout(graph, sizes, consumer)
         if index.shape[2] <= WIDEST:
-            yield _Task(consumer, after[consumer.op], index, share_of(consumer, graph, count))
+            yield _Task(consumer, after[consumer.op], index)
 
 
 class _Scene:
-    """One consumer with both networks brought up to it, in all batches."""
+    """One consumer with both networks brought up to it."""
 
-    def __init__(
-        self, task: _Task, target: Target, dense: Walk, pruned: Walk, columns: Spool, options: Options
-    ) -> None:
+    def __init__(self, task: _Task, target: Target, pruned: Walk, columns: Spool, options: Options) -> None:
         self._task = task
         self._target = target
-        self._walks = dense, pruned
         self._columns = columns
         self._options = options
         self._looks = options.rounds if task.following.clamped else 0
@@ -230,21 +217,20 @@ class _Scene:
         self._index = task.index.to(weight.device).long()
         self._start = weight.flatten()[self._index].double()
 
-    def advance(self, at: tuple[int, int], cuts: Spool, sizes: Sequence[int]) -> None:
-        """Bring the networks here from ops `at`; sum up what enters the consumer and should come out, and keep the
-        columns of both where they are looked at again."""
-        dense, pruned = self._walks
-        op = self._task.consumer.op
+    def reach(self, front: Front, graph: Graph) -> None:
+        """Bring the networks here; sum up what enters the consumer and should come out, and keep the columns of both
+        where they are looked at again."""
+        consumer = self._task.consumer
         self._columns.clear()
-        for number, size in enumerate(sizes):
-            a, b = cuts.take(number)
-            dense.advance(a, size, at[0], op + 1)
-            pruned.advance(b, size, at[1], op)
-            for piece in self._pieces(number, b, self._target.wanted(a, b)):
+        inputs = front.inputs_at(consumer.op)
+        share = share_of(consumer, graph, inputs)
+        for number, dense, pruned in front.to(consumer.op, inputs):
+            for piece in self._pieces(number, pruned, self._target.wanted(dense, pruned), share):
                 self._sums.add(piece.x, piece.values[0])
                 if self._looks:
-                    self._columns.put(len(self._columns), (piece.x, *piece.values))
-            cuts.put(number, (a, b))
+                    columns = piece.x, piece.values[0], self._target.goal(*piece.values)
+                    self._columns.put(len(self._columns), columns)
+        self._moment = self._sums.moment()
 
     def solve(self) -> Solved:
         """Put the best weights and bias of the consumer into the state."""
@@ -258,24 +244,26 @@ class _Scene:
         self._sums.forget_target()
         weight = self._state[self._task.consumer.weight].flatten()[self._index]
         for number in range(len(self._columns)):
-            x, wanted, *other = self._columns.look(number)
+            x, wanted, goal = self._columns.look(number)
             given = self._target.given(weight @ x)
-            self._sums.add_target(x, self._target.again(wanted, other[0] if other else None, given))
+            self._sums.add_target(x, self._target.again(wanted, goal, given))
 
-    def _pieces(self, number: int, pruned: Live, values: tuple[Tensor, ...]) -> Iterator[Columns]:
+    def _pieces(
+        self, number: int, pruned: Live, values: tuple[Tensor, ...], share: float
+    ) -> Iterator[Columns]:
         consumer = self._task.consumer
         return chunks(
             consumer,
             pruned[consumer.input],
             tuple(values[0].shape[2:]) if consumer.geometry else (),
             values if self._looks else values[:1],
-            share=self._task.share,
+            share=share,
             seed=patch_seed(0, consumer, number),
             parts=len(self._index),
         )
 
     def _solve_once(self, options: Options) -> Solved:
-        moment, goal = self._sums.moment(), self._sums.target()
+        moment, goal = self._moment, self._sums.target()
         free = self._free is not None
         fits = [_fit(moment, goal, part, start, free, options) for part, start in enumerate(self._start)]
         if options.thin is not None:

@@ -29,8 +29,11 @@ FEWEST_HELD_OUT = 4
 SHARES = (0.5, 1.0)
 """How far running statistics are moved towards re-estimated ones after least squares, beside not at all."""
 
-STATISTICS_INPUTS = 512
-"""Inputs that BatchNorm statistics are re-estimated from, at most."""
+STATISTICS_INPUTS = 64, 512
+"""Inputs that BatchNorm statistics are re-estimated from: as many as `STATISTICS_MACS` go, within these bounds."""
+
+STATISTICS_MACS = 2.0e11
+"""Multiply-accumulates of the dense network on them: some seconds."""
 
 MARGIN = 0.05
 """How much closer moved statistics must be than least squares alone: on few inputs less is chance."""
@@ -181,7 +184,7 @@ def _candidates(
     # What noise does to the statistics says nothing about real inputs.
     if not norms(graph) or calibration.synthetic:
         return
-    seen = min(fitted, STATISTICS_INPUTS)
+    seen = statistics_inputs(calibration, fitted)
     yield (
         "BatchNorm re-estimated",
         blended(cut, reestimate(graph, cut, calibration.batches(0, seen), plan), 1.0),
@@ -189,6 +192,11 @@ def _candidates(
     statistics = reestimate(graph, solved, calibration.batches(0, seen), plan)
     for share in SHARES:
         yield f"least squares, BatchNorm moved {share:.0%}", blended(solved, statistics, share)
+
+
+def statistics_inputs(calibration: Calibration, fitted: int) -> int:
+    """How many inputs to re-estimate BatchNorm statistics from, of those that are fitted to."""
+    return min(fitted, calibration.within(STATISTICS_MACS, *STATISTICS_INPUTS))
 
 
 class Judge:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from torch import Tensor
 
@@ -69,19 +71,26 @@ class Target:
         factor = self._inverse if self._inverse is None else self._along(self._inverse, output)
         return (output + (lacking if factor is None else lacking * factor), here.reshape(output.shape))
 
-    def again(self, wanted: Tensor, other: Tensor | None, given: Tensor) -> Tensor:
+    def goal(self, wanted: Tensor, other: Tensor | None = None) -> Tensor:
+        """What enters the clamp where the consumer gives `wanted`: `f wanted + c + s`, columns `[parts, outputs, n]` as
+        both are."""
+        reached = wanted * self._columns(self._factor, 1.0) + self._columns(self._shift, 0.0)
+        return reached if other is None else reached.add_(other)
+
+    def again(self, wanted: Tensor, goal: Tensor, given: Tensor) -> Tensor:
         """What to aim at when the consumer gives `given` meanwhile (with the bias that its norm took up).
 
-        All are columns `[parts, outputs, n]`: the first two those of `wanted`.
+        All are columns `[parts, outputs, n]`: what was wanted regardless of the clamp, the `goal` of it, and `given`,
+        which is overwritten.
         """
         low, high = self._following.low, self._following.high
-        factor, shift = self._columns(self._factor, 1.0), self._columns(self._shift, 0.0)
-        rest = shift if other is None else shift + other
-        goal, now = factor * wanted + rest, factor * given + rest
-        best = torch.where(
-            goal <= low, now.clamp(max=low), torch.where(goal >= high, now.clamp(min=high), goal)
-        )
-        return wanted + (best - goal) * self._columns(self._inverse, 1.0)
+        now = given.sub_(wanted).mul_(self._columns(self._factor, 1.0)).add_(goal)
+        best = goal
+        if high < inf:
+            best = torch.where(goal >= high, now.clamp(min=high), best)
+        if low > -inf:
+            best = torch.where(goal <= low, now.clamp_(max=low), best)
+        return (best - goal).mul_(self._columns(self._inverse, 1.0)).add_(wanted)
 
     def given(self, product: Tensor) -> Tensor:
         """What the consumer gives where `product` is `V x`, columns `[parts, outputs, n]`: its bias added, or what a

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sned.calibration import Calibration, Consumer
+from sned.calibration.moments import WIDEST
 from sned.calibration.patterns import Pattern
 from sned.calibration.thinning import thinned
 from sned.errors import PlanError
@@ -21,7 +22,7 @@ from sned.progress import SILENT, Progress
 from sned.repair.batchnorm import blended, reestimate
 from sned.repair.following import norms
 from sned.repair.reconstruct import Options, Solved, reconstruct
-from sned.repair.repair import MARGIN, SHARES, SOLVED, STATISTICS_INPUTS, Candidate, Judge, split
+from sned.repair.repair import MARGIN, SHARES, SOLVED, Candidate, Judge, split, statistics_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,7 @@ def thin(
     judge = Judge(graph, plan, calibration, start)
     tried = {SOLVED: solved}
     if norms(graph) and not calibration.synthetic:
-        seen = calibration.batches(0, min(fitted, STATISTICS_INPUTS))
+        seen = calibration.batches(0, statistics_inputs(calibration, fitted))
         statistics = reestimate(graph, solved, seen, plan)
         tried |= {f"BatchNorm moved {share:.0%}": blended(solved, statistics, share) for share in SHARES}
     judged = [Candidate(name, judge(candidate)) for name, candidate in tried.items()]
@@ -126,7 +127,7 @@ def _thinnable(calibration: Calibration, pattern: Pattern) -> list[str]:
         for consumer in calibration.consumers
         if not consumer.shared
         and consumer.channels >= max(pattern.of, pattern.columns, 2)
-        and calibration.moments[consumer.op].second is not None
+        and consumer.width <= WIDEST
     ]
     if not found:
         raise PlanError(

@@ -9,6 +9,7 @@ import torch
 
 from sned.calibration import Calibration, Consumer, Moment, least_squares
 from sned.calibration.consumers import layout
+from sned.calibration.moments import WIDEST
 from sned.graph.ir import Graph, IntArray
 from sned.graph.sizes import Sizes
 from sned.saliency.reconstruction import normalised, restores_mean
@@ -38,14 +39,13 @@ def mended(graph: Graph, gone: Gone, calibration: Calibration, state: State, *, 
     touched = set(of)
     changed: dict[str, torch.Tensor] = {}
     for consumer in calibration.consumers:
-        moment = calibration.moments[consumer.op]
-        if consumer.shared or consumer.kind == "depthwise" or moment.second is None:
+        if consumer.shared or consumer.kind == "depthwise" or consumer.width > WIDEST:
             continue
         if any(read.group in touched for read in consumer.reads):
             lost = [
                 read.rows[np.asarray(gone.get(read.group, ()), np.int64)].ravel() for read in consumer.reads
             ]
-            changed |= _mend(graph, consumer, np.concatenate(lost), moment, state)
+            changed |= _mend(graph, consumer, np.concatenate(lost), calibration.moments[consumer.op], state)
     return changed
 
 
@@ -58,21 +58,33 @@ def _mend(
     matrices = weight.flatten()[index].double()
     centre = restores_mean(graph, consumer)
     shifts = []
-    for part in range(consumer.parts):
-        old, h, m = matrices[part].clone(), moment.second[part].double(), moment.mean[part].double()
-        first = part * consumer.width
-        lost = rows[(rows >= first) & (rows < first + consumer.width)] - first
-        kept = torch.from_numpy(np.setdiff1d(np.arange(consumer.width), lost))
+    for part, own in enumerate(matrices):
+        mean, first = moment.mean[part].double(), part * consumer.width
+        lost = np.sort(rows[(rows >= first) & (rows < first + consumer.width)] - first)
+        before = own @ mean
         if len(lost):
-            covariance = h - torch.outer(m, m) if centre else h
-            fit = least_squares(covariance[kept][:, kept], (old @ covariance)[:, kept], prior=old[:, kept])
-            matrices[part] = 0.0
-            matrices[part][:, kept] = fit.weight
-        shifts.append((old - matrices[part]) @ m)
+            _answer_for(own, torch.from_numpy(lost), moment.second[part], mean if centre else None)
+        shifts.append(before - own @ mean)
     flat = weight.flatten().clone()
     flat[index] = matrices.to(flat.dtype)
     changed = {consumer.weight: flat.reshape(weight.shape)}
     return changed | _shifted(graph, consumer, torch.cat(shifts), state) if centre else changed
+
+
+def _answer_for(
+    own: torch.Tensor, lost: torch.Tensor, second: torch.Tensor, mean: torch.Tensor | None
+) -> None:
+    """Let the other entries of weights `[outputs, width]` make up for those that are lost, which become zero; around
+    the mean, where one is given."""
+    stay = torch.ones(len(second), dtype=torch.bool)
+    stay[lost] = False
+    kept = stay.nonzero()[:, 0]
+    within, across = second[kept][:, kept].double(), second[lost][:, kept].double()
+    if mean is not None:
+        within.addr_(mean[kept], mean[kept], alpha=-1)
+        across.addr_(mean[lost], mean[kept], alpha=-1)
+    own[:, kept] += least_squares(within, own[:, lost] @ across).weight
+    own[:, lost] = 0.0
 
 
 def _shifted(graph: Graph, consumer: Consumer, shift: torch.Tensor, state: State) -> dict[str, torch.Tensor]:

@@ -24,6 +24,7 @@ from sned.calibration import Consumer, Moment, Problem, greedy_removal
 from sned.calibration.consumers import layout
 from sned.graph.ir import Graph, Group, IntArray, Ref
 from sned.graph.sizes import Sizes
+from sned.memory import trim
 from sned.saliency.magnitude import magnitude
 from sned.saliency.registry import Evidence, State, criterion
 from sned.saliency.scores import FloatArray, Scores, curve, interleaved
@@ -54,6 +55,7 @@ def reconstruction(evidence: Evidence) -> Scores:
                     f"error/{group.name}": torch.from_numpy(error),
                 }
                 slot.offer(found.copy)
+                trim()
             advance(1)
     slot.close(found.copy)
     note = f"no layer reads the units of {', '.join(unread)}: L2 magnitude was used there"
@@ -117,12 +119,11 @@ def problem(graph: Graph, consumer: Consumer, rows: IntArray, moment: Moment, st
     weight = matrices(graph, consumer, state)
     if moment.second is None:
         return _diagonal(weight, moment.diagonal, rows)
-    second = moment.second.double()
-    if restores_mean(graph, consumer):
-        mean = moment.mean.double()
-        second = second - mean[:, :, None] * mean[:, None, :]
+    centre = restores_mean(graph, consumer)
     if consumer.parts == 1:
-        return Problem(second[0], weight[0], rows)
+        return Problem(moment.second[0], weight[0], rows, mean=moment.mean[0] if centre else None)
+    second, mean = moment.second.double(), moment.mean.double()
+    second = second - mean[:, :, None] * mean[:, None, :] if centre else second
     return Problem(_block_diagonal(second), torch.cat(list(weight), dim=1), rows)
 
 

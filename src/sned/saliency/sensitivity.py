@@ -25,11 +25,12 @@ import numpy as np
 import torch
 
 from sned.calibration.divergence import relative_error, softened
-from sned.calibration.patches import macs_of
+from sned.calibration.patches import inputs_within, macs_of
 from sned.calibration.walk import Live, Walk
 from sned.graph.example import arguments, tensors_in
 from sned.graph.ir import Group
 from sned.graph.plan import Plan
+from sned.memory import trim
 from sned.progress import Advance
 from sned.saliency.mending import mended
 from sned.saliency.registry import Evidence, State
@@ -42,7 +43,7 @@ POINTS = (0.25, 0.5, 0.75)
 INPUTS = 256
 """Calibration inputs that the cut networks answer, where that takes no more than `MACS`."""
 
-FEWEST_INPUTS = 8
+FEWEST_INPUTS = 4
 """Inputs that answer however large the network is."""
 
 MACS = 1.0e12
@@ -83,7 +84,7 @@ def sensitivities(
         evidence: with a calibration.
         scores: say which units go.
         points: fractions of the units of a group, in (0, 1).
-        inputs: how many calibration inputs answer, at least 1; as many as `MACS` allows, 8 to 256, when None.
+        inputs: how many calibration inputs answer, at least 1; as many as `MACS` allows, 4 to 256, when None.
         repair: mend the consumers of what is cut by least squares on the dense moments.
         around: `{group: units already gone}`: what one group does to a network that has lost these, not to
             the whole one. Sensitivities of layers are not independent, so measure again where half of the way
@@ -126,7 +127,7 @@ def _affordable(evidence: Evidence, counts: Mapping[str, tuple[int, ...]]) -> in
         len(counts[group.name]) * sum(macs for op, macs in work.items() if op >= starts[group.index])
         for group in graph.groups
     )
-    return max(FEWEST_INPUTS, min(INPUTS, int(MACS // max(each, 1))))
+    return inputs_within(MACS, each, FEWEST_INPUTS, INPUTS)
 
 
 def _measured(
@@ -155,6 +156,7 @@ def _measured(
             cut = base.without(group, removed)
             found.append(answers.divergence(_finished(cut, run, start, len(graph.ops)) for run in runs))
             advance(1)
+        trim()
         yield group.name, found
 
 

@@ -140,8 +140,8 @@ class Space:
         """`[P, limits]` of `levels` `[P, groups]`: what is limited, in the order of `limits`."""
         counts = self.counts(levels).astype(np.float64)
         columns = {UNITS: counts.sum(axis=1)}
-        if self.problem.cost is not None and set(self.limits) != {UNITS}:
-            columns |= self.problem.cost.evaluate(counts).columns()
+        if self.problem.cost is not None and (told := set(self.limits) - {UNITS}):
+            columns |= self.problem.cost.evaluate(counts, told).columns()
         for name in self.limits:
             if name not in columns or not np.isfinite(columns[name]).all():
                 raise BudgetError(f"`{name}` cannot be limited: no model tells it for this device.")

@@ -1,4 +1,4 @@
-"""What a walk holds of many batches: in memory while it fits, else in files."""
+"""Tensors by number: in memory while they fit, else in files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.utils import _pytree as pytree
 
 from sned.errors import WriteError
 
-IN_MEMORY = 2**29
+IN_MEMORY = 2**27
 """Bytes of one spool above which the rest goes to files."""
 
 
 class Spool:
-    """Tensors, nested in any way, by number; a context that removes its files on leaving.
+    """Tensors, nested in any way, by number; its files go with it, or on leaving where it is used as a context.
 
     Args:
         folder: where files go when all together take more than `limit` bytes; a temporary folder when None.
@@ -42,17 +42,19 @@ class Spool:
 
     def put(self, number: int, value: Any) -> None:
         """Keep a value."""
-        tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-        self._bytes[number] = sum(t.untyped_storage().nbytes() for t in tensors)
+        self._bytes[number] = bytes_of(value)
         if sum(self._bytes[n] for n in self._held) + self._bytes[number] <= self._limit:
             self._held[number] = value
             return
         try:
-            # `torch.save` keeps which tensors are views of which, so ops that write in place stay right.
-            torch.save(value, self._file(number))
+            # `torch.save` keeps which tensors are views of which, so ops that write in place stay right. The file
+            # that is there may still be read from.
+            beside = self._file(number).with_suffix(".new")
+            torch.save(value, beside)
+            beside.replace(self._file(number))
         except (OSError, RuntimeError) as error:
             raise WriteError(
-                f"Repair spools activations to '{self._place.name}', but writing there failed: {error}. "
+                f"What does not fit into memory goes to '{self._place.name}', but writing there failed: {error}. "
                 "Free some space, name a folder on a larger disk with `workdir`, or use fewer calibration "
                 "inputs."
             ) from error
@@ -65,7 +67,7 @@ class Spool:
         """A value, which stays kept; not to be changed."""
         if number in self._held:
             return self._held[number]
-        return torch.load(self._file(number), weights_only=True)
+        return torch.load(self._file(number), weights_only=True, mmap=True)
 
     def clear(self) -> None:
         """Forget all values."""
@@ -74,3 +76,9 @@ class Spool:
 
     def _file(self, number: int) -> Path:
         return Path(self._place.name) / f"{number}.pt"
+
+
+def bytes_of(value: Any) -> int:
+    """What tensors, nested in any way, take in memory; those that share some count once."""
+    storages = (leaf.untyped_storage() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

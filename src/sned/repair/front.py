@@ -1,0 +1,79 @@
+"""How far a dense and a pruned network have got, batch by batch, while the layers of the latter are repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from sned.calibration import Calibration
+from sned.calibration.spool import Spool, bytes_of
+from sned.calibration.walk import Live, Walk
+
+HELD = 3 * 2**27
+"""Bytes of both networks' activations that are held between two layers. Early layers read so many positions of each
+input that fewer inputs do, and the others join where activations have become small."""
+
+SHARE = 0.8
+"""Of `HELD` for the inputs that take part at a layer; the rest is for those that wait."""
+
+FEWEST = 32
+"""Inputs that take part however large their activations are; what `HELD` has no room for goes to files."""
+
+
+class Front:
+    """Both networks side by side, each batch as far as it was needed.
+
+    Args:
+        dense, pruned: where they start.
+        calibration: gives the inputs.
+        count: how many of them may take part.
+        folder: where activations go that are too many to hold; a temporary folder when None.
+    """
+
+    def __init__(
+        self, dense: Walk, pruned: Walk, calibration: Calibration, count: int, folder: Path | None
+    ) -> None:
+        self._walks = dense, pruned
+        self._calibration = calibration
+        self._count = count
+        self._spool = Spool(folder, HELD)
+        self._at: dict[int, tuple[int, int]] = {}
+
+    def inputs_at(self, op: int) -> int:
+        """How many inputs take part at an op: brings the first batch there to see how much it holds."""
+        self._spool.put(0, cut := self._brought(0, op))
+        batch = self._calibration.batch
+        able = SHARE * HELD * self._size(0) // max(bytes_of(cut), 1)
+        return min(self._count, max(int(able) // batch, -(-FEWEST // batch)) * batch)
+
+    def to(self, op: int, inputs: int) -> Iterator[tuple[int, Live, Live]]:
+        """Bring the first `inputs` to an op, the dense network past it and the pruned one up to it.
+
+        Yields:
+            The number of a batch and both cuts, not to be changed.
+        """
+        for number in range(-(-inputs // self._calibration.batch)):
+            cut = self._brought(number, op)
+            yield number, *cut
+            self._spool.put(number, cut)
+
+    def _brought(self, number: int, op: int) -> tuple[Live, Live]:
+        dense, pruned = self._walks
+        if number in self._at:
+            a, b = self._spool.take(number)
+        else:
+            (inputs,) = self._calibration.batches(*self._range(number))
+            a, b = dense.start(inputs), pruned.start(inputs)
+        at = self._at.get(number, (0, 0))
+        dense.advance(a, self._size(number), at[0], op + 1)
+        pruned.advance(b, self._size(number), at[1], op)
+        self._at[number] = op + 1, op
+        return a, b
+
+    def _range(self, number: int) -> tuple[int, int]:
+        first = number * self._calibration.batch
+        return first, min(first + self._calibration.batch, self._count)
+
+    def _size(self, number: int) -> int:
+        first, stop = self._range(number)
+        return stop - first
