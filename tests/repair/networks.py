@@ -40,3 +40,61 @@ def images(count: int = 64, seed: int = 1) -> Tensor:
     """Images that are smooth, so that neighbours say something about each other."""
     noise = torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
     return nn.functional.avg_pool2d(noise, 5, 1) * 5
+
+
+class ChannelsLast(nn.Module):
+    """A residual block as Keras runs it: convolutions in between permutes, biases and norms written out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv1, self.conv2 = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 10, 3), nn.Conv2d(10, 8, 3)
+        self.norm1, self.norm2 = nn.BatchNorm2d(10), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._conv(self.stem, x.permute(0, 2, 3, 1)).relu()
+        y = self._norm(self.norm1, self._conv(self.conv1, x)).relu()
+        y = self._norm(self.norm2, self._conv(self.conv2, y))
+        return self.head((y + x).relu().mean((1, 2)))
+
+    @staticmethod
+    def _conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+        made = nn.functional.conv2d(x.permute(0, 3, 1, 2), conv.weight, padding=conv.kernel_size[0] // 2)
+        return made.permute(0, 2, 3, 1) + conv.bias.reshape(1, 1, 1, -1)
+
+    @staticmethod
+    def _norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(norm.running_var.reshape(1, 1, 1, -1) + norm.eps) * norm.weight.reshape(
+            1, 1, 1, -1
+        )
+        return (x - norm.running_mean.reshape(1, 1, 1, -1)).mul_(scale).add_(norm.bias.reshape(1, 1, 1, -1))
+
+
+class ChannelsFirst(ChannelsLast):
+    """The same, as PyTorch has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        y = self.norm1(self._padded(self.conv1, x)).relu()
+        y = self.norm2(self._padded(self.conv2, y))
+        return self.head((y + x).relu().mean((2, 3)))
+
+    @staticmethod
+    def _padded(conv: nn.Conv2d, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, conv.weight, conv.bias, padding=1)
+
+
+def same_twice() -> tuple[nn.Module, nn.Module]:
+    """Both of them with the same weights, and statistics of their own."""
+    torch.manual_seed(0)
+    first = ChannelsFirst()
+    for norm in (first.norm1, first.norm2):
+        norm.running_mean, norm.running_var = (
+            torch.randn_like(norm.bias) * 0.3,
+            torch.rand_like(norm.bias) + 0.5,
+        )
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.3)
+    last = ChannelsLast()
+    last.load_state_dict(first.state_dict())
+    return first.eval(), last.eval()

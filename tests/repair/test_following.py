@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -6,8 +7,8 @@ from torch import Tensor, nn
 
 from sned.calibration import consumers
 from sned.graph.trace import trace
-from sned.repair.following import Following, followings, norms
-from tests.repair.networks import block
+from sned.repair.following import Following, Step, followings, norms
+from tests.repair.networks import block, same_twice
 
 
 def after(model: nn.Module, x: Tensor) -> dict[str, Following]:
@@ -37,8 +38,7 @@ def test_a_residual_block(late: bool) -> None:
 def test_a_late_bias_is_not_the_other_side_of_a_sum() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU6(), nn.Linear(6, 4), nn.Hardtanh(-2, 3))
     found = after(model, torch.zeros(2, 5, 4))
-    assert found["0.weight"] == Following(low=0.0, high=6.0)
-    assert found["2.weight"] == Following(low=-2.0, high=3.0)
+    assert [(f.low, f.high, f.other) for f in found.values()] == [(0.0, 6.0, None), (-2.0, 3.0, None)]
 
 
 def test_a_sum_with_what_comes_later_or_is_changed_meanwhile_is_no_target() -> None:
@@ -58,6 +58,43 @@ def test_a_sum_with_what_comes_later_or_is_changed_meanwhile_is_no_target() -> N
     x = torch.zeros(2, 3, 4, 4)
     assert [f.other is not None for f in after(Later(), x).values()] == [False, True]
     assert [f.other is not None for f in after(Changed(), x).values()] == [False, False]
+
+
+def test_a_norm_written_out_behind_a_permute_is_a_line_by_channel() -> None:
+    found = after(same_twice()[1], torch.zeros(2, 3, 8, 8))
+    second = found["conv2.weight"]
+    assert second.norm is None
+    assert second.order == (0, 2, 3, 1)
+    assert [step.kind for step in second.line if isinstance(step, Step)] == ["add", "sub", "mul", "add"]
+    assert (second.other is not None, second.low, second.high) == (True, 0.0, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda y, p: y * p, ["mul"]),
+        (lambda y, p: y / p.exp() - p, ["div", "sub"]),
+        (lambda y, p: y + p.sum(), ["add"]),
+        (lambda y, p: 1.0 - y, None),
+        (lambda y, p: p - y, None),
+        (lambda y, p: y * p.reshape(1, 1, 4), None),
+        (lambda y, p: y * y.mean(), None),
+    ],
+)
+def test_only_a_line_by_channel_is_looked_through(
+    change: Callable[[Tensor, Tensor], Tensor], line: list[str] | None
+) -> None:
+    class Changed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.p = nn.Conv2d(3, 4, 1), nn.Parameter(torch.rand(4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return change(self.a(x), self.p).relu()
+
+    found = after(Changed().eval(), torch.zeros(2, 3, 4, 4))["a.weight"]
+    assert [step.kind for step in found.line if isinstance(step, Step)] == (line or [])
+    assert found.clamped == (line is not None)
 
 
 def test_a_norm_that_is_called_twice_takes_up_no_bias() -> None:

@@ -12,7 +12,7 @@ from sned.graph.replay import Replay, slice_state
 from sned.graph.trace import state_of, trace
 from sned.repair import Options, cut_replay, load_state, reconstruct
 from sned.surgery import apply
-from tests.repair.networks import block, images
+from tests.repair.networks import block, images, same_twice
 
 
 def ready(model: nn.Module, x: Tensor, removed: dict[str, list[int]]) -> tuple[Graph, Plan, Calibration]:
@@ -136,6 +136,21 @@ def test_looking_again_lowers_the_error_behind_the_activation_function() -> None
             lacking = torch.where(want > 0, got - want, got.clamp(min=0))
         errors.append(float(lacking.square().mean()))
     assert errors[0] > errors[1] > errors[2] > errors[3]
+
+
+def test_norms_written_out_with_channels_last_are_repaired_as_batchnorms_are() -> None:
+    x, made = images(100), []
+    for model in same_twice():
+        graph = trace(model, x[:2])
+        plan = graph.plan({group.name: [0, 2, 3] for group in graph.groups if group.name == "conv1"})
+        assert plan.removed
+        calibration = calibrate(graph, state_of(model), [x])
+        state, _ = reconstruct(graph, state_of(model), plan, calibration)
+        made.append((state, answers(graph, state, plan, x)))
+    (native, y), (written, z) = made
+    torch.testing.assert_close(z, y, atol=1e-3, rtol=1e-3)
+    for name in ("conv1.weight", "conv2.weight", "conv2.bias"):
+        torch.testing.assert_close(written[name], native[name], atol=1e-3, rtol=1e-3)
 
 
 def test_an_empty_plan_changes_nothing() -> None:

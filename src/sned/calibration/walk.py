@@ -60,6 +60,20 @@ class Walk:
                     self._call(op, *args_at[op.index], live, batch)
                     self._drop(op, live)
 
+    def constant(self, number: int, ahead_of: int) -> Tensor:
+        """A tensor that follows from parameters alone, as it is ahead of an op."""
+        needed, ops = {number}, []
+        for op in reversed(self._ops[:ahead_of]):
+            if needed.intersection(op.outputs):
+                ops.append(op)
+                needed.update(op.inputs)
+        live: Live = {}
+        batch = self.graph.batch
+        with torch.no_grad():
+            for op in reversed(ops):
+                self._call(op, *self._args_at(batch)[op.index], live, batch)
+        return live[number] if number in live else self._parameter(number, batch)
+
     def kept(self, number: int, value: Tensor) -> Tensor:
         """What the plan leaves of a tensor of the dense network."""
         for axis in range(value.ndim):

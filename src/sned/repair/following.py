@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from sned.calibration import Consumer
+from sned.calibration.consumers import VIEWS
 from sned.graph.ir import Graph, Op, Ref
 
 NORMS = frozenset(
@@ -22,6 +23,8 @@ CLAMPS: Mapping[str, Callable[[Op], tuple[float, float]]] = {
 """Activation functions that are the identity between two limits, and constant beyond."""
 
 RESHAPES = frozenset({"view", "_unsafe_view", "reshape"})
+COPIES = frozenset({"clone", "contiguous", "alias"})
+ARITHMETIC = frozenset({"add", "sub", "mul", "div"})
 
 
 @dataclass(frozen=True)
@@ -38,21 +41,43 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Step:
+    """Arithmetic with one number a channel that follows from parameters alone: a late bias, a BatchNorm written out.
+
+    Attributes:
+        op: index in `Graph.ops`.
+        kind: "add", "sub", "mul" or "div".
+        constant: the tensor that is added, taken off, multiplied with or divided by.
+    """
+
+    op: int
+    kind: str
+    constant: int
+
+
+@dataclass(frozen=True)
 class Following:
-    """What alone reads the output of a consumer: a norm, then a sum, then a clamp, each of them if it is
+    """What alone reads the output of a consumer: norms and steps, then a sum, then a clamp, each of them if it is
     there.
 
     Attributes:
-        norm: the BatchNorm.
+        line: BatchNorms and steps by channel, in their order.
         other: the other side of the sum, a tensor that is there before the consumer runs.
+        order: how the axes of the output were permuted ahead of the sum; None where they were not.
         low, high: what the activation function clamps to: 0 and infinity for ReLU; infinite where there is
             none.
     """
 
-    norm: Norm | None = None
+    line: tuple[Norm | Step, ...] = ()
     other: int | None = None
+    order: tuple[int, ...] | None = None
     low: float = -math.inf
     high: float = math.inf
+
+    @property
+    def norm(self) -> Norm | None:
+        """The first BatchNorm."""
+        return next((each for each in self.line if isinstance(each, Norm)), None)
 
     @property
     def clamped(self) -> bool:
@@ -106,6 +131,7 @@ class _Follower:
             for number in set(op.inputs):
                 self._readers.setdefault(number, []).append(op)
         self._norms = {norm.op: norm for norm in norms(graph) if self._alone(norm.mean)}
+        self._constant = _constants(graph)
 
     def all(self, consumers: tuple[Consumer, ...]) -> dict[int, Following]:
         """What follows each consumer, by op."""
@@ -118,28 +144,55 @@ class _Follower:
         found = Following()
         number: int | None = consumer.output
         at = consumer.op
+        axis: int | None = consumer.axis if consumer.geometry or consumer.parts == 1 else None
+        reshaped = False
         while number is not None and (op := self._only_reader(number, at)) is not None:
             summed = found.other is not None
-            straight = number == consumer.output  # after a reshape, axis 1 may hold something else
             if op.name in CLAMPS:
                 low, high = CLAMPS[op.name](op)
                 return replace(found, low=low, high=high)
-            if straight and op.index in self._norms:
-                found = replace(found, norm=self._norms[op.index])
-            elif op.name in ("add", "add_") and not summed:
-                other = self._other_side(op, number)
-                if other is None or not self._is_bias(other, consumer):
-                    if other is None or not self._waits(other, number, consumer.op, op.index):
-                        return found
-                    found = replace(found, other=other)
-            elif op.name not in RESHAPES:
+            if not summed and op.index in self._norms and axis == 1:
+                found = replace(found, line=(*found.line, self._norms[op.index]))
+            elif not summed and (step := self._step(op, number, axis)) is not None:
+                found = replace(found, line=(*found.line, step))
+            elif not summed and (other := self._summed(op, number, consumer.op)) is not None:
+                found = replace(found, other=other)
+            elif op.name == "permute" and not reshaped and not summed:
+                order = found.order or tuple(range(len(op.args[1])))
+                turn = [a % len(order) for a in op.args[1]]
+                found = replace(found, order=tuple(order[a] for a in turn))
+                axis = None if axis is None else turn.index(axis)
+            elif op.name in RESHAPES and found.order is None:
+                axis, reshaped = self._axis_after(op, number, axis), True
+            elif op.name not in COPIES:
                 return found
             number, at = op.outputs[0], op.index
         return found
 
-    def _is_bias(self, number: int, consumer: Consumer) -> bool:
-        name = self._names.get(number)
-        return name is not None and name == consumer.bias and not consumer.bias_inside
+    def _step(self, op: Op, number: int, axis: int | None) -> Step | None:
+        """Arithmetic with a constant by channel; None for anything else."""
+        kind = op.name.removesuffix("_")
+        other = self._other_side(op, number) if kind in ARITHMETIC else None
+        if axis is None or other is None or other not in self._constant:
+            return None
+        if kind in ("sub", "div") and op.args[0].id != number:
+            return None
+        tensors = self._graph.tensors
+        rank, shape = len(tensors[number].shape), tensors[other].shape
+        wide = (1,) * (rank - len(shape)) + shape
+        by_channel = len(wide) == rank and all(n == 1 for a, n in enumerate(wide) if a != axis)
+        return Step(op.index, kind, other) if by_channel else None
+
+    def _summed(self, op: Op, number: int, start: int) -> int | None:
+        """The other side of a sum that is there already."""
+        other = self._other_side(op, number) if op.name in ("add", "add_") else None
+        return other if other is not None and self._waits(other, number, start, op.index) else None
+
+    def _axis_after(self, op: Op, number: int, axis: int | None) -> int | None:
+        """Where the channels lie after a reshape: at the end, if they did and are as many; else nowhere."""
+        before = self._graph.tensors[number].shape
+        after = () if op.outputs[0] is None else self._graph.tensors[op.outputs[0]].shape
+        return len(after) - 1 if axis == len(before) - 1 and after and after[-1] == before[-1] else None
 
     def _only_reader(self, number: int, after: int) -> Op | None:
         """The op that alone reads what a tensor holds after op `after`, maybe by writing over it."""
@@ -166,3 +219,18 @@ class _Follower:
             and tensors[other].shape == tensors[number].shape
             and max(made, default=-1) < start
         )
+
+
+def _constants(graph: Graph) -> frozenset[int]:
+    """Tensors that follow from parameters alone; nothing writes into a parameter on the way to them."""
+    known, fresh = set(graph.parameters.values()), set[int]()
+    for op in graph.ops:
+        if not op.inputs or not all(number in known for number in op.inputs):
+            continue
+        if op.name.endswith("_") and op.inputs[0] not in fresh:
+            continue
+        made = {number for number in op.outputs if number is not None}
+        known |= made
+        if op.name not in VIEWS:
+            fresh |= made
+    return frozenset(known)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sned.calibration import Consumer
 from sned.calibration.walk import Live, Walk
-from sned.repair.following import Following
+from sned.repair.following import Following, Norm, Step
 
 FAINT = 1e-3
 """A BatchNorm factor below this share of the largest is taken for zero: nothing is made up through it."""
@@ -51,25 +51,47 @@ class Target:
 
     def _line(self) -> tuple[Tensor | None, Tensor | None]:
         """`f` and `c` by channel; None for 1 and 0."""
-        norm, state = self._following.norm, self._pruned.state
-        if norm is None:
-            late = self._consumer.bias is not None and not self._consumer.bias_inside
-            return None, self._start if late else None
-        factor = (state[norm.variance] + norm.eps).rsqrt() * (state[norm.weight] if norm.weight else 1.0)
-        shift = -state[norm.mean] * factor + (state[norm.bias] if norm.bias else 0.0)
+        if not self._following.line:
+            return None, None
+        some = self._pruned.state[self._consumer.weight]
+        factor, shift = some.new_ones(1), some.new_zeros(1)
+        for each in self._following.line:
+            times, plus = self._norm(each) if isinstance(each, Norm) else self._step(each)
+            factor, shift = factor * times, shift * times + plus
         return factor.masked_fill(factor.abs() <= FAINT * factor.abs().max(), 0.0), shift
+
+    def _norm(self, norm: Norm) -> tuple[Tensor, Tensor]:
+        """What a BatchNorm multiplies with and adds."""
+        state = self._pruned.state
+        factor = (state[norm.variance] + norm.eps).rsqrt() * (state[norm.weight] if norm.weight else 1.0)
+        return factor, -state[norm.mean] * factor + (state[norm.bias] if norm.bias else 0.0)
+
+    def _step(self, step: Step) -> tuple[Tensor, Tensor]:
+        """What a step multiplies with and adds."""
+        value = self._pruned.constant(step.constant, step.op).flatten()
+        one, nothing = torch.ones_like(value), torch.zeros_like(value)
+        return {
+            "add": (one, value),
+            "sub": (one, -value),
+            "mul": (value, nothing),
+            "div": (1 / value, nothing),
+        }[step.kind]
 
     def wanted(self, dense: Live, pruned: Live) -> tuple[Tensor, ...]:
         """What to aim at without regard to the clamp, and the other side of the sum where there is one; both shaped as
         the output in the pruned network."""
         output = self._pruned.kept(self._consumer.output, dense[self._consumer.output])
-        other = self._following.other
+        other, order = self._following.other, self._following.order
         if other is None:
             return (output,)
         here = pruned[other]
-        lacking = (self._pruned.kept(other, dense[other]) - here).reshape(output.shape)
+        lacking = self._pruned.kept(other, dense[other]) - here
+        if order is not None:
+            back = sorted(range(len(order)), key=order.__getitem__)
+            here, lacking = here.permute(back), lacking.permute(back)
+        here, lacking = here.reshape(output.shape), lacking.reshape(output.shape)
         factor = self._inverse if self._inverse is None else self._along(self._inverse, output)
-        return (output + (lacking if factor is None else lacking * factor), here.reshape(output.shape))
+        return (output + (lacking if factor is None else lacking * factor), here)
 
     def goal(self, wanted: Tensor, other: Tensor | None = None) -> Tensor:
         """What enters the clamp where the consumer gives `wanted`: `f wanted + c + s`, columns `[parts, outputs, n]` as
@@ -105,12 +127,18 @@ class Target:
 
     def _columns(self, values: Tensor | None, otherwise: float) -> Tensor | float:
         """Values by channel beside columns."""
-        return otherwise if values is None else values.reshape(self._parts, -1, 1)
+        if values is None:
+            return otherwise
+        return values if values.numel() == 1 else values.reshape(self._parts, -1, 1)
 
     def _along(self, values: Tensor, like: Tensor) -> Tensor:
         """Values by channel, as they lie in the consumer's output."""
         axis = self._consumer.axis
-        return values.reshape([-1 if a == axis else 1 for a in range(like.ndim)])
+        return (
+            values
+            if values.numel() == 1
+            else values.reshape([-1 if a == axis else 1 for a in range(like.ndim)])
+        )
 
 
 def free_parameter(consumer: Consumer, following: Following) -> str | None:
