@@ -1,6 +1,7 @@
 """Zeros inside the weights of ResNet-56 on CIFAR-10, without labels or gradient steps, beside plain magnitude.
 
     python -m benchmarks.cifar10_zeros --inputs 1024
+    python -m benchmarks.cifar10_zeros --match-seconds 120      and with label-free matching, zeros held
 
 Calibration images are drawn from the training set; every test image is read once, at the end, and decides nothing. The
 peer is global magnitude over the same tensors to the same number of zeros, with and without BatchNorm re-estimated.
@@ -23,6 +24,7 @@ from benchmarks.networks import trained
 from benchmarks.one_shot import accuracy, batches
 from benchmarks.peers import reestimate_batchnorm
 from sned.progress import RichProgress
+from sned.repair import match
 from sned.report import environment
 
 ASKED: tuple[tuple[str, float | None], ...] = (
@@ -35,7 +37,7 @@ ASKED: tuple[tuple[str, float | None], ...] = (
 
 
 def networks(
-    dense: nn.Module, calibration: Sequence[torch.Tensor]
+    dense: nn.Module, calibration: Sequence[torch.Tensor], match_seconds: float | None
 ) -> Iterator[tuple[str, float, nn.Module, float]]:
     """Name, share of zeros, network, and the seconds that it took."""
     yield "dense", 0.0, dense, 0.0
@@ -50,6 +52,10 @@ def networks(
             progress=RichProgress(),
         )
         yield f"sned, {pattern}", sparse.sparsity, sparse.model, time.perf_counter() - start
+        if match_seconds:
+            found = match(sparse.model, dense, calibration, seconds=match_seconds, progress=RichProgress())
+            burnt = sned.burn_in(found.model)
+            yield f"sned, {pattern}, matched", sparse.sparsity, burnt, time.perf_counter() - start
         if pattern != "weight":
             continue
         plain = by_magnitude(dense, list(sparse.zeros), sparse.sparsity)
@@ -76,10 +82,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--inputs", type=int, default=1024, help="unlabelled calibration images")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of calibration images")
+    parser.add_argument("--match-seconds", type=float, help="also with this long of label-free matching")
     options = parser.parse_args()
     train, _ = cifar10("train")
     drawn = np.random.default_rng(options.seed).choice(len(train), options.inputs, replace=False)
-    made = list(networks(trained("resnet56"), batches(train[drawn])))
+    made = list(networks(trained("resnet56"), batches(train[drawn]), options.match_seconds))
     test, labels = cifar10("test")
     where = environment()
     table = Table(title=f"ResNet-56, CIFAR-10, {len(labels)} test images; {where.machine}, {where.versions}")

@@ -94,6 +94,12 @@ def put(model: Classifier, head: LogisticRegression) -> None:
         model.head.bias.copy_(torch.tensor([-bias, bias]))
 
 
+def parameters(model: Classifier) -> int:
+    """Of the encoder, embedding tables not counted."""
+    tables = sum(m.weight.numel() for m in model.encoder.modules() if isinstance(m, nn.Embedding))
+    return sum(p.numel() for p in model.encoder.parameters()) - tables
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(
@@ -148,23 +154,27 @@ def main() -> None:
         seconds = time.perf_counter() - start
         assert isinstance(result.model, Classifier)
         old, new, _ = accuracies(result.model)
-        rows.append((seed, old, new, seconds))
+        rows.append((seed, old, new, seconds, parameters(result.model) / parameters(dense)))
         print(f"draw {seed}: old head {old:.4f}, refitted {new:.4f}, {seconds:.0f} s", flush=True)
     where = environment()
     table = Table(
         title=f"MiniLM-L6, SST-2, {len(split['test'][1])} test sentences; {where.machine}, {where.versions}"
     )
-    for column in ("", "MACs", "old head", "refitted head", "seconds"):
+    for column in ("", "MACs", "parameters", "old head", "refitted head", "seconds"):
         table.add_column(column)
-    table.add_row("dense", "100 %", f"{base:.2%}", f"{base:.2%}", "")
-    for seed, old, new, seconds in rows:
-        table.add_row(f"draw {seed}", options.macs, f"{old:.2%}", f"{new:.2%}", f"{seconds:.0f}")
+    table.add_row("dense", "100 %", "100 %", f"{base:.2%}", f"{base:.2%}", "")
+    for seed, old, new, seconds, share in rows:
+        table.add_row(
+            f"draw {seed}", options.macs, f"{share:.0%}", f"{old:.2%}", f"{new:.2%}", f"{seconds:.0f}"
+        )
     for name, losses in (
         ("old head", [base - r[1] for r in rows]),
         ("refitted", [base - r[2] for r in rows]),
     ):
         half = 1.96 * np.std(losses, ddof=1) / len(losses) ** 0.5 if len(losses) > 1 else float("nan")
-        table.add_row(f"lost, {name}", "", f"{100 * np.mean(losses):.2f} ± {100 * half:.2f} points", "", "")
+        table.add_row(
+            f"lost, {name}", "", f"{100 * np.mean(losses):.2f} ± {100 * half:.2f} points", "", "", ""
+        )
     Console(width=140).print(table)
 
 

@@ -55,8 +55,14 @@ def test_a_sum_with_what_comes_later_or_is_changed_meanwhile_is_no_target() -> N
             a, b = self.a(x), self.b(x)
             return b + a.mul_(2.0)
 
+    class Told(Later):
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.a(x), self.b(x)
+            return b + (a * 2.0).mul_(3.0)
+
     x = torch.zeros(2, 3, 4, 4)
     assert [f.other is not None for f in after(Later(), x).values()] == [False, True]
+    assert [f.other is not None for f in after(Told(), x).values()] == [False, True]
     assert [f.other is not None for f in after(Changed(), x).values()] == [False, False]
 
 

@@ -60,19 +60,17 @@ class Walk:
                     self._call(op, *args_at[op.index], live, batch)
                     self._drop(op, live)
 
-    def constant(self, number: int, ahead_of: int) -> Tensor:
-        """A tensor that follows from parameters alone, as it is ahead of an op."""
-        needed, ops = {number}, []
-        for op in reversed(self._ops[:ahead_of]):
-            if needed.intersection(op.outputs):
-                ops.append(op)
-                needed.update(op.inputs)
-        live: Live = {}
-        batch = self.graph.batch
+    def constant(self, number: int, stop: int) -> Tensor:
+        """A tensor that follows from parameters alone, as it is ahead of op `stop`."""
+        return self.ahead({}, self.graph.batch, number, 0, stop)
+
+    def ahead(self, live: Live, batch: int, number: int, start: int, stop: int) -> Tensor:
+        """A tensor as it will be ahead of op `stop`, from a cut ahead of op `start`, which stays as it is."""
+        held = dict(live)
         with torch.no_grad():
-            for op in reversed(ops):
-                self._call(op, *self._args_at(batch)[op.index], live, batch)
-        return live[number] if number in live else self._parameter(number, batch)
+            for op in needed_for(self.graph, number, start, stop):
+                self._call(op, *self._args_at(batch)[op.index], held, batch)
+        return held[number] if number in held else self._parameter(number, batch)
 
     def kept(self, number: int, value: Tensor) -> Tensor:
         """What the plan leaves of a tensor of the dense network."""
@@ -118,6 +116,16 @@ class Walk:
         for number in {*op.inputs, *(n for n in op.outputs if n is not None)}:
             if self._last_use.get(number, -1) <= op.index and number not in self.graph.outputs:
                 live.pop(number, None)
+
+
+def needed_for(graph: Graph, number: int, start: int, stop: int) -> list[Op]:
+    """The ops from `start` up to `stop` (not included) without which a tensor is not what it is then."""
+    needed, ops = {number}, []
+    for op in reversed(graph.ops[start:stop]):
+        if needed.intersection(op.outputs):
+            ops.append(op)
+            needed.update(op.inputs)
+    return ops[::-1]
 
 
 def _views_of_parameters(graph: Graph) -> dict[int, Op]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 
 from sned.calibration import Consumer
 from sned.calibration.consumers import VIEWS
+from sned.calibration.walk import needed_for
 from sned.graph.ir import Graph, Op, Ref
 
 NORMS = frozenset(
@@ -62,7 +63,8 @@ class Following:
 
     Attributes:
         line: BatchNorms and steps by channel, in their order.
-        other: the other side of the sum, a tensor that is there before the consumer runs.
+        other: the other side of the sum, a tensor that can be told before the consumer runs.
+        sum: index of the sum in `Graph.ops`; -1 where there is none.
         order: how the axes of the output were permuted ahead of the sum; None where they were not.
         low, high: what the activation function clamps to: 0 and infinity for ReLU; infinite where there is
             none.
@@ -70,6 +72,7 @@ class Following:
 
     line: tuple[Norm | Step, ...] = ()
     other: int | None = None
+    sum: int = -1
     order: tuple[int, ...] | None = None
     low: float = -math.inf
     high: float = math.inf
@@ -117,14 +120,16 @@ def _norm(op: Op, names: dict[int, str]) -> Norm | None:
 
 def followings(graph: Graph, consumers: tuple[Consumer, ...]) -> dict[int, Following]:
     """What follows each consumer, by op."""
-    return _Follower(graph).all(consumers)
+    follower = _Follower(graph, {consumer.op for consumer in consumers})
+    return {consumer.op: follower.following(consumer) for consumer in consumers}
 
 
 class _Follower:
     """Walks from the outputs of consumers through what alone reads them."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, consumers: Set[int]) -> None:
         self._graph = graph
+        self._consumers = consumers
         self._names = {number: name for name, number in graph.parameters.items()}
         self._readers: dict[int, list[Op]] = {}
         for op in graph.ops:
@@ -133,14 +138,11 @@ class _Follower:
         self._norms = {norm.op: norm for norm in norms(graph) if self._alone(norm.mean)}
         self._constant = _constants(graph)
 
-    def all(self, consumers: tuple[Consumer, ...]) -> dict[int, Following]:
-        """What follows each consumer, by op."""
-        return {consumer.op: self._following(consumer) for consumer in consumers}
-
     def _alone(self, parameter: str) -> bool:
         return len(self._readers[self._graph.parameters[parameter]]) == 1
 
-    def _following(self, consumer: Consumer) -> Following:
+    def following(self, consumer: Consumer) -> Following:
+        """What follows a consumer."""
         found = Following()
         number: int | None = consumer.output
         at = consumer.op
@@ -156,7 +158,7 @@ class _Follower:
             elif not summed and (step := self._step(op, number, axis)) is not None:
                 found = replace(found, line=(*found.line, step))
             elif not summed and (other := self._summed(op, number, consumer.op)) is not None:
-                found = replace(found, other=other)
+                found = replace(found, other=other, sum=op.index)
             elif op.name == "permute" and not reshaped and not summed:
                 order = found.order or tuple(range(len(op.args[1])))
                 turn = [a % len(order) for a in op.args[1]]
@@ -184,7 +186,7 @@ class _Follower:
         return Step(op.index, kind, other) if by_channel else None
 
     def _summed(self, op: Op, number: int, start: int) -> int | None:
-        """The other side of a sum that is there already."""
+        """The other side of a sum that can be told already."""
         other = self._other_side(op, number) if op.name in ("add", "add_") else None
         return other if other is not None and self._waits(other, number, start, op.index) else None
 
@@ -211,14 +213,19 @@ class _Follower:
         return sides[1] if sides[0] == number else sides[0]
 
     def _waits(self, other: int, number: int, start: int, stop: int) -> bool:
-        """Whether a tensor of the same shape is there before op `start` and unchanged up to op `stop`."""
+        """Whether a tensor of the same shape follows, as it is ahead of op `stop`, from what is there ahead of op
+        `start`: no consumer is on the way, which would be solved for later, and nothing that is there is written over.
+        """
         tensors = self._graph.tensors
-        made = [op.index for op in self._graph.ops[:stop] if other in op.outputs]
-        return (
-            other not in self._names
-            and tensors[other].shape == tensors[number].shape
-            and max(made, default=-1) < start
-        )
+        if other in self._names or tensors[other].shape != tensors[number].shape:
+            return False
+        later: set[int] = set()
+        for op in needed_for(self._graph, other, start, stop):
+            made = {n for n in op.outputs if n is not None}
+            if op.index in self._consumers or (op.name.endswith("_") and not later >= made):
+                return False
+            later |= made
+        return True
 
 
 def _constants(graph: Graph) -> frozenset[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from sned.calibration import Calibration
 from sned.calibration.spool import Spool, bytes_of
 from sned.calibration.walk import Live, Walk
+from sned.repair.following import Following
 
 HELD = 3 * 2**27
 """Bytes of both networks' activations that are held between two layers. Early layers read so many positions of each
@@ -46,16 +47,26 @@ class Front:
         able = SHARE * HELD * self._size(0) // max(bytes_of(cut), 1)
         return min(self._count, max(int(able) // batch, -(-FEWEST // batch)) * batch)
 
-    def to(self, op: int, inputs: int) -> Iterator[tuple[int, Live, Live]]:
+    def to(self, op: int, inputs: int, following: Following) -> Iterator[tuple[int, Live, Live]]:
         """Bring the first `inputs` to an op, the dense network past it and the pruned one up to it.
 
         Yields:
-            The number of a batch and both cuts, not to be changed.
+            The number of a batch and both cuts, the other side of the sum that follows among them; not to be changed.
         """
+        dense, pruned = self._walks
+        other, stop = following.other, following.sum
         for number in range(-(-inputs // self._calibration.batch)):
-            cut = self._brought(number, op)
-            yield number, *cut
-            self._spool.put(number, cut)
+            a, b = self._brought(number, op)
+            if other is None:
+                yield number, a, b
+            else:
+                size = self._size(number)
+                yield (
+                    number,
+                    {**a, other: dense.ahead(a, size, other, op + 1, stop)},
+                    {**b, other: pruned.ahead(b, size, other, op, stop)},
+                )
+            self._spool.put(number, (a, b))
 
     def _brought(self, number: int, op: int) -> tuple[Live, Live]:
         dense, pruned = self._walks

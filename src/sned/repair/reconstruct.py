@@ -224,7 +224,7 @@ class _Scene:
         self._columns.clear()
         inputs = front.inputs_at(consumer.op)
         share = share_of(consumer, graph, inputs)
-        for number, dense, pruned in front.to(consumer.op, inputs):
+        for number, dense, pruned in front.to(consumer.op, inputs, self._task.following):
             for piece in self._pieces(number, pruned, self._target.wanted(dense, pruned), share):
                 self._sums.add(piece.x, piece.values[0])
                 if self._looks:
