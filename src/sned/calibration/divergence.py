@@ -91,9 +91,12 @@ def _axis(output: Tensor) -> int:
 def _logits(dense: Tensor, pruned: Tensor) -> tuple[Tensor, Tensor]:
     """Both with classes last; the logarithm of what are probabilities already."""
     d, p = dense.movedim(_axis(dense), -1), pruned.movedim(_axis(pruned), -1)
-    if _probabilities(d) and _probabilities(p):
-        return d.clamp_min(1e-12).log(), p.clamp_min(1e-12).log()
-    return d, p
+    return (logarithms(d), logarithms(p)) if probabilities(d) and probabilities(p) else (d, p)
+
+
+def logarithms(output: Tensor) -> Tensor:
+    """Of probabilities, as far as they can be told from 0."""
+    return output.clamp_min(1e-12).log()
 
 
 def _kl(dense: Tensor, pruned: Tensor, temperature: float) -> float:
@@ -102,6 +105,7 @@ def _kl(dense: Tensor, pruned: Tensor, temperature: float) -> float:
     return max(value, 0.0) if math.isfinite(value) else math.inf
 
 
-def _probabilities(output: Tensor) -> bool:
+def probabilities(output: Tensor) -> bool:
+    """Whether an output is of probabilities, classes last."""
     sums = output.sum(-1)
     return bool((output >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)

@@ -29,12 +29,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sned.calibration.divergence import divergence
+from sned.calibration.divergence import divergence, logarithms, probabilities
 from sned.errors import CalibrationError
 from sned.graph.example import arguments, tensors_in
 from sned.graph.trace import state_of
 from sned.progress import SILENT, Progress
 from sned.repair.repair import HELD_OUT
+from sned.surgery.keras import is_keras
 from sned.surgery.pytorch import PLAN_ATTRIBUTE
 
 LOOKS = 8
@@ -186,7 +187,7 @@ def _step(
         wanted = _floating(teacher(*args, **kwargs))
     with _entering(student, dict.fromkeys(kept)) as features:
         given = _floating(student(*args, **kwargs))
-    loss = torch.stack([_relative(s, t) for s, t in zip(given, wanted, strict=True)]).sum()
+    loss = torch.stack([_apart(s, t) for s, t in zip(given, wanted, strict=True)]).sum()
     if pairs := list(zip(features, wanted_features, strict=True)):
         loss = loss + torch.stack([_relative(s, t) for s, t in pairs]).mean()
     optimiser.zero_grad()
@@ -198,12 +199,23 @@ def _relative(given: Tensor, wanted: Tensor) -> Tensor:
     return (given - wanted).square().mean() / wanted.var().clamp(min=1e-8)
 
 
+def _apart(given: Tensor, wanted: Tensor) -> Tensor:
+    """Of two outputs; of the logits where both are probabilities, which say little of a class that is far from likely
+    or all but certain."""
+    if wanted.ndim == 2 and wanted.shape[1] > 1 and probabilities(wanted) and probabilities(given.detach()):
+        given, wanted = (each - each.mean(-1, keepdim=True) for each in map(logarithms, (given, wanted)))
+    return _relative(given, wanted)
+
+
 def _floating(output: Any) -> list[Tensor]:
     return [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
 
 
-def _inputs_kept(model: nn.Module, dense: nn.Module) -> Kept:
+def _inputs_kept(model: Any, dense: Any) -> Kept:
     """The channels of what enters each layer that are left, by the name of the layer; None where all are."""
+    if is_keras(model):
+        kept: Kept = model.inputs_kept(dense)
+        return kept
     made: dict[str, Tensor | None] = {}
     wide = dict(dense.named_modules())
     for path, module in model.named_modules():
@@ -224,8 +236,12 @@ def _inputs_kept(model: nn.Module, dense: nn.Module) -> Kept:
 
 
 @contextmanager
-def _entering(model: nn.Module, kept: Kept) -> Iterator[list[Tensor]]:
+def _entering(model: Any, kept: Kept) -> Iterator[list[Tensor]]:
     """What enters the named layers while the block runs, in the order of the calls, on the channels kept."""
+    if is_keras(model):
+        with model.entering(kept) as features:
+            yield features
+        return
     seen: list[Tensor] = []
 
     def note(module: nn.Module, given: tuple[Any, ...], left: Tensor | None) -> None:

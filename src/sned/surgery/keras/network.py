@@ -7,14 +7,17 @@ backend; the model itself runs on the user's own, and is held against it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import torch
 from torch import Tensor, nn
 
-from sned.graph.ir import Graph
+from sned.calibration.consumers import Consumer, consumers
+from sned.graph.ir import Graph, Op
+from sned.graph.plan import Plan
 from sned.graph.replay import Replay
 from sned.surgery.keras.arrays import to_array, to_tensor
 from sned.surgery.keras.naming import Held, layers_of, variables_of
@@ -92,6 +95,10 @@ class Network(Holder):
     def __init__(self, model: Any, graph: Graph | None = None) -> None:
         super().__init__(model)
         self._graph = Handle(graph)
+        self.plans: tuple[Plan, ...] = ()
+        """What was removed, one plan after the other."""
+        self.before: Callable[[Op, dict[int, Tensor]], None] | None = None
+        """Called ahead of each op with the op and the live tensors, as by `Replay.run`."""
 
     @staticmethod
     def of(model: Any, graph: Graph | None = None) -> Network:
@@ -114,8 +121,45 @@ class Network(Holder):
         graph = self.graph
         assert graph is not None
         state = {path: getattr(module, name) for path, module, name in self.places}
-        outputs, _ = Replay(graph, state).run((args, {}))
+        outputs, _ = Replay(graph, state).run((args, {}), before=self.before)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def products(self) -> list[Consumer]:
+        """The layers that contract what enters them with a weight of their own."""
+        assert self.graph is not None
+        return [c for c in consumers(self.graph) if c.parts == 1 and not c.shared]
+
+    def inputs_kept(self, dense: Network) -> dict[str, Tensor | None]:
+        """The channels of what enters each layer of `dense` that are left here, by the name of its weight; None where
+        all are."""
+        wide, made = {c.weight: c for c in dense.products()}, {}
+        for consumer in self.products():
+            left: Tensor | None = None
+            for plan in self.plans[len(dense.plans) :]:
+                rank = self.get_parameter(consumer.weight).ndim  # kernels are [..., inputs, outputs]
+                if (kept := plan.kept.get(consumer.weight, {}).get(rank - 2)) is not None:
+                    left = torch.as_tensor(kept) if left is None else left[torch.as_tensor(kept)]
+            if (wide[consumer.weight].channels if left is None else len(left)) == consumer.channels:
+                made[consumer.weight] = left
+        return made
+
+    @contextmanager
+    def entering(self, kept: Mapping[str, Tensor | None]) -> Iterator[list[Tensor]]:
+        """What enters the layers of the named weights while the block runs, in running order, on the channels kept."""
+        seen: list[Tensor] = []
+        at = {consumer.op: consumer for consumer in self.products() if consumer.weight in kept}
+
+        def before(op: Op, live: dict[int, Tensor]) -> None:
+            if (consumer := at.get(op.index)) is not None:
+                features, left = live[consumer.input], kept[consumer.weight]
+                # Later ops may write over it.
+                seen.append(features.clone() if left is None else features.index_select(consumer.axis, left))
+
+        self.before = before
+        try:
+            yield seen
+        finally:
+            self.before = None
 
 
 def tensor_of(held: Held) -> Tensor:

@@ -109,6 +109,7 @@ def pruned_keras(network: Network, graph: Graph, plan: Plan) -> tuple[Network, f
     small, difference = _cut(network, graph, plan)
     made = Network.of(small)
     made.graph = replace(_recorded(small, graph.example, rehearse=False), model=made)
+    made.plans = (*network.plans, plan)
     return made, difference
 
 

@@ -1,0 +1,80 @@
+"""Label-free matching of a pruned Keras model: layer by layer, and by logits where the model answers probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+from keras import layers
+
+import sned
+from sned.graph.example import describe
+from sned.repair import match
+from sned.surgery.keras.road import inputs_of, network_of, pruned_keras, traced
+
+
+def classifier() -> Any:
+    keras.utils.set_random_seed(0)
+    inputs = x = keras.Input((12, 12, 3))
+    for name, width in (("a", 8), ("b", 12), ("c", 10)):
+        x = layers.Conv2D(width, 3, padding="same", use_bias=name != "b", name=name)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Dense(6, activation="softmax", name="head")(layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(inputs, x)
+    model.get_layer("head").kernel.assign(4 * model.get_layer("head").kernel)
+    return model
+
+
+def images(count: int) -> np.ndarray:
+    noise = np.random.default_rng(1).standard_normal((count, 16, 16, 3))
+    smooth = sum(noise[:, i : i + 12, j : j + 12] for i in range(5) for j in range(5))
+    return np.asarray(smooth, np.float32)
+
+
+def test_features_are_those_of_the_channels_kept() -> None:
+    x = images(4)
+    dense = network_of(classifier())
+    graph = traced(dense, describe(inputs_of(x[:2])))
+    plan = graph.plan({"a": [1, 4], "c": [0, 2, 9]})
+    small, _ = pruned_keras(dense, graph, plan)
+    kept = small.inputs_kept(dense)
+    left = {name: None if index is None else index.tolist() for name, index in kept.items()}
+    assert left == {
+        "a.kernel": None,
+        "b.kernel": [0, 2, 3, 5, 6, 7],
+        "c.kernel": None,
+        "head.kernel": [1, 3, 4, 5, 6, 7, 8],
+    }
+    given = torch.from_numpy(x)
+    with dense.entering(kept) as wanted, torch.no_grad():
+        dense(given)
+    with small.entering(dict.fromkeys(kept)) as made, torch.no_grad():
+        small(given)
+    assert [t.shape for t in made] == [t.shape for t in wanted]
+    # What enters the first two layers is what the dense network's kept channels are.
+    for mine, theirs in zip(made[:2], wanted[:2], strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_matching_brings_probabilities_closer() -> None:
+    model, x = classifier(), images(160)
+    dense = network_of(model)
+    graph = traced(dense, describe(inputs_of(x[:2])))
+    plan = graph.plan({"a": [1, 4], "b": [0, 5, 7], "c": [0, 2, 9]})
+    small, _ = pruned_keras(dense, graph, plan)
+    found = match(small, dense, [torch.from_numpy(x)], steps=60, rate=5e-3)
+    assert found.best > 0
+    looks = dict(found.divergences)
+    assert looks[found.best] < 0.6 * looks[0]
+
+
+def test_the_short_road_matches() -> None:
+    model, x = classifier(), images(160)
+    result = sned.prune(model, x[:2], budget=sned.Budget(macs="60%"), calibration=[x], match_seconds=3)
+    assert any(note.startswith("Matching: ") for note in result.report.notes)
+    assert isinstance(result.model, keras.Model)
+    fresh = images(200)[160:]
+    wanted, got = (m.predict(fresh, verbose=0).argmax(-1) for m in (model, result.model))
+    assert (wanted == got).mean() > 0.5
