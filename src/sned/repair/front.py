@@ -22,7 +22,7 @@ FEWEST = 32
 
 
 class Front:
-    """Both networks side by side, each batch as far as it was needed.
+    """Both networks side by side, each batch as far as it was needed; a context that removes its files on leaving.
 
     Args:
         dense, pruned: where they start.
@@ -39,6 +39,12 @@ class Front:
         self._count = count
         self._spool = Spool(folder, HELD)
         self._at: dict[int, tuple[int, int]] = {}
+
+    def __enter__(self) -> Front:
+        return self
+
+    def __exit__(self, *told: object) -> None:
+        self._spool.__exit__(*told)
 
     def inputs_at(self, op: int) -> int:
         """How many inputs take part at an op: brings the first batch there to see how much it holds."""

@@ -130,8 +130,8 @@ def reconstruct(
     solved = _restored(slot.found, calibration, pruned)
     if solved:
         calibration.resume.resumed("repair of layers", len(solved), len(calibration.consumers))
-    front = Front(dense, pruned, calibration, count or calibration.count, workdir)
     with (
+        Front(dense, pruned, calibration, count or calibration.count, workdir) as front,
         Spool(workdir) as columns,
         progress.task("repairing layers", total=len(calibration.consumers)) as advance,
     ):

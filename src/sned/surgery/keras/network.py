@@ -124,16 +124,11 @@ class Network(Holder):
         outputs, _ = Replay(graph, state).run((args, {}), before=self.before)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def products(self) -> list[Consumer]:
-        """The layers that contract what enters them with a weight of their own."""
-        assert self.graph is not None
-        return [c for c in consumers(self.graph) if c.parts == 1 and not c.shared]
-
     def inputs_kept(self, dense: Network) -> dict[str, Tensor | None]:
         """The channels of what enters each layer of `dense` that are left here, by the name of its weight; None where
         all are."""
-        wide, made = {c.weight: c for c in dense.products()}, {}
-        for consumer in self.products():
+        wide, made = {c.weight: c for c in _products(dense.graph)}, {}
+        for consumer in _products(self.graph):
             left: Tensor | None = None
             for plan in self.plans[len(dense.plans) :]:
                 rank = self.get_parameter(consumer.weight).ndim  # kernels are [..., inputs, outputs]
@@ -147,7 +142,7 @@ class Network(Holder):
     def entering(self, kept: Mapping[str, Tensor | None]) -> Iterator[list[Tensor]]:
         """What enters the layers of the named weights while the block runs, in running order, on the channels kept."""
         seen: list[Tensor] = []
-        at = {consumer.op: consumer for consumer in self.products() if consumer.weight in kept}
+        at = {consumer.op: consumer for consumer in _products(self.graph) if consumer.weight in kept}
 
         def before(op: Op, live: dict[int, Tensor]) -> None:
             if (consumer := at.get(op.index)) is not None:
@@ -166,6 +161,13 @@ def tensor_of(held: Held) -> Tensor:
     """The value of a variable; under the PyTorch backend the very tensor."""
     value = held.variable.value
     return value if isinstance(value, Tensor) else to_tensor(keras.ops.convert_to_numpy(value))
+
+
+@functools.lru_cache(maxsize=2)  # a dense network and a pruned one, side by side
+def _products(graph: Graph | None) -> tuple[Consumer, ...]:
+    """The layers that contract what enters them with a weight of their own."""
+    assert graph is not None
+    return tuple(c for c in consumers(graph) if c.parts == 1 and not c.shared)
 
 
 @functools.cache
