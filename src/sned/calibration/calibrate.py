@@ -21,7 +21,6 @@ from sned.errors import CalibrationError, ModelError
 from sned.graph.example import Example, Inputs
 from sned.graph.ir import Graph, Op
 from sned.graph.replay import Replay, State
-from sned.memory import trim
 from sned.progress import SILENT, Progress
 
 FEWEST, MOST = 1024, 4096
@@ -190,7 +189,6 @@ def _pass(
                 store.append(output if output.ndim else output[None])
             if number >= done:
                 slot.offer(held)
-            trim()
             advance(min(size, count - number * size))
     if done * size < count:
         slot.close(held)

@@ -23,6 +23,7 @@ from sned.graph import Graph, Plan
 from sned.graph.example import Inputs
 from sned.graph.trace import state_of
 from sned.measure import Latency, agreement, evaluated
+from sned.memory import reused
 from sned.pipeline.asked import RULES_ALONE, Evaluate, check_names, checked, default_search, one_of, rules_of
 from sned.pipeline.choice import Choice, choose
 from sned.pipeline.making import handed, made, matched, trained
@@ -198,7 +199,7 @@ def prune(
         model, evaluate = network_for(model, example_inputs), evaluate_of(evaluate)
         example_inputs = inputs_of(example_inputs)
         calibration = calibration_of(calibration, *example_inputs)
-    with _folder(out) as folder:
+    with reused(), _folder(out) as folder:
         resume = Resume(None if out is None else folder / RESUME)
         study = study_of(
             model,
