@@ -1,3 +1,4 @@
+from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -7,8 +8,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnxruntime import InferenceSession, SessionOptions
 from torch import Tensor, nn
 
+import sned
 from sned.errors import ExportError, ModelError
 from sned.export import Exported, export_onnx, feeds
 from sned.export.capture import Subject
@@ -218,6 +221,36 @@ def test_a_quantised_file_without_its_long_names_computes_the_same(tmp_path: Pat
     assert {"first.weight_quantized", "second.weight_quantized"} <= {t.name for t in model.graph.initializer}
     [got] = open_session(model.SerializeToString()).run(None, {"x": x})
     np.testing.assert_allclose(got, 2 * x @ (weight * scale), rtol=1e-5)
+
+
+def test_a_compact_file_runs_on_the_same_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 12, 1), nn.PixelShuffle(2), nn.Flatten(), nn.Linear(768, 5),
+    )  # fmt: skip
+    images = torch.randn(16, 3, 16, 16)
+    answers, kernels, sizes = [], [], []
+    for name in ("compact", "wordy"):
+        if name == "wordy":
+            monkeypatch.setattr("sned.export.onnx.compact", lambda model: None)
+        path = tmp_path / f"{name}.onnx"
+        made = sned.export(
+            net, images[:1], to="onnx", quantize="int8", calibration=[images], out=path, runs=0
+        )
+        answers.append(made.module()(images).numpy())
+        options = SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        InferenceSession(path, options)
+        kernels.append(
+            Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+        )
+        sizes.append(made.size_bytes)
+    np.testing.assert_array_equal(*answers)
+    assert kernels[0] == kernels[1]
+    assert kernels[0]["QLinearConv"] == 3
+    assert sizes[0] < 0.7 * sizes[1]
 
 
 def test_half_precision_may_be_off_by_its_own_rounding(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from sned.devices.machine import simd
 from sned.errors import ExportError
 from sned.export.capture import Captured, first_sentence, quiet
-from sned.export.litert_file import merge_means
+from sned.export.litert_file import merge_means, write
 from sned.export.parity import Array
 from sned.export.target import DYNAMIC, FP16, FP32, INT8, Level, Order, Target
 
@@ -58,12 +58,9 @@ def finish(
     model: Any, levels: Mapping[str, Level], order: Order, last: Mapping[str, Sequence[int]]
 ) -> tuple[str, ...]:
     """Write a converted model out: with zeros packed where that was asked, and with the order of its inputs."""
-    from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
-
     notes = _sparse(model) if order.sparse else ()
     _remember(model, levels, last)
-    with quiet():
-        flatbuffer.write_model(model, str(order.path))
+    write(model, order.path)
     return notes
 
 
