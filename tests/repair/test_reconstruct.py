@@ -10,7 +10,7 @@ from sned.calibration import Calibration, calibrate, divergence
 from sned.graph import Graph, Plan
 from sned.graph.replay import Replay, slice_state
 from sned.graph.trace import state_of, trace
-from sned.repair import Options, cut_replay, load_state, reconstruct
+from sned.repair import Options, load_state, reconstruct
 from sned.surgery import apply
 from tests.repair.networks import block, images, same_twice
 
@@ -22,7 +22,7 @@ def ready(model: nn.Module, x: Tensor, removed: dict[str, list[int]]) -> tuple[G
 
 def answers(graph: Graph, state: dict[str, Tensor], plan: Plan, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return cut_replay(graph, state, plan).run(x)[0][0]
+        return Replay(graph, state, plan, cut=True).run(x)[0][0]
 
 
 def test_a_linear_layer_gets_what_lstsq_gives() -> None:

@@ -4,9 +4,9 @@ from torch import nn
 
 from sned.calibration import Divergence, calibrate
 from sned.errors import CalibrationError, PlanError, SurgeryError
-from sned.graph.replay import slice_state
+from sned.graph.replay import Replay, slice_state
 from sned.graph.trace import state_of, trace
-from sned.repair import cut_replay, load_state, repair
+from sned.repair import load_state, repair
 from sned.repair.repair import PLAIN, Candidate, _best
 from sned.surgery import apply
 from tests.repair.networks import block, images
@@ -27,7 +27,7 @@ def test_the_best_candidate_on_held_out_inputs_is_returned() -> None:
     assert report.after.key < report.before.key
     assert report.chosen in report.note
     with torch.no_grad():
-        got = cut_replay(graph, state, plan).run(x[80:])[0][0]
+        got = Replay(graph, state, plan, cut=True).run(x[80:])[0][0]
         small = apply(model, plan)
         load_state(small, state)
         torch.testing.assert_close(small(x[80:]), got, atol=1e-5, rtol=1e-4)
@@ -110,7 +110,7 @@ def test_tied_weights_come_once_and_stay_tied() -> None:
     small = apply(model, plan)
     load_state(small, state)
     with torch.no_grad():
-        torch.testing.assert_close(small(x), cut_replay(graph, state, plan).run(x)[0][0])
+        torch.testing.assert_close(small(x), Replay(graph, state, plan, cut=True).run(x)[0][0])
     assert small.first.weight is small.second.weight
 
 

@@ -273,14 +273,12 @@ def test_a_wrong_repair_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
     model = lively(Residual())
     graph = trace(model, IMAGE)
-    honest = surgery.slice_state
+    honest = surgery.twin
 
-    def dishonest(given: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-        sliced = dict(honest(given, plan))
-        sliced["a1.weight"] = sliced["a1.weight"].flip(0)
-        return sliced
+    def dishonest(given: nn.Module, own: dict[str, Tensor]) -> nn.Module:
+        return honest(given, {**own, "a1.weight": own["a1.weight"].flip(0)})
 
-    monkeypatch.setattr(surgery, "slice_state", dishonest)
+    monkeypatch.setattr(surgery, "twin", dishonest)
     with pytest.raises(SurgeryError, match="outputs differ by"):
         apply(model, graph.plan({"a1": [0, 1]}))
 
@@ -295,11 +293,9 @@ def test_a_head_that_is_all_zero_hides_nothing(monkeypatch: pytest.MonkeyPatch) 
     graph = trace(model, IMAGE)
     plan = graph.plan({"a1": [0, 1]})
     assert torch.equal(call(apply(model, plan), IMAGE), torch.zeros(2, 5))
-    honest = surgery.slice_state
+    honest = surgery.twin
     monkeypatch.setattr(
-        surgery,
-        "slice_state",
-        lambda given, p: {n: t.flip(0) if n == "a1.weight" else t for n, t in honest(given, p).items()},
+        surgery, "twin", lambda given, own: honest(given, {**own, "a1.weight": own["a1.weight"].flip(0)})
     )
     with pytest.raises(SurgeryError, match="outputs differ by"):
         apply(model, plan)

@@ -100,9 +100,8 @@ def _implied(operator: str, attribute: onnx.AttributeProto) -> bool:
         return False
     if attribute.name in _IMPLIED_NUMBERS:
         return all(number == _IMPLIED_NUMBERS[attribute.name] for number in value)
-    return {"group": value == 1, "auto_pad": value == b"NOTSET"}.get(
-        attribute.name, attribute.name == "kernel_shape"
-    )
+    unless = {"group": value == 1, "auto_pad": value == b"NOTSET", "kernel_shape": True}
+    return bool(unless.get(attribute.name, False))
 
 
 _IMPLIED_NUMBERS = {"pads": 0, "strides": 1, "dilations": 1}

@@ -77,12 +77,13 @@ class Replay:
         graph: what `sned.trace` made.
         state: parameters and buffers by name, of the dense network (`{**named_parameters, **named_buffers}`).
         plan: cut the parameters down and size everything accordingly; None runs the dense network.
+        cut: the parameters are cut down by the plan already (`slice_state`).
     """
 
-    def __init__(self, graph: Graph, state: State, plan: Plan | None = None) -> None:
+    def __init__(self, graph: Graph, state: State, plan: Plan | None = None, *, cut: bool = False) -> None:
         self.graph = graph
         self.plan = plan
-        self.state: dict[str, torch.Tensor] = slice_state(state, plan) if plan else dict(state)
+        self.state: dict[str, torch.Tensor] = slice_state(state, plan) if plan and not cut else dict(state)
         self.keep = keep_of(graph, plan)
         self._device = next((t.device for t in self.state.values()), torch.device("cpu"))
         self._arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}

@@ -78,6 +78,7 @@ class Upstream:
         shapes: Sequence[tuple[int, ...]],
         boxes: Mapping[int, Boxes],
     ) -> None:
+        self._ops = {op.index: op for op in ops}
         self._producer = {n: op for op in ops for n in op.outputs if n is not None and n not in op.inputs}
         self._readers: dict[int, list[Op]] = {}
         for op in ops:
@@ -107,15 +108,12 @@ class Upstream:
     def _only_on_path(self) -> bool:
         """Whether no op beside the path reads what is scaled (it may read other labels of the same tensors)."""
         for index, ids in list(self._path.items()):
-            op = self._by_index(index)
+            op = self._ops[index]
             for number in op.inputs:
                 for reader in self._readers.get(number, []):
                     if reader.index not in self._path and self._reads(reader, number, ids):
                         return False
         return True
-
-    def _by_index(self, index: int) -> Op:
-        return next(op for readers in self._readers.values() for op in readers if op.index == index)
 
     def _reads(self, reader: Op, number: int, ids: IntArray) -> bool:
         if number not in self._scaled:
@@ -126,11 +124,11 @@ class Upstream:
 
     @property
     def _scaled(self) -> set[int]:
-        return {n for index in self._path for n in self._by_index(index).inputs if self._is_scaled(index, n)}
+        return {n for index in self._path for n in self._ops[index].inputs if self._is_scaled(index, n)}
 
     def _is_scaled(self, index: int, number: int) -> bool:
         """Of a product only the weight and the bias are scaled, of a normalisation likewise."""
-        op = self._by_index(index)
+        op = self._ops[index]
         if op.name in NORMS:
             return number in self._parameters
         if op.name in PRODUCTS and self._root(op.args[PRODUCTS[op.name][1]].id) is not None:

@@ -4,7 +4,7 @@ In: a graph, the dense state, a plan, a calibration. Out: the state of the prune
     what helped.
 """
 
-from sned.repair.batchnorm import blended, cut_replay, reestimate
+from sned.repair.batchnorm import blended, reestimate
 from sned.repair.glance import glance
 from sned.repair.match import Matched, match
 from sned.repair.reconstruct import Options, Solved, reconstruct
@@ -21,7 +21,6 @@ __all__ = [
     "Sparse",
     "Thinned",
     "blended",
-    "cut_replay",
     "glance",
     "load_state",
     "match",

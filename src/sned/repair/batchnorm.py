@@ -10,7 +10,7 @@ from torch import Tensor
 from sned.graph.example import Inputs
 from sned.graph.ir import Graph, Op
 from sned.graph.plan import Plan
-from sned.graph.replay import Replay, State, keep_of
+from sned.graph.replay import Replay, State
 from sned.repair.following import norms
 
 
@@ -31,7 +31,7 @@ def reestimate(
     Returns:
         New running means and variances by buffer name, nothing else.
     """
-    replay = cut_replay(graph, state, plan)
+    replay = Replay(graph, state, plan, cut=True)
     found = {norm.op: norm for norm in norms(graph)}
     sums: dict[str, Tensor] = {}
     weights: dict[str, int] = {}
@@ -60,10 +60,3 @@ def blended(state: State, statistics: Mapping[str, Tensor], share: float) -> dic
     """`state` with its statistics moved by `share` in [0, 1] towards re-estimated ones."""
     moved = {name: torch.lerp(state[name], value, share) for name, value in statistics.items()}
     return {**state, **moved}
-
-
-def cut_replay(graph: Graph, state: State, plan: Plan | None) -> Replay:
-    """A replay of the pruned network on parameters that are cut already."""
-    replay = Replay(graph, state)
-    replay.plan, replay.keep = plan, keep_of(graph, plan)
-    return replay

@@ -8,8 +8,8 @@ from sned.calibration import Calibration
 from sned.calibration.divergence import Divergence, divergence
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan
-from sned.graph.replay import State, slice_state
-from sned.repair.batchnorm import blended, cut_replay, reestimate
+from sned.graph.replay import Replay, State, slice_state
+from sned.repair.batchnorm import blended, reestimate
 
 MOST, FEWEST = 64, 16
 """Calibration inputs that BatchNorm statistics are re-estimated from, and that answer: as many as `MACS` go, within
@@ -35,7 +35,7 @@ def glance(
     count -= 0 if graph.batched else count % graph.batch
     cut = slice_state(state, plan)
     cut = blended(cut, reestimate(graph, cut, calibration.batches(0, count), plan), 1.0)
-    replay = cut_replay(graph, cut, plan)
+    replay = Replay(graph, cut, plan, cut=True)
     with torch.no_grad():
         parts = [replay.run(batch)[0] for batch in calibration.batches(0, count)]
     return divergence(

@@ -14,9 +14,9 @@ from sned.calibration.divergence import Divergence, divergence
 from sned.errors import CalibrationError, SurgeryError
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
-from sned.graph.replay import State, slice_state
+from sned.graph.replay import Replay, State, slice_state
 from sned.progress import SILENT, Progress
-from sned.repair.batchnorm import blended, cut_replay, reestimate
+from sned.repair.batchnorm import blended, reestimate
 from sned.repair.following import norms
 from sned.repair.reconstruct import STANDARD, Options, Solved, reconstruct
 
@@ -210,7 +210,7 @@ class Judge:
         self._dense = calibration.outputs(start)
 
     def __call__(self, candidate: State) -> Divergence:
-        replay = cut_replay(self._graph, candidate, self._plan)
+        replay = Replay(self._graph, candidate, self._plan, cut=True)
         with torch.no_grad():
             parts = [replay.run(inputs)[0] for inputs in self._calibration.batches(self._start)]
         return divergence(self._dense, [torch.cat(one).cpu() for one in zip(*parts, strict=True)])

@@ -19,6 +19,9 @@ from sned.saliency.registry import Evidence, State, criterion
 from sned.saliency.scores import FloatArray, Scores, from_importance, mean_one
 from sned.saliency.units import weights
 
+PART = 2**18
+"""Weights that are squared at a time: they stay in the cache."""
+
 
 def magnitude(graph: Graph, group: Group, state: State, power: int) -> FloatArray:
     """`[size]`: the importance of each unit, 1 on average."""
@@ -28,12 +31,21 @@ def magnitude(graph: Graph, group: Group, state: State, power: int) -> FloatArra
 
 def _norms(slices: Slices, tensor: torch.Tensor, power: int) -> FloatArray:
     """`[size]`: `|W_u|_p^p` of what goes with each unit, p = 1 or 2."""
-    others = [axis for axis in range(tensor.ndim) if axis != slices.axis]
     values = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
-    powers = values.square() if power == 2 else values.abs()
-    lines = (powers.sum(others) if others else powers).cpu().double().numpy()
+    lines = _along(values, slices.axis, power).cpu().double().numpy()
     found: FloatArray = lines[slices.positions].sum(axis=1)
     return found
+
+
+def _along(values: torch.Tensor, axis: int, power: int) -> torch.Tensor:
+    """`|.|_p^p` of everything at each place of an axis; no copy of the whole tensor is made on the way."""
+    others = [other for other in range(values.ndim) if other != axis]
+    if axis == 0:
+        return torch.linalg.vector_norm(values, power, others) ** power if others else values.abs() ** power
+    total = values.new_zeros(values.shape[axis])
+    for part in torch.split(values, max(1, PART // max(values[:1].numel(), 1))):
+        total += (part.abs() if power == 1 else part.square()).sum(others)
+    return total
 
 
 def _all(name: str, evidence: Evidence, power: int) -> Scores:

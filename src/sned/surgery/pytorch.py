@@ -90,9 +90,10 @@ def pruned(model: Any, graph: Graph, plan: Plan) -> Pruned:
 
         return Pruned(*pruned_keras(model, graph, plan))
     with uncollected():
-        small = cut(model, graph, plan)
+        sliced = slice_state(state_of(model), plan)
+        small = cut(model, graph, plan, sliced)
     try:
-        return Pruned(small, verify(small, graph, plan, state_of(model)))
+        return Pruned(small, verify(small, graph, plan, sliced))
     except Exception as error:  # the user's forward may raise anything
         check_sizes(small, graph, keep_of(graph, plan))  # says where, if it can
         if isinstance(error, SnedError):
@@ -103,12 +104,17 @@ def pruned(model: Any, graph: Graph, plan: Plan) -> Pruned:
         ) from error
 
 
-def cut(model: nn.Module, graph: Graph, plan: Plan) -> nn.Module:
-    """A copy with sliced tensors and repaired attributes; neither sizes nor values are checked yet."""
-    sliced = made_up(graph, plan, slice_state(state_of(model), plan))
+def cut(
+    model: nn.Module, graph: Graph, plan: Plan, sliced: Mapping[str, torch.Tensor] | None = None
+) -> nn.Module:
+    """A copy with sliced tensors and repaired attributes; neither sizes nor values are checked yet.
+
+    `sliced` is what `slice_state` makes of the model's state, where that was made already; the copy takes it over.
+    """
+    state = slice_state(state_of(model), plan) if sliced is None else sliced
     own = {
         name: value.detach() if name in plan.kept else value.detach().clone()
-        for name, value in sliced.items()
+        for name, value in made_up(graph, plan, state).items()
     }
     small = twin(model, own)
     repair_attributes(small, graph, keep_of(graph, plan))
@@ -148,7 +154,7 @@ def fill(small: nn.Module, graph: Graph, plan: Plan, state: Mapping[str, torch.T
                 setattr(modules[path], leaf, new)
 
 
-def verify(small: nn.Module, graph: Graph, plan: Plan, state: Mapping[str, torch.Tensor]) -> float:
+def verify(small: nn.Module, graph: Graph, plan: Plan, sliced: Mapping[str, torch.Tensor]) -> float:
     """Run a pruned network beside the replay on random inputs.
 
     Weights that are all zero (a head that is initialised so) would hide every difference before them: where there are
@@ -158,7 +164,7 @@ def verify(small: nn.Module, graph: Graph, plan: Plan, state: Mapping[str, torch
         small: made from the dense network by `plan`, with its weights.
         graph: of the dense network.
         plan: what was removed.
-        state: weights of the dense network.
+        sliced: weights of the dense network, cut down by `plan`.
 
     Returns:
         The largest difference, relative to the largest output.
@@ -166,12 +172,10 @@ def verify(small: nn.Module, graph: Graph, plan: Plan, state: Mapping[str, torch
     Raises:
         SurgeryError: they differ by more than rounding.
     """
-    tried = shaken({name: tensor for name, tensor in state.items() if name not in graph.aliases})
-    replay = Replay(graph, tried, plan)
-    zero = [name for name, tensor in tried.items() if tensor is not state[name]]
-    own = {
-        name: tensor for name, tensor in made_up(graph, plan, replay.state).items() if name in zero
-    } or None
+    tried = shaken({name: tensor for name, tensor in sliced.items() if name not in graph.aliases})
+    replay = Replay(graph, tried, plan, cut=True)
+    zero = [name for name, tensor in tried.items() if tensor is not sliced[name]]
+    own = {name: tensor for name, tensor in made_up(graph, plan, tried).items() if name in zero} or None
     batches = (2, 1) if graph.batched else (None,)
     return max(_difference(small, graph, replay, own, batch) for batch in batches)
 
