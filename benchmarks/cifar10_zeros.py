@@ -24,7 +24,6 @@ from benchmarks.networks import trained
 from benchmarks.one_shot import accuracy, batches
 from benchmarks.peers import reestimate_batchnorm
 from sned.progress import RichProgress
-from sned.repair import match
 from sned.report import environment
 
 ASKED: tuple[tuple[str, float | None], ...] = (
@@ -35,9 +34,15 @@ ASKED: tuple[tuple[str, float | None], ...] = (
 )
 """Patterns and sparsities of the table."""
 
+MATCHED = 4096
+"""Unlabelled images beyond the calibration images that matching learns from."""
+
 
 def networks(
-    dense: nn.Module, calibration: Sequence[torch.Tensor], match_seconds: float | None
+    dense: nn.Module,
+    calibration: Sequence[torch.Tensor],
+    further: Sequence[torch.Tensor],
+    match_seconds: float | None,
 ) -> Iterator[tuple[str, float, nn.Module, float]]:
     """Name, share of zeros, network, and the seconds that it took."""
     yield "dense", 0.0, dense, 0.0
@@ -53,9 +58,17 @@ def networks(
         )
         yield f"sned, {pattern}", sparse.sparsity, sparse.model, time.perf_counter() - start
         if match_seconds:
-            found = match(sparse.model, dense, calibration, seconds=match_seconds, progress=RichProgress())
-            burnt = sned.burn_in(found.model)
-            yield f"sned, {pattern}, matched", sparse.sparsity, burnt, time.perf_counter() - start
+            start = time.perf_counter()
+            sparse = sned.sparsify(
+                dense,
+                calibration[0][:2],
+                pattern=pattern,
+                sparsity=sparsity,
+                calibration=[*calibration, *further],
+                match_seconds=match_seconds,
+                progress=RichProgress(),
+            )
+            yield f"sned, {pattern}, matched", sparse.sparsity, sparse.model, time.perf_counter() - start
         if pattern != "weight":
             continue
         plain = by_magnitude(dense, list(sparse.zeros), sparse.sparsity)
@@ -85,8 +98,9 @@ def main() -> None:
     parser.add_argument("--match-seconds", type=float, help="also with this long of label-free matching")
     options = parser.parse_args()
     train, _ = cifar10("train")
-    drawn = np.random.default_rng(options.seed).choice(len(train), options.inputs, replace=False)
-    made = list(networks(trained("resnet56"), batches(train[drawn]), options.match_seconds))
+    drawn = np.random.default_rng(options.seed).choice(len(train), MATCHED + options.inputs, replace=False)
+    calibration, further = (batches(train[part]) for part in np.split(drawn, [options.inputs]))
+    made = list(networks(trained("resnet56"), calibration, further, options.match_seconds))
     test, labels = cifar10("test")
     where = environment()
     table = Table(title=f"ResNet-56, CIFAR-10, {len(labels)} test images; {where.machine}, {where.versions}")

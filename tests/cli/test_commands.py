@@ -154,3 +154,6 @@ def test_sparsify_writes_a_masked_model(shell: Shell, user_file: Path, tmp_path:
     refused = shell("sparsify", where, "-e", "1,3,8,8", "--pattern", "4:2")
     assert refused.code == 2
     assert "N:M" in refused.err
+    refused = shell("sparsify", where, "-e", "1,3,8,8", "--sparsity", "0.5", "--match-seconds", "0")
+    assert refused.code == 2
+    assert "more than 0 seconds" in refused.err

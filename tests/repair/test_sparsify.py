@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import sned
-from sned.errors import PlanError
+from sned.errors import BudgetError, PlanError
 from sned.graph.trace import state_of
 from sned.repair import sparsify
 from sned.surgery import masks_of
@@ -95,3 +95,27 @@ def test_the_model_is_not_touched() -> None:
 def test_what_cannot_be_done_is_said(asked: dict[str, object], text: str) -> None:
     with pytest.raises(PlanError, match=text):
         sparsify(block(), images(8)[:2], calibration=[images(8)], **asked)
+
+
+def test_zeros_hold_while_the_others_match_the_original() -> None:
+    model, x, fresh = block(), images(200), images(64, seed=7)
+    plain = sparsify(model, x[:2], sparsity=0.8, calibration=[x])
+    matched = sparsify(model, x[:2], sparsity=0.8, calibration=[x], match_seconds=4.0)
+    state = state_of(matched.model)
+    masks = masks_of(matched.model)
+    assert {n: m.tolist() for n, m in masks.items()} == {
+        n: m.tolist() for n, m in masks_of(plain.model).items()
+    }
+    assert all(not bool(state[name][~mask].any()) for name, mask in masks.items())
+    assert distance(matched.model, model, fresh) < distance(plain.model, model, fresh)
+    assert "Matching: " in matched.note
+
+
+def test_nothing_is_matched_on_random_inputs_and_that_is_said() -> None:
+    sparse = sparsify(block(), images(8)[:2], sparsity=0.5, match_seconds=4.0)
+    assert "Nothing was matched" in sparse.note
+
+
+def test_a_time_to_match_is_more_than_none() -> None:
+    with pytest.raises(BudgetError, match="more than 0 seconds, got 0"):
+        sparsify(block(), images(8)[:2], sparsity=0.5, calibration=[images(8)], match_seconds=0)

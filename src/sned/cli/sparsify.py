@@ -30,6 +30,14 @@ def command(
     pattern: Annotated[
         str, typer.Option("--pattern", help="weight, N:M such as 2:4, or blocks of outputs x inputs: 1x4.")
     ] = "weight",
+    match_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--match-seconds",
+            metavar="SECONDS",
+            help="After that, spend this long matching the original's answers on the calibration inputs.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE.safetensors", help="The file to write.")
     ] = None,
@@ -51,7 +59,13 @@ def command(
     batches = load_batches(calibration) if calibration else None
     with keeping(out.parent if out else None):
         sparse = sparsify(
-            built, inputs, sparsity=sparsity, pattern=pattern, calibration=batches, progress=progress()
+            built,
+            inputs,
+            sparsity=sparsity,
+            pattern=pattern,
+            calibration=batches,
+            match_seconds=match_seconds,
+            progress=progress(),
         )
         if out is not None:
             save(sparse.model, out)

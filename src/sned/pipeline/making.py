@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from sned.pipeline.study import Study, timed
-from sned.repair import RepairReport, match, repair
+from sned.repair import RepairReport, repair
+from sned.repair.match import match_on
 from sned.search import Found
 from sned.surgery.keras import is_keras
 from sned.surgery.pytorch import Pruned, fill, pruned
@@ -47,13 +48,9 @@ def _repaired(told: RepairReport) -> tuple[str, ...]:
 
 def matched(study: Study, small: Pruned, seconds: float) -> tuple[Pruned, tuple[str, ...]]:
     """The network after `seconds` of matching the dense one, and what came of it."""
-    if study.calibration.synthetic:
-        return small, ("Nothing was matched: that takes calibration inputs, a few hundred without labels.",)
     with timed(study.seconds, "match"):
-        learnt = study.calibration
-        batches = learnt.batches(0, learnt.count + learnt.further)
-        found = match(small.model, study.model, batches, seconds=seconds, progress=study.progress)
-    return replace(small, model=found.model), (found.note,)
+        model, note = match_on(study.calibration, small.model, study.model, seconds, study.progress)
+    return replace(small, model=model), (note,)
 
 
 def trained(

@@ -30,6 +30,7 @@ from sned.pipeline.making import handed, made, matched, trained
 from sned.pipeline.study import DENSE, Study, check_groups, keep, measure, scored, study_of, timed
 from sned.progress import SILENT, Progress
 from sned.repair import glance
+from sned.repair.match import check_seconds
 from sned.report import Report, to_html, to_json
 from sned.report.compose import Findings, Network, compose
 from sned.saliency import Evidence
@@ -176,8 +177,7 @@ def prune(
         >>> result = sned.prune(model, x, budget=sned.Budget(latency_ms="50%"), calibration=batches)
         >>> result.model, result.report
     """
-    if match_seconds is not None and not match_seconds > 0:
-        raise BudgetError(f"`match_seconds` is a time, more than 0 seconds, got {match_seconds}.")
+    check_seconds(match_seconds)
     check_names(saliency, search_by)
     respected = rules_of(rules)
     without = (without,) if isinstance(without, str) else tuple(without)

@@ -25,6 +25,7 @@ from sned.measure import Latency, measure_onnx
 from sned.memory import trim
 from sned.pipeline.asked import checked
 from sned.progress import Progress
+from sned.repair.match import FURTHER
 from sned.report.compose import Whole
 from sned.saliency import Evidence, Scores, score
 from sned.search import Found, Problem, Rules
@@ -35,10 +36,6 @@ from sned.timing import Clock, processor_clock
 
 DENSE = "dense.onnx"
 """The whole network, in the output folder."""
-
-
-FURTHER = 4096
-"""Inputs beyond those that layers are scored and repaired by, from which matching learns, at most."""
 
 
 SYNTHETIC = 64

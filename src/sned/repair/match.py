@@ -29,13 +29,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sned.calibration import Calibration
 from sned.calibration.divergence import divergence, logarithms, probabilities
-from sned.errors import CalibrationError
+from sned.errors import BudgetError, CalibrationError
 from sned.graph.example import arguments, tensors_in
 from sned.graph.trace import state_of
 from sned.progress import SILENT, Progress
 from sned.repair.repair import HELD_OUT
 from sned.surgery.keras import is_keras
+from sned.surgery.masks import hold_masks, masks_of
 from sned.surgery.pytorch import PLAN_ATTRIBUTE
 
 LOOKS = 8
@@ -59,6 +61,8 @@ WARM_UP = 0.1
 FEWEST = 32
 """Inputs below which there is nothing to learn from."""
 
+FURTHER = 4096
+"""Inputs beyond those that layers are scored and repaired by, from which matching learns, at most."""
 
 Kept = Mapping[str, Tensor | None]
 
@@ -91,6 +95,27 @@ class Matched:
             f"Matching: {self.steps} label-free steps in {self.seconds:.0f} s; divergence from the dense network on "
             f"inputs held out {first:.3g} before, {last:.3g} at the best step ({self.best})."
         )
+
+
+def check_seconds(seconds: float | None) -> None:
+    """Refuse a time to match for that is none.
+
+    Raises:
+        BudgetError: it is not more than 0.
+    """
+    if seconds is not None and not seconds > 0:
+        raise BudgetError(f"`match_seconds` is a time, more than 0 seconds, got {seconds}.")
+
+
+def match_on(
+    calibration: Calibration, model: nn.Module, dense: nn.Module, seconds: float, progress: Progress
+) -> tuple[nn.Module, str]:
+    """`match` on all inputs that were read, and what came of it; the model as it is where those are random."""
+    if calibration.synthetic:
+        return model, "Nothing was matched: that takes calibration inputs, a few hundred without labels."
+    batches = calibration.batches(0, calibration.count + calibration.further)
+    found = match(model, dense, batches, seconds=seconds, progress=progress)
+    return found.model, found.note
 
 
 def match(
@@ -135,6 +160,9 @@ def match(
     learnt, held = torch.arange(start_held), torch.arange(start_held, count)
     teacher = copy.deepcopy(dense).eval()
     student = copy.deepcopy(model).eval()
+    hold_masks(
+        student, masks_of(student)
+    )  # a copy takes hold when it is called, and a Keras network calls no layers
     judge = _Judge(teacher, inputs, held)
     kept = _inputs_kept(model, dense)
     weights = [parameter for parameter in student.parameters() if parameter.requires_grad]

@@ -13,10 +13,12 @@ from sned.graph.example import Inputs
 from sned.graph.plan import Plan
 from sned.graph.trace import state_of
 from sned.progress import SILENT, Progress
+from sned.repair.match import FURTHER, check_seconds, match_on
 from sned.repair.repair import load_state
 from sned.repair.thin import thin
 from sned.surgery import trace
 from sned.surgery.keras import is_keras
+from sned.surgery.masks import hold_masks
 from sned.surgery.pytorch import pruned
 
 INPUTS = 1024
@@ -33,7 +35,8 @@ class Sparse:
         pattern: of the zeros.
         sparsity: share of zeros among the weights that were thinned.
         zeros: the same of each of them, by name.
-        divergence: how far its answers are from the dense network's on inputs held out (0: the same).
+        divergence: how far its answers were from the dense network's on inputs held out (0: the same), ahead of any
+            matching.
         note: all that in a sentence.
     """
 
@@ -53,10 +56,11 @@ def sparsify(
     sparsity: float | None = None,
     pattern: str = SINGLE,
     calibration: Iterable[Any] | None = None,
+    match_seconds: float | None = None,
     workdir: Path | None = None,
     progress: Progress = SILENT,
 ) -> Sparse:
-    """Put zeros into the weights of a network; the others answer for them. No labels, no gradients.
+    """Put zeros into the weights of a network; the others answer for them. No labels, and no gradients unless asked.
 
     Zeros make a file smaller once it is compressed; only some runtimes on some hardware are faster for them. For a
     network that is smaller and faster everywhere use `sned.prune`; both go together, pruning first.
@@ -69,6 +73,8 @@ def sparsify(
         pattern: "weight" for single ones, "N:M" such as "2:4" along the contracted axis, or blocks of outputs x
             inputs such as "1x4".
         calibration: batches of inputs, a few hundred in all, without labels; random ones when None.
+        match_seconds: time to spend, after that, on gradient steps of the other weights towards the dense network's
+            answers and features, on these inputs and up to 4,096 more; None for no such steps.
         workdir: where activations are spooled to when there are many.
         progress: shown while it runs.
 
@@ -78,12 +84,15 @@ def sparsify(
     Raises:
         PlanError: an unknown pattern, or a sparsity that does not go with it.
         ModelError: the model does not run on the example.
+        BudgetError: `match_seconds` is no time.
+        CalibrationError: the inputs are not what the model takes, or too few to match on.
 
     Example:
         >>> sparse = sned.sparsify(model, x, pattern="2:4", calibration=batches)
         >>> sned.save(sparse.model, "sparse.safetensors")
     """
     wanted = Pattern.parse(pattern)
+    check_seconds(match_seconds)
     if is_keras(model):
         from sned.surgery.keras.road import calibration_of, inputs_of, network_for
 
@@ -91,7 +100,10 @@ def sparsify(
         calibration = calibration_of(calibration, *example_inputs)
     graph = trace(model, example_inputs)
     state = state_of(model)
-    learnt = calibrate(graph, state, calibration, limit=INPUTS, progress=progress, workdir=workdir)
+    further = FURTHER if match_seconds is not None else 0
+    learnt = calibrate(
+        graph, state, calibration, limit=INPUTS, further=further, progress=progress, workdir=workdir
+    )
     found = thin(graph, state, learnt, pattern=wanted, sparsity=sparsity, progress=progress, workdir=workdir)
     masks = {name: mask.cpu().numpy() for name, mask in found.masks.items()}
     plan = replace(graph.plan({}), masks=masks)
@@ -102,6 +114,10 @@ def sparsify(
         f"{found.sparsity:.1%} of the weights in {len(masks)} tensors are zero ({pattern}), from {learnt.note}; "
         f"divergence from the dense network on inputs held out: {best.divergence.key:.3g}."
     )
+    if match_seconds is not None:
+        hold_masks(small, found.masks)
+        small, said = match_on(learnt, small, model, match_seconds, progress)
+        note = f"{note} {said}"
     if is_keras(small):
         from sned.surgery.keras.road import handed
 
