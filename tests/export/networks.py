@@ -27,18 +27,18 @@ class Convolutional(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Token ids and a mask in a dict, attention written out, an output with a name."""
+    """Token ids and a mask in a dict, positions counted from 1, attention written out, an output with a name."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(50, 32)
+        self.embedding, self.places = nn.Embedding(50, 32), nn.Embedding(9, 32)
         self.norm1, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
         self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
         self.inner, self.outer = nn.Linear(32, 64), nn.Linear(64, 32)
         self.head = nn.Linear(32, 3)
 
     def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        x = self.embedding(ids)
+        x = self.embedding(ids) + self.places(torch.arange(ids.shape[1]) + 1)
         batch, length, width = x.shape
         q, k, v = (
             self.qkv(self.norm1(x)).reshape(batch, length, 3, 4, width // 4).permute(2, 0, 3, 1, 4).unbind(0)

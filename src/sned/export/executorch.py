@@ -64,12 +64,28 @@ def _coarser(name: str, level: Captured, order: Order) -> torch.export.ExportedP
     )
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+    class Quantizer(XNNPACKQuantizer):  # type: ignore[misc]
+        """Leaves whole numbers whole: its own would make floats of indices, of `arange(n) + 1` say."""
+
+        def transform_for_annotation(self, model: torch.fx.GraphModule) -> torch.fx.GraphModule:
+            whole = {node: node.args for node in model.graph.nodes if _is_whole(node.meta.get("val"))}
+            made: torch.fx.GraphModule = super().transform_for_annotation(model)
+            for node, arguments in whole.items():
+                node.args = arguments
+            made.graph.eliminate_dead_code()
+            made.recompile()
+            return made
+
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=order.precision == DYNAMIC)
     graph = torch.export.export(level.positional(), level.example).module()
-    prepared = prepare_pt2e(graph, XNNPACKQuantizer().set_global(config))
+    prepared = prepare_pt2e(graph, Quantizer().set_global(config))
     for row in order.samples(name) or [[tensor.numpy() for tensor in level.example]]:
         prepared(*(torch.from_numpy(np.ascontiguousarray(array)) for array in row))
     return torch.export.export(convert_pt2e(prepared), level.example)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_floating_point()
 
 
 class ExecuTorchSession:
