@@ -35,6 +35,9 @@ FUNCTIONS: dict[str, Any] = {
     "split": lambda x: torch.cat([part * (place + 1) for place, part in enumerate(x.chunk(2, 1))], 1).roll(
         1, 2
     ),
+    "taking turns": lambda x: (
+        torch.cat([x, -x], 1).reshape(-1, 2, 4, 8, 8).transpose(1, 2).reshape(-1, 8, 8, 8)
+    ),
     "powers": lambda x: x**2 / (x.abs() + 1).rsqrt() + x.cumsum(1).erf(),
 }
 

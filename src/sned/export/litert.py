@@ -172,6 +172,7 @@ def _products() -> Any:
     manager = recipe_manager.RecipeManager()
     for operation in (qtyping.TFLOperationName.FULLY_CONNECTED, qtyping.TFLOperationName.CONV_2D):
         manager.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
+    manager.add_weight_only_config(".*", qtyping.TFLOperationName.EMBEDDING_LOOKUP, 8)
     return manager.get_quantization_recipe()
 
 

@@ -131,6 +131,15 @@ def _squeeze(a: Arguments) -> Tensor:
     return x.squeeze() if a.get("axes") is None else x.squeeze(tuple(_ints(a["axes"])))
 
 
+def _concat(a: Arguments) -> Tensor:
+    """One after the other, or (two halves of the channels, which the next layer sees mixed) taking turns."""
+    parts, axis = [torch.as_tensor(value) for value in a["values"]], _int(a["axis"])
+    if not a.get("interleave", False):
+        return torch.cat(parts, axis)
+    axis %= parts[0].ndim
+    return torch.stack(parts, axis + 1).flatten(axis, axis + 1)
+
+
 def _split(a: Arguments) -> list[Tensor]:
     x, axis = a["x"], _int(a["axis"])
     sizes = (
@@ -316,7 +325,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "transpose": lambda a: a["x"].permute(_ints(a["perm"])),
     "expand_dims": _expand_dims,
     "squeeze": _squeeze,
-    "concat": lambda a: torch.cat([torch.as_tensor(value) for value in a["values"]], _int(a["axis"])),
+    "concat": _concat,
     "stack": lambda a: torch.stack([torch.as_tensor(value) for value in a["values"]], _int(a["axis"])),
     "split": _split,
     "slice_by_index": _slice_by_index,
