@@ -355,7 +355,7 @@ def test_matching_learns_from_more_inputs_than_repair(monkeypatch: pytest.Monkey
         given.extend(len(batch[0]) for batch in batches)
         return match(model, dense, [(torch.cat(many),)], steps=2)
 
-    monkeypatch.setattr("sned.pipeline.making.match", matched)
+    monkeypatch.setattr(importlib.import_module("sned.repair.match"), "match", matched)
     result = pruned(calibration=many, match_seconds=1.0)
     assert sum(given) == 80
     assert result.report.asked.calibration == (

@@ -316,12 +316,12 @@ def _verified(job: _Job, path: Path, level: str, *, dynamic: bool) -> Parity:
             f"The {job.precision if job.precision != FP32 else 'exported'} file does not compute what the model "
             f"computes: outputs differ by up to "
             f"{parity.max_abs_diff:.3g} ({parity.max_rel_diff:.3g} of the largest), where {limit}. "
-            f"The file was not kept. {_advice(job.precision)}"
+            f"The file was not kept. {_advice(job.precision, job.target)}"
         )
     return parity
 
 
-def _advice(precision: str) -> str:
+def _advice(precision: str, target: Target) -> str:
     if precision == FP32:
         return (
             "If the model draws random numbers in evaluation mode, make it repeatable; "
@@ -329,6 +329,10 @@ def _advice(precision: str) -> str:
         )
     if precision == FP16:
         return "Values beyond 65,504 do not fit into 16 bits: scale them, or export in 32."
+    if precision == INT8 and DYNAMIC in target.precisions:
+        return (
+            "Give a few hundred real calibration inputs, or use 'int8-dynamic' (for transformers) or 'fp16'."
+        )
     return "Give a few hundred real calibration inputs, or use 'fp16'."
 
 
