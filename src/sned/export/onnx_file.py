@@ -66,12 +66,12 @@ def compact(model: onnx.ModelProto) -> None:
     zeros = {tensor.name for tensor in graph.initializer if not onnx.numpy_helper.to_array(tensor).any()}
     weights = {name for node in graph.node if node.op_type == "Conv" for name in node.input[1:]}
     for node in graph.node:
-        # A zero point that is not said is zero; ONNX Runtime's other 8-bit kernels want it said.
-        if weights.issuperset(node.output) and {renamed.get(name, name) for name in node.input[2:]} <= zeros:
-            del node.input[2:]
+        if node.op_type != "DequantizeLinear" or not weights.issuperset(node.output):
+            continue
+        if {renamed.get(name, name) for name in node.input[2:]} <= zeros:
+            del node.input[2:]  # which means zero; ONNX Runtime's other 8-bit kernels want it said
     used = {renamed.get(name, name) for node in graph.node for name in node.input} | kept
-    unused = [tensor for tensor in graph.initializer if tensor.name not in used]
-    for tensor in unused:
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
     short: dict[str, str] = {"": ""} | {name: name for name in kept}
 

@@ -160,9 +160,8 @@ def match(
     learnt, held = torch.arange(start_held), torch.arange(start_held, count)
     teacher = copy.deepcopy(dense).eval()
     student = copy.deepcopy(model).eval()
-    hold_masks(
-        student, masks_of(student)
-    )  # a copy takes hold when it is called, and a Keras network calls no layers
+    # A copy takes hold of its masks when its layers are called, and a Keras network calls none.
+    hold_masks(student, masks_of(student))
     judge = _Judge(teacher, inputs, held)
     kept = _inputs_kept(model, dense)
     weights = [parameter for parameter in student.parameters() if parameter.requires_grad]
