@@ -11,6 +11,7 @@ import argparse
 import copy
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -47,28 +48,21 @@ def networks(
     """Name, share of zeros, network, and the seconds that it took."""
     yield "dense", 0.0, dense, 0.0
     for pattern, sparsity in ASKED:
-        start = time.perf_counter()
-        sparse = sned.sparsify(
+        sparsify = partial(
+            sned.sparsify,
             dense,
             calibration[0][:2],
             pattern=pattern,
             sparsity=sparsity,
-            calibration=calibration,
             progress=RichProgress(),
         )
+        start = time.perf_counter()
+        sparse = sparsify(calibration=calibration)
         yield f"sned, {pattern}", sparse.sparsity, sparse.model, time.perf_counter() - start
         if match_seconds:
             start = time.perf_counter()
-            sparse = sned.sparsify(
-                dense,
-                calibration[0][:2],
-                pattern=pattern,
-                sparsity=sparsity,
-                calibration=[*calibration, *further],
-                match_seconds=match_seconds,
-                progress=RichProgress(),
-            )
-            yield f"sned, {pattern}, matched", sparse.sparsity, sparse.model, time.perf_counter() - start
+            matched = sparsify(calibration=[*calibration, *further], match_seconds=match_seconds)
+            yield f"sned, {pattern}, matched", matched.sparsity, matched.model, time.perf_counter() - start
         if pattern != "weight":
             continue
         plain = by_magnitude(dense, list(sparse.zeros), sparse.sparsity)
