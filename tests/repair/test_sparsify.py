@@ -99,8 +99,8 @@ def test_what_cannot_be_done_is_said(asked: dict[str, object], text: str) -> Non
 
 def test_zeros_hold_while_the_others_match_the_original() -> None:
     model, x, fresh = block(), images(200), images(64, seed=7)
-    plain = sparsify(model, x[:2], sparsity=0.8, calibration=[x])
-    matched = sparsify(model, x[:2], sparsity=0.8, calibration=[x], match_seconds=4.0)
+    plain = sparsify(model, x[:2], pattern="1:4", calibration=[x])
+    matched = sparsify(model, x[:2], pattern="1:4", calibration=[x], match_seconds=4.0)
     state = state_of(matched.model)
     masks = masks_of(matched.model)
     assert {n: m.tolist() for n, m in masks.items()} == {

@@ -23,6 +23,7 @@ from sned.repair.batchnorm import blended, reestimate
 from sned.repair.following import norms
 from sned.repair.reconstruct import Options, Solved, reconstruct
 from sned.repair.repair import MARGIN, SHARES, SOLVED, Candidate, Judge, split, statistics_inputs
+from sned.repair.shares import densities
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +57,16 @@ def thin(
 ) -> Thinned:
     """Put zeros into every consumer of a network. No labels, no gradients.
 
-    Every layer gives the same share: what the others of a layer can make up for is not felt alike at the answers, and
-    a ranking across layers by the error of their outputs did worse. Weights that several ops share, or that are too
-    wide to repair, stay dense.
+    Layers whose loss the answers feel keep more (`shares.py`): a ranking by the error of the layers' own outputs did
+    worse than the same share of each. Weights that several ops share, or that are too wide to repair, stay dense.
 
     Args:
         graph: of the network as it is (trace a pruned one anew).
         state: its parameters and buffers by name.
         calibration: of this very graph.
         pattern: of the zeros.
-        sparsity: share of zeros, in (0, 1), for single weights and blocks; an N:M pattern has its own.
+        sparsity: share of zeros in all, in (0, 1), for single weights and blocks; an N:M pattern has its own, the same
+            everywhere. On random inputs, which tell nothing of the answers, it is the same everywhere too.
         progress: shown while it runs.
         workdir: where activations are spooled to when there are many.
 
@@ -76,10 +77,17 @@ def thin(
     plan = graph.plan({})
     weights = frozenset(_thinnable(calibration, pattern))
 
+    def entries(consumer: Consumer, weight: Tensor, second: Tensor, density: float) -> Tensor:
+        return thinned(weight, second, consumer.window, pattern, density)
+
+    kept = dict.fromkeys(weights, 1 - asked)
+    if pattern.fixed is None and not calibration.synthetic:
+        kept = densities(graph, state, calibration, weights, entries, 1 - asked, progress=progress)
+
     def zeros(consumer: Consumer, weight: Tensor, second: Tensor) -> Tensor:
         if consumer.weight not in weights:
             return weight
-        return thinned(weight, second, consumer.window, pattern, 1 - asked)
+        return entries(consumer, weight, second, kept[consumer.weight])
 
     fitted, start = split(calibration, graph)
     solved, consumers = reconstruct(
