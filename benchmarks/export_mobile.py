@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sned.timing import Latency, interleaved
+from sned.timing import SETTLE_MS, Latency, interleaved
 
 HIDE = Path(__file__).parent.parent / "tools" / "hide_avx.c"
 
@@ -116,7 +116,7 @@ def linear(folder: Path) -> None:
         )
         sizes[f"{share:.0%} zeros"] = made.size_bytes
         calls[f"{share:.0%} zeros"] = partial(made.session().run, [x.numpy()])
-    timed = interleaved(calls, runs=300, settle=1, max_seconds=30)
+    timed = interleaved(calls, runs=300, settle_ms=SETTLE_MS, max_seconds=30)
     show("Four int8 linear layers, OpenVINO", timed, sizes)
 
 
@@ -143,7 +143,7 @@ def time(paths: Sequence[Path]) -> None:
         image = np.random.default_rng(0).standard_normal(entering["shape"]).astype(np.float32)
         one.set_tensor(entering["index"], image)
     calls = {str(place): partial(one.invoke) for place, one in enumerate(opened)}
-    timed = interleaved(calls, runs=40, settle=1, max_seconds=40)
+    timed = interleaved(calls, runs=40, settle_ms=SETTLE_MS, max_seconds=40)
     print(json.dumps([vars(one) for one in timed.values()]))
 
 

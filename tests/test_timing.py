@@ -1,6 +1,7 @@
 import gc
 import time
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -108,11 +109,18 @@ def test_bad_counts(runs: int, warmup: int) -> None:
 
 def test_settling_calls_are_not_samples() -> None:
     calls: list[str] = []
-    latency = interleaved(
-        {name: lambda name=name: calls.append(name) for name in "ab"}, runs=4, warmup=1, settle=2
-    )
+
+    def called(name: str) -> None:
+        calls.append(name)
+        time.sleep(0.001)
+
+    functions = {name: partial(called, name) for name in "ab"}
+    latency = interleaved(functions, runs=4, warmup=0, settle_ms=2.5)
     assert latency["a"].runs == 4
-    assert calls[:2] == ["a", "b"]
-    assert all(calls[start : start + 3] in (["a"] * 3, ["b"] * 3) for start in range(2, len(calls), 3))
-    with pytest.raises(MeasureError, match="`settle` must be at least 0, got settle=-1"):
-        interleaved({"a": int}, settle=-1)
+    settling = len(calls) - 2 * 4
+    assert 2 * 4 <= settling <= 2 * 4 * 3  # as many of a millisecond as begin within 2.5, at least one
+    calls.clear()
+    interleaved(functions, runs=4, warmup=0, settle_ms=1e-6)
+    assert len(calls) == 2 * 4 * 2
+    with pytest.raises(MeasureError, match="`settle_ms` must be at least 0, got settle_ms=-1"):
+        interleaved({"a": int}, settle_ms=-1)

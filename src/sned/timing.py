@@ -15,6 +15,9 @@ NOISY_SPREAD = 0.25
 """A p90 this fraction above the median means that the machine was busy with something else."""
 
 
+SETTLE_MS = 5.0
+"""Until a network finds the caches as it leaves them, where others run between its samples."""
+
 Clock = Callable[[], int]
 """Nanoseconds since some moment."""
 
@@ -53,7 +56,7 @@ def interleaved(
     warmup: int = 5,
     threads: int = 1,
     min_sample_ms: float = 0.0,
-    settle: int = 0,
+    settle_ms: float = 0.0,
     max_seconds: float = float("inf"),
     seed: int = 0,
     clock: Clock = time.perf_counter_ns,
@@ -68,8 +71,8 @@ def interleaved(
         threads: how many threads the callables use; only noted in the result.
         min_sample_ms: callables faster than this are called several times a sample and averaged, because the
             clock and the call itself cost about 0.1 µs. 0: one call a sample.
-        settle: calls before each sample that are not timed, at least 0. What runs between two samples takes
-            the caches; after one call a function finds them as it leaves them when it runs alone.
+        settle_ms: calls before each sample that are not timed, for so long and at least one; 0: none. What runs between
+            two samples takes the caches: it was some milliseconds until a network of two ran as it runs alone.
         max_seconds: no new round is begun after that long, once there are five.
         seed: of the order of the rounds.
         clock: nanoseconds: of the wall, or `processor_clock`.
@@ -79,12 +82,12 @@ def interleaved(
         For each name its `Latency` in milliseconds a call.
 
     Raises:
-        MeasureError: `runs` < 1, `warmup` < 0 or `settle` < 0.
+        MeasureError: `runs` < 1, `warmup` < 0 or `settle_ms` < 0.
     """
     if runs < 1 or warmup < 0:
         raise MeasureError(f"`runs` must be at least 1 and `warmup` at least 0, got {runs=} and {warmup=}.")
-    if settle < 0:
-        raise MeasureError(f"`settle` must be at least 0, got {settle=}.")
+    if settle_ms < 0:
+        raise MeasureError(f"`settle_ms` must be at least 0, got {settle_ms=}.")
     samples: dict[str, list[float]] = {name: [] for name in functions}
     if not functions:
         return {}
@@ -101,8 +104,7 @@ def interleaved(
                 break
             for place in rng.permutation(len(names)):
                 name = names[place]
-                for _ in range(settle):
-                    functions[name]()
+                _settle(functions[name], settle_ms)
                 samples[name].append(_sample_ms(functions[name], calls[name], clock))
             advance(1)
     return {name: _summary(values, threads) for name, values in samples.items()}
@@ -114,6 +116,15 @@ def _calls_per_sample(function: Callable[[], object], min_sample_ms: float, cloc
         return 1
     once = min(_sample_ms(function, 1, clock) for _ in range(3))
     return max(1, int(np.ceil(min_sample_ms / max(once, 1e-4))))
+
+
+def _settle(function: Callable[[], object], settle_ms: float) -> None:
+    if settle_ms == 0:
+        return
+    until = time.perf_counter_ns() + settle_ms * 1e6
+    function()
+    while time.perf_counter_ns() < until:
+        function()
 
 
 def _sample_ms(function: Callable[[], object], calls: int, clock: Clock) -> float:

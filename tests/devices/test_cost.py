@@ -64,7 +64,7 @@ def test_the_network_takes_about_as_long_as_predicted(graph: Graph, cost: Cost, 
     session = open_session(path)
     run = partial(session.run, None, {session.get_inputs()[0].name: INPUTS.numpy()})
     standard = runner(yardstick(cost.tables.block), 1)
-    times = interleaved({"network": run, "yardstick": standard}, runs=60, settle=1)
+    times = interleaved({"network": run, "yardstick": standard}, runs=60, settle_ms=1.0)
     predicted = cost.evaluate(sizes(graph)).latency_ms[0] / cost.tables.yardstick_us
     measured = times["network"].p10_ms / times["yardstick"].p10_ms / 1e3
     assert 0.5 < predicted / measured < 2

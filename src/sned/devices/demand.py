@@ -69,10 +69,11 @@ def _up(channels: FloatArray, tile: float) -> FloatArray:
     return np.asarray(np.ceil(channels / tile) * tile)
 
 
-def _size(family: Family, name: str) -> float:
+def size_of(family: Family, name: str, *, last: bool = False) -> float:
+    """The product of what does not change along the axes of an image, or only the last."""
     value = family[name]
     assert isinstance(value, tuple)
-    return float(prod(value))
+    return float(value[-1] if last else prod(value))
 
 
 def _number(family: Family, name: str) -> float:
@@ -89,14 +90,14 @@ def _conv(*, blocked: bool, columns: bool = False) -> Rule:
 
     def rule(family: Family, widths: Sequence[FloatArray], tile: float) -> Demand:
         n, ci, co = widths
-        kernel, places = _size(family, "kernel"), _size(family, "output")
+        kernel, places = size_of(family, "kernel"), size_of(family, "output")
         written = n * co * places
         unrolled = n * ci * kernel * places if columns and kernel > 1 else np.zeros_like(n)
         return Demand(
             macs=written * ci * kernel,
             padded=n * places * kernel * _up(co, tile) * (_up(ci, tile) if blocked else ci),
             operations=_activation(family, written) + unrolled,
-            read=n * ci * _size(family, "spatial") + 2 * unrolled,
+            read=n * ci * size_of(family, "spatial") + 2 * unrolled,
             written=written,
             weights=ci * co * kernel,
         )
@@ -106,13 +107,13 @@ def _conv(*, blocked: bool, columns: bool = False) -> Rule:
 
 def _depthwise(family: Family, widths: Sequence[FloatArray], tile: float) -> Demand:
     n, c = widths
-    kernel, places = _size(family, "kernel"), _size(family, "output")
+    kernel, places = size_of(family, "kernel"), size_of(family, "output")
     written = n * c * places
     return Demand(
         macs=written * kernel,
         padded=n * _up(c, tile) * places * kernel,
         operations=_activation(family, written),
-        read=n * c * _size(family, "spatial"),
+        read=n * c * size_of(family, "spatial"),
         written=written,
         weights=c * kernel,
     )
@@ -120,13 +121,13 @@ def _depthwise(family: Family, widths: Sequence[FloatArray], tile: float) -> Dem
 
 def _grouped(family: Family, widths: Sequence[FloatArray], tile: float) -> Demand:
     n, groups, ci, co = widths
-    kernel, places = _size(family, "kernel"), _size(family, "output")
+    kernel, places = size_of(family, "kernel"), size_of(family, "output")
     written = n * groups * co * places
     return Demand(
         macs=written * ci * kernel,
         padded=n * groups * _up(co, tile) * places * ci * kernel,
         operations=_activation(family, written),
-        read=n * groups * ci * _size(family, "spatial"),
+        read=n * groups * ci * size_of(family, "spatial"),
         written=written,
         weights=groups * ci * co * kernel,
     )
@@ -134,13 +135,13 @@ def _grouped(family: Family, widths: Sequence[FloatArray], tile: float) -> Deman
 
 def _deconv(family: Family, widths: Sequence[FloatArray], tile: float) -> Demand:
     n, ci, co = widths
-    kernel, places = _size(family, "kernel"), _size(family, "spatial")
+    kernel, places = size_of(family, "kernel"), size_of(family, "spatial")
     return Demand(
         macs=n * ci * co * kernel * places,
         padded=n * ci * _up(co, tile) * kernel * places,
         operations=np.zeros_like(n),
         read=n * ci * places,
-        written=n * co * _size(family, "output"),
+        written=n * co * size_of(family, "output"),
         weights=ci * co * kernel,
     )
 
@@ -161,9 +162,9 @@ def _matmul(family: Family, widths: Sequence[FloatArray], tile: float) -> Demand
 def _pool(operations: float) -> Rule:
     def rule(family: Family, widths: Sequence[FloatArray], tile: float) -> Demand:
         n, c = widths
-        written = n * c * _size(family, "output")
-        looked_at = n * _up(c, tile) * _size(family, "output") * _size(family, "kernel")
-        return _without_macs(operations * looked_at, n * c * _size(family, "spatial"), written)
+        written = n * c * size_of(family, "output")
+        looked_at = n * _up(c, tile) * size_of(family, "output") * size_of(family, "kernel")
+        return _without_macs(operations * looked_at, n * c * size_of(family, "spatial"), written)
 
     return rule
 

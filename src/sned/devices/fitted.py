@@ -1,11 +1,13 @@
 """Times of ops of any shape, learnt from times of some: what a calibration measured, carried to what it did not.
 
-For each kind of op the logarithm of measured over roofline time is a linear trend in the logarithms of shapes, plus a
-radial basis function through what the trend leaves over. Where nothing was measured, that is the roofline times the
-ratio usual on this device.
+For each kind of op a time is first a sum of what the op does (arithmetic, elements moved, patches written out, groups
+gone through …), each at a rate of its own that is never negative: a roofline of this very kernel. The logarithm of
+measured over that is a linear trend in the logarithms of shapes, plus a radial basis function through what the trend
+leaves over. Where too little was measured, it is the roofline of the device times the ratio usual there.
 
 Reference: the prior times learnt correction is that of Zhang et al., nn-Meter, MobiSys 2021, with a roofline in the
-place of no prior; radial basis functions: Fasshauer, Meshfree approximation methods, 2007 (`scipy.interpolate`).
+place of no prior; non-negative least squares: Lawson and Hanson, Solving Least Squares Problems, 1974; radial basis
+functions: Fasshauer, Meshfree approximation methods, 2007 (both `scipy`).
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from itertools import product
 
 import numpy as np
 from scipy.interpolate import RBFInterpolator
+from scipy.optimize import nnls
 
 from sned.devices.company import Company, Way, lost_us
-from sned.devices.demand import demand
+from sned.devices.demand import demand, size_of
 from sned.devices.design import Shape
 from sned.devices.grids import SET
 from sned.devices.host import Wanted, joined
@@ -58,22 +61,24 @@ class Fitted:
 
     Attributes:
         roofline: what would be said without any.
+        rates: for each recipe microseconds for each of its `_terms`.
         models: for each recipe, from features `[P, F]` to the logarithm of the ratio `[P]`.
         names: for each recipe the texts among its statics, each a feature.
         usual: logarithm of the ratio where a recipe has no samples.
     """
 
     roofline: Roofline
+    rates: Mapping[str, FloatArray]
     models: Mapping[str, Callable[[FloatArray], FloatArray]]
     names: Mapping[str, tuple[str, ...]]
     usual: float
 
     def op_us(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
         """Microseconds of one op of a family at `P` widths, given as one `[P]` array an axis; its weights at hand."""
-        prior = _prior(self.roofline, family, widths)
         model = self.models.get(family.recipe)
         if model is None:
-            return np.asarray(prior * np.exp(self.usual), np.float64)
+            return np.asarray(_prior(self.roofline, family, widths) * np.exp(self.usual), np.float64)
+        prior = _own_prior(_terms(self.roofline, family, widths), self.rates[family.recipe])
         ratio = model(_features(family, widths, self.roofline.block, self.names[family.recipe]))
         return np.asarray(prior * np.exp(ratio))
 
@@ -103,23 +108,79 @@ def fit(samples: Sequence[Timed], roofline: Roofline) -> Fitted:
     by_recipe: dict[str, list[Timed]] = {}
     for sample in samples:
         by_recipe.setdefault(sample.shape.family.recipe, []).append(sample)
-    models, names, medians = {}, {}, []
+    rates, models, names, medians = {}, {}, {}, []
     for recipe, held in by_recipe.items():
         texts = sorted(
             {str(v) for sample in held for _, v in sample.shape.family.statics if isinstance(v, str)}
         )
         names[recipe] = tuple(texts)
-        target = np.array([_ratio(sample, roofline) for sample in held])
-        medians += target.tolist()
-        rows = np.array([_features(s.shape.family, s.shape.columns, roofline.block, texts)[0] for s in held])
+        took = np.array([max(sample.microseconds, LEAST_US) for sample in held])
+        rooflines = [_prior(roofline, s.shape.family, s.shape.columns)[0] for s in held]
+        medians += np.log(took / rooflines).tolist()
+        terms = np.concatenate([_terms(roofline, s.shape.family, s.shape.columns) for s in held])
+        rates[recipe] = _rates(terms, took)
+        target = np.log(took / _own_prior(terms, rates[recipe]))
+        rows = np.concatenate(
+            [_features(s.shape.family, s.shape.columns, roofline.block, texts) for s in held]
+        )
         kept = _undisturbed(rows, target)
         models[recipe] = _model(rows[kept], target[kept])
-    return Fitted(roofline, models, names, float(np.median(medians)))
+    return Fitted(roofline, rates, models, names, float(np.median(medians)))
 
 
-def _ratio(sample: Timed, roofline: Roofline) -> float:
-    prior = float(_prior(roofline, sample.shape.family, sample.shape.columns)[0])
-    return float(np.log(max(sample.microseconds, LEAST_US) / prior))
+def _rates(terms: FloatArray, took: FloatArray) -> FloatArray:
+    """Microseconds for each term, at least 0, by relative error: `terms[N, K]` to `[K]`; of few samples the roofline
+    alone, which is the last."""
+    if len(took) < FEWEST:
+        only = np.zeros(terms.shape[1])
+        only[-1] = float(np.median(took / terms[:, -1]))
+        return only
+    scale = np.maximum(np.abs(terms).max(axis=0), np.finfo(float).tiny)
+    found, _ = nnls(terms / scale / took[:, None], np.ones(len(took)))
+    return np.asarray(found / scale)
+
+
+def _own_prior(terms: FloatArray, rates: FloatArray) -> FloatArray:
+    return np.asarray(np.maximum(terms @ rates, LEAST_US))
+
+
+def _terms(roofline: Roofline, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
+    """`[P, K]`: what ops of a family do that may take time; last what the roofline of the device says of them."""
+    f = roofline.figures
+    asked = demand(family, widths, f.tile)
+    beyond = [  # what a level of cache does not hold
+        np.maximum(elements * f.bytes - size, 0.0)
+        for elements in (asked.moved, asked.weights)
+        for size in f.sizes
+    ]
+    work = [asked.padded, asked.macs, asked.operations, asked.read, asked.written, asked.weights, *beyond]
+    prior = _prior(roofline, family, widths)
+    return np.stack([np.ones_like(prior), *work, *_of_each_group(family, widths), prior], axis=1)
+
+
+def _of_each_group(family: Family, widths: Sequence[FloatArray]) -> list[FloatArray]:
+    """What a convolution of images as they are does for one group after the other: begin, go through the places, write
+    patches out, place by place and row by row, and read the image."""
+    if family.recipe not in _GROUP_BY_GROUP:
+        return []
+    places, window, steps = (size_of(family, name) for name in ("output", "kernel", "stride"))
+    lines = places / size_of(family, "output", last=True)
+    unrolled = window if window * steps > 1 else 0.0
+    batch, first = widths[0], widths[1]
+    groups = batch if family.recipe in _ONE_GROUP else batch * first
+    each = widths[-2] if family.recipe == "plain_grouped" else np.ones_like(first)
+    each = first if family.recipe in _ONE_GROUP else each
+    return [
+        groups,
+        groups * places,
+        groups * each * unrolled * places,
+        groups * each * window * lines,
+        groups * each * places,
+    ]
+
+
+_ONE_GROUP = frozenset({"plain_conv", "deconv"})
+_GROUP_BY_GROUP = _ONE_GROUP | {"plain_depthwise", "plain_grouped"}
 
 
 def _prior(roofline: Roofline, family: Family, widths: Sequence[FloatArray]) -> FloatArray:

@@ -97,7 +97,7 @@ class Timer:
             warmup=1,
             threads=self._threads,
             min_sample_ms=SAMPLE_MS,
-            settle=1,
+            settle_ms=SAMPLE_MS,
             max_seconds=seconds,
             clock=processor_clock(self._threads),
         )

@@ -44,7 +44,7 @@ from sned.export.target import (
 from sned.files import size_of, staged_path
 from sned.graph.example import Inputs, describe
 from sned.surgery.keras import is_keras_model
-from sned.timing import interleaved
+from sned.timing import SETTLE_MS, interleaved
 
 ERRORS: Mapping[str, float] = {FP16: 0.05, INT8: 0.5, DYNAMIC: 0.5}
 """Relative error at which a coarser file is refused: the answers are lost, whatever they are used for."""
@@ -379,7 +379,7 @@ def _timed(made: Exported, model: Any, example: Inputs, *, runs: int, threads: i
         calls["torch"] = partial(Subject(model).run, inputs)
     torch.set_num_threads(threads)
     try:
-        timed = interleaved(calls, runs=runs, threads=threads, settle=1, max_seconds=10.0)
+        timed = interleaved(calls, runs=runs, threads=threads, settle_ms=SETTLE_MS, max_seconds=10.0)
     finally:
         torch.set_num_threads(before)
     return replace(made, latency=timed["file"], torch_latency=timed.get("torch"))

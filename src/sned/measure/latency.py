@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sned.errors import ExampleError, MeasureError
 from sned.progress import SILENT, Progress
 from sned.runtime import open_session
-from sned.timing import Clock, Latency, interleaved
+from sned.timing import SETTLE_MS, Clock, Latency, interleaved
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, NodeArg
@@ -81,7 +81,7 @@ def measure_onnx(
         warmup=warmup,
         threads=threads,
         max_seconds=max_seconds,
-        settle=1,  # the other files' weights have just pushed this one's out of the cache
+        settle_ms=SETTLE_MS,  # the other files' weights have just pushed this one's out of the cache
         seed=seed,
         clock=clock,
         progress=progress,

@@ -1,0 +1,72 @@
+"""Times learnt from times: against ops whose time is worked out here from what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sned.devices import find_device
+from sned.devices.design import Shape, design
+from sned.devices.figures import figures
+from sned.devices.fitted import FEWEST, Timed, fit
+from sned.devices.roofline import Roofline
+
+ROOFLINE = Roofline(figures(find_device("laptop-i5-1135g7"), threads=1), 1)
+
+
+def statics(shape: Shape) -> dict[str, Any]:
+    return dict(shape.family.statics)
+
+
+def convolution_us(shape: Shape) -> float:
+    """Arithmetic, patches written out (not for 1 x 1), and a time to begin."""
+    _, inputs, outputs = shape.widths
+    held = statics(shape)
+    places, window = prod(held["output"]), prod(held["kernel"])
+    unrolled = 0 if window * prod(held["stride"]) == 1 else inputs * window * places
+    return float(3 + inputs * outputs * window * places / 40_000 + unrolled / 700)
+
+
+def grouped_us(shape: Shape) -> float:
+    """The same for each group, with a time to begin each."""
+    _, groups, inputs, outputs = shape.widths
+    held = statics(shape)
+    places, window = prod(held["output"]), prod(held["kernel"])
+    return float(2 + groups * (0.8 + inputs * outputs * window * places / 30_000))
+
+
+def gemm_us(shape: Shape) -> float:
+    """Arithmetic, or reading the weights: both take their time."""
+    rows, width, columns = shape.widths
+    return float(1 + rows * width * columns / 50_000 + width * columns / 4_000)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "took"), [("plain_conv", convolution_us), ("plain_grouped", grouped_us), ("gemm", gemm_us)]
+)
+def test_a_sum_of_what_an_op_does_is_told(recipe: str, took: Callable[[Shape], float]) -> None:
+    shapes = [shape for shape in design(1, 1200) if shape.family.recipe == recipe]
+    shapes = [shape for shape in shapes if statics(shape).get("activation", "") == ""]
+    assert len(shapes) > 60
+    fitted = fit([Timed(shape, took(shape)) for shape in shapes[::2]], ROOFLINE)
+    ratio = [float(fitted.op_us(s.family, s.columns)[0]) / took(s) for s in shapes[1::2]]
+    assert np.abs(np.array(ratio) - 1).max() < 0.1
+    assert np.median(np.abs(np.array(ratio) - 1)) < 0.01
+
+
+def test_of_few_samples_the_usual_ratio_is_told() -> None:
+    shapes = [shape for shape in design(1, 600) if shape.family.recipe == "gemm"]
+
+    def slower(shape: Shape) -> float:
+        alone = fit([Timed(shapes[0], 1.0)], ROOFLINE).roofline
+        return 3.0 * float(alone.launch_us(shape.family, shape.columns, np.zeros(1))[0])
+
+    fitted = fit([Timed(shape, slower(shape)) for shape in shapes[: FEWEST - 1]], ROOFLINE)
+    assert fitted.usual == pytest.approx(np.log(3.0), abs=0.2)
+    for shape in shapes[FEWEST : 2 * FEWEST]:
+        told = float(fitted.op_us(shape.family, shape.columns)[0])
+        assert told == pytest.approx(slower(shape), rel=0.5)
