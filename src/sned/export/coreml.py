@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._decomp import get_decompositions
 
 from sned.errors import ExportError, UserError
 from sned.export.capture import Captured, first_sentence, quiet
@@ -87,8 +88,8 @@ def _convert(level: Captured, order: Order, system: str) -> Any:
     precision = coremltools.precision.FLOAT32 if order.precision == FP32 else coremltools.precision.FLOAT16
     try:
         with torch.no_grad():
-            program = torch.export.export(level.positional(), level.example).run_decompositions({})
-            _spell_out_strides(program)
+            program = torch.export.export(level.positional(), level.example).run_decompositions(_apart())
+            _spell_out(program)
             return coremltools.convert(
                 program,
                 outputs=[coremltools.TensorType(name=name) for name in level.outputs],
@@ -124,9 +125,23 @@ def _compressed(model: Any, order: Order) -> Any:
     return model
 
 
-def _spell_out_strides(program: torch.export.ExportedProgram) -> None:
-    """Pools without a stride step by their window; the converter wants to be told."""
+def _apart() -> dict[Any, Any]:
+    """How ops that the converter lacks are taken apart: those that make tensors like others, or choose a number."""
+    aten = torch.ops.aten
+
+    def where(condition: torch.Tensor, given: torch.Tensor, other: float) -> torch.Tensor:
+        return torch.where(condition, given, torch.full((), other, dtype=given.dtype))
+
+    made = get_decompositions([aten.new_ones.default, aten.new_zeros.default, aten.new_full.default])
+    return {**made, aten.where.ScalarOther: where}
+
+
+def _spell_out(program: torch.export.ExportedProgram) -> None:
+    """What the converter wants to be told: pools without a stride step by their window, `&` of truths is `and`."""
+    aten = torch.ops.aten
     for node in program.graph.nodes:
+        if node.target == aten.__and__.Tensor and node.meta["val"].dtype == torch.bool:
+            node.target = aten.logical_and.default
         if re.match(r"aten\.(max|avg)_pool\dd\b", str(node.target)) and len(node.args) == 2:
             node.args = (*node.args, node.args[1])
 

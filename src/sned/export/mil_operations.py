@@ -185,6 +185,20 @@ def _gather(a: Arguments) -> Tensor:
     return x.index_select(axis, wrapped).reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
 
 
+def _gather_nd(a: Arguments) -> Tensor:
+    """What stands at places whose coordinates lie on the last axis of the indices; along the first axes row by row."""
+    x, places, rows = (
+        torch.as_tensor(a["x"]),
+        torch.as_tensor(a["indices"]).long(),
+        _int(a.get("batch_dims", 0)),
+    )
+    deep = places.shape[-1]
+    own = [torch.arange(size) for size in places.shape[:rows]]
+    spread = [one.reshape(-1, *(1,) * (places.dim() - 2 - axis)) for axis, one in enumerate(own)]
+    wrapped = [places[..., axis] % x.shape[rows + axis] for axis in range(deep)]
+    return x[(*spread, *wrapped)]
+
+
 def _layer_norm(a: Arguments) -> Tensor:
     x: Tensor = a["x"]
     axes = [axis % x.dim() for axis in _ints(a["axes"])]
@@ -331,6 +345,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "slice_by_index": _slice_by_index,
     "slice_by_size": _slice_by_size,
     "gather": _gather,
+    "gather_nd": _gather_nd,
     "gather_along_axis": lambda a: torch.gather(a["x"], _int(a.get("axis")), a["indices"].long()),
     "tile": lambda a: a["x"].repeat(_ints(a["reps"])),
     "fill": lambda a: torch.full(_ints(a["shape"]), torch.as_tensor(a["value"]).item()),

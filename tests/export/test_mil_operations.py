@@ -1,0 +1,26 @@
+"""Operations of Core ML programs, against loops over what the specification says."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from sned.export.mil_operations import OPERATIONS
+
+
+@pytest.mark.parametrize(("rows", "places"), [(0, (2, 5)), (0, (4,)), (1, (3,)), (1, (3, 2))])
+@pytest.mark.parametrize("deep", [1, 2])
+def test_gather_nd_takes_what_stands_at_coordinates(rows: int, places: tuple[int, ...], deep: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 4, 5, 2)).astype(np.float32)
+    limits = np.array(x.shape[rows : rows + deep])
+    indices = rng.integers(0, 1000, (*places, deep)) % limits
+    indices = np.where(rng.random(indices.shape) < 0.3, indices - limits, indices)  # counted from the end
+    expected = np.empty((*places, *x.shape[rows + deep :]), np.float32)
+    for place in product(*(range(size) for size in places)):
+        expected[place] = x[(*place[:rows], *(int(i) for i in indices[place]))]
+    given = {"x": torch.from_numpy(x), "indices": torch.from_numpy(indices), "batch_dims": torch.tensor(rows)}
+    np.testing.assert_array_equal(OPERATIONS["gather_nd"](given).numpy(), expected)
