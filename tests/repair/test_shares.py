@@ -53,6 +53,13 @@ def test_no_other_choice_moves_the_answers_less() -> None:
     assert moved((0.5, 0.5, 0.5)) > 1.2 * best
 
 
+def test_a_weight_without_which_nothing_is_answered_keeps_most() -> None:
+    moved = np.array([[0.1, np.inf, np.inf], [0.1, 0.2, 0.4]])
+    kept = allotted(moved, POINTS, np.array([5.0, 5.0]), 0.5)
+    assert kept[0] >= 0.65 > kept[1] > 0
+    assert kept.sum() == pytest.approx(1.0)
+
+
 def test_weights_that_are_felt_alike_keep_alike() -> None:
     assert allotted(felt([2.0, 2.0]), POINTS, np.array([7.0, 7.0]), 0.4) == pytest.approx([0.4, 0.4])
 

@@ -48,6 +48,9 @@ HALVINGS = 60
 NOTHING = 1e-12
 """A divergence below this is rounding; it stands in for none, so that logarithms exist."""
 
+HOPELESS = 1e6
+"""The largest divergence that counts; that of a network which answers no numbers."""
+
 FloatArray = NDArray[np.float64]
 Thin = Callable[[Consumer, Tensor, Tensor, float], Tensor]
 """(consumer, weights `[outputs, width]`, moments `[width, width]`, density) -> the weights with zeros."""
@@ -107,7 +110,7 @@ def allotted(moved: FloatArray, points: Sequence[float], sizes: FloatArray, dens
 
 
 def _curve(moved: FloatArray, points: Sequence[float], grid: FloatArray) -> FloatArray:
-    known = np.maximum.accumulate(np.maximum(moved, NOTHING))
+    known = np.maximum.accumulate(np.clip(moved, NOTHING, HOPELESS))
     x, y, at = -np.log(np.array(points)), np.log(known), -np.log(grid)
     slope = max((y[-1] - y[-2]) / (x[-1] - x[-2]), 1.0)
     inside = np.exp(np.where(at > x[-1], y[-1] + slope * (at - x[-1]), np.interp(at, x, y)))
@@ -144,7 +147,9 @@ def _moved(
                 whole = {name: walk.state[name] for name in changed}
                 walk.state.update(changed)
                 answers = zip(*(_finished(walk, live, size, here) for live, size in runs), strict=True)
-                found[consumer.weight].append(divergence(dense, [torch.cat(one) for one in answers]).key)
+                found[consumer.weight].append(
+                    divergence(dense, [torch.cat(one).cpu() for one in answers]).key
+                )
                 walk.state.update(whole)
             advance(1)
     return found
