@@ -8,6 +8,7 @@ views of parameters.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,6 +60,12 @@ class Walk:
                 if op.outputs[:1] == () or op.outputs[0] not in self._views:
                     self._call(op, *args_at[op.index], live, batch)
                     self._drop(op, live)
+
+    def finished(self, live: Live, batch: int, start: int) -> list[Tensor]:
+        """What the network answers from a cut ahead of op `start` on, which stays as it is."""
+        held = copy.deepcopy(live)  # ops may write in place, and aliases within it stay aliases
+        self.advance(held, batch, start, len(self._ops))
+        return [held[number] for number in self.graph.outputs]
 
     def constant(self, number: int, stop: int) -> Tensor:
         """A tensor that follows from parameters alone, as it is ahead of op `stop`."""

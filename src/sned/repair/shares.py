@@ -11,7 +11,6 @@ Reference: Everett, Generalized Lagrange multiplier method, 1963.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
@@ -23,7 +22,7 @@ from sned.calibration import Calibration, Consumer
 from sned.calibration.consumers import layout
 from sned.calibration.divergence import divergence
 from sned.calibration.patches import inputs_within, macs_of
-from sned.calibration.walk import Live, Walk
+from sned.calibration.walk import Walk
 from sned.graph.example import arguments, tensors_in
 from sned.graph.ir import Graph
 from sned.graph.replay import State
@@ -146,7 +145,7 @@ def _moved(
                 changed = mended(consumer, point)
                 whole = {name: walk.state[name] for name in changed}
                 walk.state.update(changed)
-                answers = zip(*(_finished(walk, live, size, here) for live, size in runs), strict=True)
+                answers = zip(*(walk.finished(live, size, here) for live, size in runs), strict=True)
                 found[consumer.weight].append(
                     divergence(dense, [torch.cat(one).cpu() for one in answers]).key
                 )
@@ -161,12 +160,6 @@ def _affordable(graph: Graph, calibration: Calibration, chosen: Sequence[Consume
     each = points * sum(macs for consumer in chosen for op, macs in work.items() if op >= consumer.op)
     count = min(inputs_within(MACS, each, *INPUTS), calibration.count)
     return count if graph.batched else max(count - count % graph.batch, graph.batch)
-
-
-def _finished(walk: Walk, live: Live, size: int, start: int) -> list[Tensor]:
-    held = copy.deepcopy(live)  # ops may write in place
-    walk.advance(held, size, start, len(walk.graph.ops))
-    return [held[number] for number in walk.graph.outputs]
 
 
 class _Mended:

@@ -17,7 +17,6 @@ Network, 2015.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -154,7 +153,7 @@ def _measured(
         # Around a cut network, what counts is how far from its answers with this group whole.
         for removed in (*([0] if base.cut else []), *counts[group.name]):
             cut = base.without(group, removed)
-            found.append(answers.divergence(_finished(cut, run, start, len(graph.ops)) for run in runs))
+            found.append(answers.divergence(cut.finished(run.live, run.batch, start) for run in runs))
             advance(1)
         trim()
         yield group.name, found
@@ -284,10 +283,3 @@ def _relative(counts: tuple[int, ...], measured: Sequence[float]) -> Sensitivity
     # A cut after which the network answers no numbers is as bad as can be, and still a number.
     moved = np.nan_to_num(values - whole, nan=HOPELESS, posinf=HOPELESS)
     return Sensitivity(counts, np.clip(moved, 0.0, HOPELESS))
-
-
-def _finished(cut: Walk, run: _Run, start: int, stop: int) -> list[torch.Tensor]:
-    # Ops may write in place: the copy keeps the dense run whole, and aliases within it aliases.
-    live = copy.deepcopy(run.live)
-    cut.advance(live, run.batch, start, stop)
-    return [live[number] for number in cut.graph.outputs]
