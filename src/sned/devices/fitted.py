@@ -115,9 +115,8 @@ def fit(samples: Sequence[Timed], roofline: Roofline) -> Fitted:
         )
         names[recipe] = tuple(texts)
         took = np.array([max(sample.microseconds, LEAST_US) for sample in held])
-        rooflines = [_prior(roofline, s.shape.family, s.shape.columns)[0] for s in held]
-        medians += np.log(took / rooflines).tolist()
         terms = np.concatenate([_terms(roofline, s.shape.family, s.shape.columns) for s in held])
+        medians += np.log(took / terms[:, -1]).tolist()
         rates[recipe] = _rates(terms, took)
         target = np.log(took / _own_prior(terms, rates[recipe]))
         rows = np.concatenate(
@@ -166,10 +165,9 @@ def _of_each_group(family: Family, widths: Sequence[FloatArray]) -> list[FloatAr
     places, window, steps = (size_of(family, name) for name in ("output", "kernel", "stride"))
     lines = places / size_of(family, "output", last=True)
     unrolled = window if window * steps > 1 else 0.0
-    batch, first = widths[0], widths[1]
-    groups = batch if family.recipe in _ONE_GROUP else batch * first
-    each = widths[-2] if family.recipe == "plain_grouped" else np.ones_like(first)
-    each = first if family.recipe in _ONE_GROUP else each
+    groups, each = widths[0], widths[1]
+    if family.recipe not in _ONE_GROUP:
+        groups, each = groups * each, widths[2] if family.recipe == "plain_grouped" else np.ones_like(each)
     return [
         groups,
         groups * places,

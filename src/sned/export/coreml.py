@@ -130,7 +130,8 @@ def _apart() -> dict[Any, Any]:
     aten = torch.ops.aten
 
     def where(condition: torch.Tensor, given: torch.Tensor, other: float) -> torch.Tensor:
-        return torch.where(condition, given, torch.full((), other, dtype=given.dtype))
+        kind = torch.result_type(given, other)
+        return torch.where(condition, given.to(kind), torch.full((), other, dtype=kind))
 
     made = get_decompositions([aten.new_ones.default, aten.new_zeros.default, aten.new_full.default])
     return {**made, aten.where.ScalarOther: where}
