@@ -1,7 +1,10 @@
 """What every test stands on: one thread, real data only where it is, keras on torch."""
 
+import importlib
 import os
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
@@ -36,3 +39,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def real_data() -> Path:
     """The folder of real data, for tests marked `data`."""
     return data_folder()
+
+
+@pytest.fixture
+def steps_for_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matching takes a number of steps whatever time it was given: what it makes does not hang on who is busy."""
+    module = importlib.import_module("sned.repair.match")
+    whole = module.match
+
+    def counted(*args: Any, seconds: float, **options: Any) -> Any:
+        del seconds
+        return whole(*args, **options)
+
+    monkeypatch.setattr(module, "match", partial(counted, steps=100, rate=2e-3))

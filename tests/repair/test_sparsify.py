@@ -97,6 +97,7 @@ def test_what_cannot_be_done_is_said(asked: dict[str, object], text: str) -> Non
         sparsify(block(), images(8)[:2], calibration=[images(8)], **asked)
 
 
+@pytest.mark.usefixtures("steps_for_seconds")
 def test_zeros_hold_while_the_others_match_the_original() -> None:
     model, x, fresh = block(), images(200), images(64, seed=7)
     plain = sparsify(model, x[:2], pattern="1:4", calibration=[x])

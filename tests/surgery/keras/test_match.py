@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 import torch
 from keras import layers
 
@@ -78,3 +79,20 @@ def test_the_short_road_matches() -> None:
     fresh = images(200)[160:]
     wanted, got = (m.predict(fresh, verbose=0).argmax(-1) for m in (model, result.model))
     assert (wanted == got).mean() > 0.5
+
+
+@pytest.mark.usefixtures("steps_for_seconds")
+def test_zeros_hold_while_the_others_match_the_original() -> None:
+    model, x, fresh = classifier(), images(400), images(440)[400:]
+    plain, matched = (
+        sned.sparsify(model, x[:2], sparsity=0.7, calibration=[x], match_seconds=seconds)
+        for seconds in (None, 4.0)
+    )
+    for mine, theirs in zip(matched.model.get_weights(), plain.model.get_weights(), strict=True):
+        if mine.ndim > 1:
+            np.testing.assert_array_equal(mine == 0, theirs == 0)
+    assert "Matching: " in matched.note
+    wanted, alone, together = (
+        np.log(m.predict(fresh, verbose=0)) for m in (model, plain.model, matched.model)
+    )
+    assert np.abs(together - wanted).mean() < np.abs(alone - wanted).mean()
