@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sned.devices.company import company_of, lost_us, probes, small_networks, way_of
+from sned.devices.cold import Cold
+from sned.devices.company import Companies, Company, company_of, probes, small_networks, way_of
 from sned.devices.demand import demand
 from sned.devices.design import Shape, shape_of
 from sned.devices.layout import Family
@@ -13,6 +14,7 @@ from sned.devices.probe import block_size, open_op
 from sned.devices.recipes import RECIPES
 
 TILE = 16
+FLAT = Cold(np.ones(1), np.zeros(1), np.zeros(1))
 
 
 def moved(op: Shape) -> float:
@@ -32,23 +34,42 @@ def test_losses_are_found_again_for_each_way() -> None:
         for name, ops in networks.items()
         for begin, byte in [made_up[way_of(ops[0].family.recipe)]]
     }
-    found = company_of(networks, took, alone_us, TILE)
+    found = company_of(networks, took, alone_us, FLAT, TILE)
     for way, (begin, byte) in made_up.items():
         assert (found[way].begin_us, found[way].byte_us) == pytest.approx((begin, byte), abs=1e-9)
     gemm = shape_of("gemm", (4, 8, 16))
-    lost = lost_us(gemm.family, gemm.columns, TILE, found)
+    lost = Companies(found, TILE).lost_us(gemm.family, gemm.columns)
     assert lost == pytest.approx(np.array([3e-6 * 4 * (4 * 8 + 4 * 16 + 8 * 16)]))
 
 
 def test_networks_faster_than_their_ops_lose_nothing() -> None:
     networks = small_networks(16)
     took = {name: 0.5 * sum(map(alone_us, ops)) for name, ops in networks.items()}
-    found = company_of(networks, took, alone_us, TILE)
+    found = company_of(networks, took, alone_us, FLAT, TILE)
     assert {(company.begin_us, company.byte_us) for company in found.values()} == {(0.0, 0.0)}
 
 
+def test_what_far_away_weights_cost_is_not_counted_again() -> None:
+    networks = {name: ops for name, ops in small_networks(16).items() if "rows" in name}
+    cold = Cold(np.array([1e3, 1e9]), np.array([0.0, 12.0]), np.array([0.0, 1e-4]))
+    took = {}
+    for name, ops in networks.items():
+        weights = np.array([4 * float(demand(op.family, op.columns, TILE).weights[0]) for op in ops])
+        far = [float(cold.lost_us(weights.sum(), own)) for own in weights]
+        took[name] = sum(alone_us(op) + 0.25 + lost for op, lost in zip(ops, far, strict=True))
+        assert sum(far) > 1
+    (found,) = company_of(networks, took, alone_us, cold, TILE).values()
+    assert (found.begin_us, found.byte_us) == pytest.approx((0.25, 0.0), abs=1e-9)
+
+
+def test_networks_that_stay_near_lose_less() -> None:
+    company = Companies({"rows": Company(2.0)}, TILE, near_bytes=1e6)
+    np.testing.assert_allclose(company.share(np.array([0.0, 2e5, 1e6, 1e8])), [0.0, 0.2, 1.0, 1.0])
+    assert company.lost_us(Family("gemm"), (np.ones(2),) * 3) == 2.0
+
+
 def test_nothing_is_lost_where_nothing_was_measured() -> None:
-    np.testing.assert_array_equal(lost_us(Family("gemm"), (np.ones(2),) * 3, TILE, {}), np.zeros(2))
+    assert Companies().lost_us(Family("gemm"), (np.ones(2),) * 3) == 0
 
 
 def test_every_recipe_has_a_way() -> None:

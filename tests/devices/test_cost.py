@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sned.devices import Cost, Device, cost_model, find_device
-from sned.devices import host as timed
+from sned.devices import Cost, Device, cold, cost_model, find_device
 from sned.devices.budget import AMOUNTS
 from sned.devices.probe import block_size, environment, nodes, open_op, yardstick
 from sned.devices.profile import parse_device
@@ -215,14 +213,13 @@ def test_the_block_is_one_that_runtimes_use() -> None:
 
 
 def test_what_larger_chains_lose_never_falls_and_forgets_disturbances() -> None:
-    lost = timed._lost(np.array([1.1, 1.0, 1.2, 9.0, 2.0, 2.1]))
+    lost = cold._lost(np.array([1.1, 1.0, 1.2, 9.0, 2.0, 2.1]))
     np.testing.assert_allclose(lost, [0.0, 0.0, 0.2, 1.0, 1.0, 1.1])
 
 
-def test_ops_of_large_networks_find_their_weights_further_away(cost: Cost) -> None:
-    cold = timed.Cold(np.array([1e6, 4e6]), np.array([0.0, 1.0]), np.array([0.0, 1e-4]))
-    tables = replace(cost.tables, cold=cold)
+def test_ops_of_large_networks_find_their_weights_further_away() -> None:
+    held = cold.Cold(np.array([1e6, 4e6]), np.array([0.0, 1.0]), np.array([0.0, 1e-4]))
     own = np.array([0.0, 1e5, 4e6])
-    np.testing.assert_allclose(tables.cold_us(np.full(3, 1e6), own), [0, 0, 0])
-    np.testing.assert_allclose(tables.cold_us(np.full(3, 4e6), own), [0, 1 + 10, 0])
-    np.testing.assert_allclose(tables.cold_us(np.full(3, 2e6), own), [0, 0.5 + 5, 0])
+    np.testing.assert_allclose(held.lost_us(np.full(3, 1e6), own), [0, 0, 0])
+    np.testing.assert_allclose(held.lost_us(np.full(3, 4e6), own), [0, 1 + 10, 0])
+    np.testing.assert_allclose(held.lost_us(np.full(3, 2e6), own), [0, 0.5 + 5, 0])

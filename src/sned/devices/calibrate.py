@@ -11,11 +11,12 @@ from functools import partial
 import numpy as np
 
 from sned.devices.calibration import OPS, Calibration, ColdWeights, CompanyCost, Fit, Sample
+from sned.devices.cold import FOOTPRINTS_MB, cold_of
 from sned.devices.company import company_of, probes, small_networks
 from sned.devices.design import Shape, design
 from sned.devices.figures import figures
 from sned.devices.fitted import LEAST_US, Timed, fit
-from sned.devices.host import FOOTPRINTS_MB, cold_of, general, key_of, overheads
+from sned.devices.host import general, key_of, overheads
 from sned.devices.probe import block_size, environment
 from sned.devices.profile import Device, find_device
 from sned.devices.roofline import Roofline
@@ -132,6 +133,7 @@ def _calibration(
         networks,
         {name: known[name] - empty for name in networks},
         lambda op: float(fitted.op_us(op.family, op.columns)[0]),
+        cold,
         roofline.figures.tile,
     )
     runtime, _, version = store.environment.runtime.partition(" ")

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from sned.devices.cold import Cold
 from sned.devices.company import Company, Way
 from sned.devices.design import Shape
 from sned.devices.fitted import Timed
-from sned.devices.host import Cold
 from sned.devices.kernels import Static
 from sned.devices.layout import Family
 from sned.devices.store import cache_folder

@@ -1,13 +1,14 @@
 """What ops lose in company: alone, over and over, an op finds all it reads in the nearest cache; in a network not.
 
-Small synthetic networks are timed whole. What they take longer than their ops alone is put down to their number and to
-the bytes that they read and write, by least squares, for each way in which a runtime keeps its data.
+Small synthetic networks are timed whole. What they take longer than their ops alone, far-away weights counted, is put
+down to their number and to the bytes that they read and write, by least squares, for each way in which a runtime keeps
+its data. A network whose weights fill little of the nearest levels of cache loses as little of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -15,6 +16,7 @@ import numpy as np
 from onnx import ModelProto
 from scipy.optimize import nnls
 
+from sned.devices.cold import BYTES, Cold
 from sned.devices.demand import demand
 from sned.devices.design import Shape, shape_of, sliding
 from sned.devices.kernels import FloatArray
@@ -22,7 +24,6 @@ from sned.devices.layout import Family
 from sned.devices.recipes import chained
 from sned.devices.timer import Probe
 
-BYTES = 4
 OPS = 24
 WEIGHTS = 300_000
 """Of a network at most: what more weights cost is measured apart."""
@@ -55,12 +56,30 @@ class Company:
     byte_us: float = 0.0
 
 
-def lost_us(
-    family: Family, widths: Sequence[FloatArray], tile: int, held: Mapping[Way, Company]
-) -> FloatArray:
-    """Microseconds that ops of a family lose in company at `P` widths, given as one `[P]` array an axis."""
-    company = held.get(way_of(family.recipe), Company())
-    return np.asarray(company.begin_us + company.byte_us * _bytes(family, widths, tile))
+@dataclass(frozen=True, eq=False)
+class Companies:
+    """What ops of a network lose in company.
+
+    Attributes:
+        ways: what is lost where all of it is; nothing of a way that is not there.
+        tile: channels that kernels compute together.
+        near_bytes: what the nearest levels of cache hold.
+    """
+
+    ways: Mapping[Way, Company] = field(default_factory=dict)
+    tile: int = 1
+    near_bytes: float = 1.0
+
+    def share(self, footprint: FloatArray) -> FloatArray:
+        """How much of it is lost where all weights of a network have `footprint[P]` bytes, 0 to 1."""
+        return np.asarray(np.minimum(footprint / self.near_bytes, 1.0))
+
+    def lost_us(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray | float:
+        """Microseconds that ops of a family lose at most at `P` widths, given as one `[P]` array an axis."""
+        company = self.ways.get(way_of(family.recipe), Company())
+        if not company.byte_us:
+            return company.begin_us
+        return np.asarray(company.begin_us + company.byte_us * _bytes(family, widths, self.tile))
 
 
 def _bytes(family: Family, widths: Sequence[FloatArray], tile: int) -> FloatArray:
@@ -72,6 +91,7 @@ def company_of(
     networks: Mapping[str, Sequence[Shape]],
     took_us: Mapping[str, float],
     alone_us: Callable[[Shape], float],
+    cold: Cold,
     tile: int,
 ) -> dict[Way, Company]:
     """Learn from the networks that were timed.
@@ -80,13 +100,16 @@ def company_of(
         networks: the ops of each.
         took_us: how long each took, without what a session costs besides its ops.
         alone_us: what an op takes alone.
+        cold: what far-away weights cost, which is counted apart.
         tile: channels that kernels compute together.
     """
     rows: dict[Way, list[tuple[float, float, float]]] = {}
     for name in networks.keys() & took_us.keys():
         ops = networks[name]
         moved = sum(float(_bytes(op.family, op.columns, tile)[0]) for op in ops)
-        lost = took_us[name] - sum(map(alone_us, ops))
+        weights = np.array([demand(op.family, op.columns, tile).weights[0] for op in ops]) * BYTES
+        far = float(cold.lost_us(weights.sum(), weights).sum())
+        lost = took_us[name] - sum(map(alone_us, ops)) - far
         rows.setdefault(way_of(ops[0].family.recipe), []).append((len(ops), moved, lost))
     return {way: _fitted(np.array(held)) for way, held in rows.items()}
 

@@ -13,26 +13,23 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 
 import numpy as np
 
+from sned.devices.cold import BYTES, FOOTPRINTS_MB, Cold, cold_of
+from sned.devices.company import Companies
 from sned.devices.grids import Point
 from sned.devices.kernels import FloatArray, Workload
 from sned.devices.layout import Chosen, Family, Launch, kernel_times
-from sned.devices.probe import CHAIN_BYTES, chain, chain_length, nodes
+from sned.devices.probe import chain, chain_length, nodes
 from sned.devices.recipes import RECIPES
 from sned.devices.store import Store
 from sned.devices.table import Table
 from sned.devices.timer import YARDSTICK, Probe, Timer
 from sned.progress import SILENT, Progress
-
-BYTES = 4
-"""Of a weight in float32, the only type that is timed."""
-
-FOOTPRINTS_MB = (0.3, 0.6, 1.2, 1.8, 2.4, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
 @dataclass(frozen=True)
@@ -45,33 +42,6 @@ class Wanted:
 
 
 @dataclass(frozen=True, eq=False)
-class Cold:
-    """What it costs to fetch weights, by how many bytes of them there are in all.
-
-    Attributes:
-        footprints: bytes, ascending.
-        begin_us: microseconds an op, until the first of its weights is there.
-        stream_us: microseconds for each byte after that.
-    """
-
-    footprints: FloatArray
-    begin_us: FloatArray
-    stream_us: FloatArray
-
-    def per_op(self, footprint: FloatArray) -> FloatArray:
-        """Interpolate `begin_us`."""
-        return self._at(footprint, self.begin_us)
-
-    def per_byte(self, footprint: FloatArray) -> FloatArray:
-        """Interpolate `stream_us`."""
-        return self._at(footprint, self.stream_us)
-
-    def _at(self, footprint: FloatArray, values: FloatArray) -> FloatArray:
-        found: FloatArray = np.interp(np.log2(np.maximum(footprint, 1.0)), np.log2(self.footprints), values)
-        return found
-
-
-@dataclass(frozen=True, eq=False)
 class OpTables:
     """What was measured on this machine, ready to be asked.
 
@@ -81,6 +51,7 @@ class OpTables:
         yardstick_us: of the op that the times were compared with.
         tables: microseconds of each family over the coordinates of its recipe.
         cold: what it costs to fetch weights that have left the cache.
+        company: what ops lose beside others besides.
     """
 
     block: int
@@ -88,43 +59,31 @@ class OpTables:
     yardstick_us: float
     tables: Mapping[Family, Table]
     cold: Cold
+    company: Companies = field(default_factory=Companies)
 
     def microseconds(self, work: Workload, sizes: FloatArray) -> FloatArray:
         """Time every kernel of a network: `[kernels, P]` for `sizes[P, S]`."""
 
-        def time(launch: Launch, chosen: Chosen) -> FloatArray:
-            del chosen
-            return self.op_us(launch.family, launch.widths)
-
-        times = kernel_times(work, sizes, self.block, time)
         held = {
             index: kernel.weights.at(sizes) * BYTES
             for index, kernel in enumerate(work.kernels)
             if kernel.weights.factor
         }
-        if held:
-            total = np.sum(list(held.values()), axis=0)
-            for index, own in held.items():
-                times[index] += self.cold_us(total, own)
+        total: FloatArray = np.sum([np.zeros(len(sizes)), *held.values()], axis=0)
+        share = self.company.share(total)
+
+        def time(launch: Launch, chosen: Chosen) -> FloatArray:
+            lost = self.company.lost_us(launch.family, launch.widths)
+            return self.op_us(launch.family, launch.widths) + share[chosen] * lost
+
+        times = kernel_times(work, sizes, self.block, time)
+        for index, own in held.items():
+            times[index] += self.cold.lost_us(total, own)
         return times
 
     def op_us(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
         """Time one op of a family at `P` widths, given as one `[P]` array an axis."""
         return self.tables[family](RECIPES[family.recipe].coordinates(widths, self.block))
-
-    def cold_us(self, footprint: FloatArray, own: FloatArray) -> FloatArray:
-        """Microseconds by which an op takes longer in a network than alone, over and over.
-
-        Alone it finds its weights where the last run left them, as far as they fit; in a network they are as
-        far away as all weights together reach.
-
-        Args:
-            footprint: `[P]`, bytes of all weights of the network.
-            own: `[P]`, bytes of the op's own.
-        """
-        lost = self.cold.per_op(footprint) - self.cold.per_op(own)
-        lost = lost + (self.cold.per_byte(footprint) - self.cold.per_byte(own)) * own
-        return np.where(own > 0, np.maximum(lost, 0.0), 0.0)
 
 
 def measure(
@@ -230,26 +189,6 @@ def overheads(known: Mapping[str, float]) -> tuple[float, float]:
     """Microseconds of a node that does nothing, and of a session without nodes."""
     node = (known["nodes 9"] - known["nodes 1"]) / 8
     return node, known["nodes 1"] - node
-
-
-def cold_of(footprints: Sequence[float], known: Mapping[str, float], empty: float) -> Cold:
-    """What chains of convolutions lose, an op and a byte, as their weights grow."""
-    counts = np.array([chain_length(mb) for mb in footprints])
-    single = np.array([known[f"chain {mb}"] - empty for mb in footprints]) / counts
-    paired = np.array([known[f"paired chain {mb}"] - empty for mb in footprints]) / counts
-    begin = _lost(paired - single)
-    stream = np.maximum(_lost(single) - begin, 0.0) / CHAIN_BYTES
-    return Cold(np.array(footprints) * 1e6, begin, stream)
-
-
-def _lost(times: FloatArray) -> FloatArray:
-    """What is lost against the smallest chain.
-
-    A larger chain is never nearer, so what a larger one takes less is the disturbance of a smaller one.
-    """
-    undisturbed: FloatArray = np.minimum.accumulate(times[::-1])[::-1]
-    lost: FloatArray = undisturbed - undisturbed[0]
-    return lost
 
 
 def general(footprints: Sequence[float], block: int) -> list[Probe]:
