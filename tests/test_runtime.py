@@ -27,6 +27,28 @@ def test_options_hold_what_makes_two_sessions_comparable() -> None:
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
+@pytest.mark.parametrize(
+    ("release", "threads", "wait", "stop"),
+    [
+        ("1.31.0", 2, "200", None),
+        ("1.26.0", 4, "200", None),
+        ("1.25.1", 2, None, "1"),
+        ("1.31.0", 1, None, "1"),
+    ],
+)
+def test_threads_stay_awake_where_the_runtime_can_say_for_how_long(
+    monkeypatch: pytest.MonkeyPatch, release: str, threads: int, wait: str | None, stop: str | None
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", release)
+    options = session_options(threads, awake=True)
+    for entry, value in (("session.intra_op.spin_duration_us", wait), ("session.force_spinning_stop", stop)):
+        if value is None:
+            with pytest.raises(RuntimeError, match="does not have"):
+                options.get_session_config_entry(entry)
+        else:
+            assert options.get_session_config_entry(entry) == value
+
+
 def test_threads_below_one_are_refused() -> None:
     with pytest.raises(MeasureError, match="`threads` must be at least 1, got 0"):
         session_options(0)

@@ -14,7 +14,7 @@ from pathlib import Path
 from sned.errors import WriteError
 from sned.files import atomic_write_text
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever what is measured under a key changes, so that old figures are not mistaken for new ones."""
 
 

@@ -28,6 +28,8 @@ CHUNK = 48
 
 CHUNK_BYTES = 384 << 20
 SAMPLE_MS = 0.3
+"""Of a sample, and of the runs ahead of it: longer than the threads of another op stay awake (`AWAKE_US`)."""
+
 RUNS = 15
 DISTURBED = 0.25
 """A median this fraction above the 10th percentile means that half of the samples were disturbed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,10 @@ def _left_out(lowered: Any, method: str) -> str:
 
 def _coarser(name: str, level: Captured, order: Order) -> torch.export.ExportedProgram:
     """The recorded pass at the precision asked for."""
+    program = torch.export.export(level.positional(), level.example)
     if order.precision in (FP32, FP16):
-        return torch.export.export(level.positional(), level.example)
+        _spell_out(program.graph_module)
+        return program
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
@@ -77,11 +80,39 @@ def _coarser(name: str, level: Captured, order: Order) -> torch.export.ExportedP
             return made
 
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=order.precision == DYNAMIC)
-    graph = torch.export.export(level.positional(), level.example).module()
+    graph = program.module()
+    _spell_out(graph)
     prepared = prepare_pt2e(graph, Quantizer().set_global(config))
     for row in order.samples(name) or [[tensor.numpy() for tensor in level.example]]:
         prepared(*(torch.from_numpy(np.ascontiguousarray(array)) for array in row))
     return torch.export.export(convert_pt2e(prepared), level.example)
+
+
+def _spell_out(graph: torch.fx.GraphModule) -> None:
+    """What XNNPACK takes for what it does not: slices for a split into parts, a mean that keeps its axes."""
+    aten = torch.ops.aten
+    for node in list(graph.graph.nodes):
+        with graph.graph.inserting_before(node):
+            if node.target in (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default):
+                axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+                ends = list(accumulate(part.shape[axis] for part in node.meta["val"]))
+                for taken in list(node.users):
+                    end = ends[taken.args[1]]
+                    start = end - taken.meta["val"].shape[axis]
+                    part = graph.graph.call_function(aten.slice.Tensor, (node.args[0], axis, start, end))
+                    _instead(taken, part)
+            if node.target == aten.mean.dim and not (len(node.args) > 2 and node.args[2]):
+                value = node.meta["val"]
+                kept = graph.graph.call_function(aten.mean.dim, (*node.args[:2], True), node.kwargs)
+                kept.meta["val"] = node.args[0].meta["val"].mean(node.args[1], keepdim=True)
+                _instead(node, graph.graph.call_function(aten.view.default, (kept, list(value.shape))))
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _instead(old: torch.fx.Node, new: torch.fx.Node) -> None:
+    new.meta = dict(old.meta)
+    old.replace_all_uses_with(new)
 
 
 def _is_whole(value: Any) -> bool:

@@ -1,0 +1,49 @@
+"""What XNNPACK is given: split networks and means in its own terms, so that none of it is left to slow kernels."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sned
+from sned.export.target import FP32, INT8
+
+pytest.importorskip("executorch")
+
+
+class Split(nn.Module):
+    """Split in three ways, and averaged with and without its axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.left, self.right = nn.Conv2d(6, 6, 1), nn.Conv2d(5, 6, 1)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.stem(x).relu().chunk(2, dim=1)
+        c, d, _ = torch.cat([b, self.left(a)], 1).split([5, 6, 1], 1)
+        e, f = torch.cat([self.right(c), d], 1).split(6, 1)
+        whole = torch.cat([e, f], 1)
+        return self.head((whole * whole.mean((2, 3), keepdim=True)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("precision", [FP32, INT8])
+def test_splits_and_means_are_left_to_no_slow_kernel(tmp_path: Path, precision: str) -> None:
+    torch.manual_seed(0)
+    model, x = Split().eval(), torch.randn(1, 3, 16, 16)
+    made = sned.export(
+        model,
+        x,
+        to="executorch",
+        quantize=None if precision == FP32 else precision,
+        calibration=[torch.randn(32, 3, 16, 16) for _ in range(4)],
+        out=tmp_path / "m.pte",
+        runs=0,
+    )
+    assert "XNNPACK runs all of it." in made.notes
+    unseen = torch.randn(5, 3, 16, 16)
+    with torch.no_grad():
+        wanted, got = model(unseen), made.module()(unseen)
+    torch.testing.assert_close(got, wanted, atol=1e-4 if precision == FP32 else 0.05, rtol=1e-4)
