@@ -14,10 +14,11 @@ import torch
 
 from sned.devices import Cost, Device, cold, cost_model, find_device
 from sned.devices.budget import AMOUNTS
+from sned.devices.host import call_us
 from sned.devices.probe import block_size, environment, nodes, open_op, yardstick
 from sned.devices.profile import parse_device
 from sned.devices.store import Store
-from sned.devices.timer import runner
+from sned.devices.timer import YARDSTICK, runner
 from sned.errors import DeviceError, MeasureError, PlanError
 from sned.graph import Graph, trace
 from sned.progress import Advance
@@ -223,3 +224,10 @@ def test_ops_of_large_networks_find_their_weights_further_away() -> None:
     np.testing.assert_allclose(held.lost_us(np.full(3, 1e6), own), [0, 0, 0])
     np.testing.assert_allclose(held.lost_us(np.full(3, 4e6), own), [0, 1 + 10, 0])
     np.testing.assert_allclose(held.lost_us(np.full(3, 2e6), own), [0, 0.5 + 5, 0])
+
+
+def test_a_call_wakes_the_other_threads() -> None:
+    known = {"nodes 1": 2.0, "nodes 9": 3.6, "call": 4.0, YARDSTICK: 112.0, "yardstick called": 150.0}
+    assert call_us(known, 1) == pytest.approx(3.8)
+    assert call_us(known, 2) == pytest.approx(150 - 112)
+    assert call_us({**known, "yardstick called": 110.0}, 2) == pytest.approx(3.8)

@@ -16,7 +16,7 @@ from sned.devices.company import company_of, probes, small_networks
 from sned.devices.design import Shape, design
 from sned.devices.figures import figures
 from sned.devices.fitted import LEAST_US, Timed, fit
-from sned.devices.host import general, key_of, overheads
+from sned.devices.host import call_us, general, key_of, overheads
 from sned.devices.probe import block_size, environment
 from sned.devices.profile import Device, find_device
 from sned.devices.roofline import Roofline
@@ -124,7 +124,7 @@ def _calibration(
     known: Mapping[str, float],
     store: Store,
 ) -> Calibration:
-    node, empty = overheads(known)
+    _, empty = overheads(known)
     timed = [Timed(shape, max(known[key] - empty, LEAST_US)) for key, shape in shapes.items() if key in known]
     cold = cold_of(FOOTPRINTS_MB, known, empty)
     roofline = Roofline(figures(device, threads=threads, block=block), block)
@@ -146,7 +146,7 @@ def _calibration(
         processor=store.environment.processor,
         threads=threads,
         block=block,
-        call_us=max(0.0, known["call"] - node),
+        call_us=call_us(known, threads),
         samples=tuple(map(_sample, timed)),
         cold=ColdWeights(
             footprint_bytes=tuple(cold.footprints),

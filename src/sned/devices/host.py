@@ -24,7 +24,7 @@ from sned.devices.company import Companies
 from sned.devices.grids import Point
 from sned.devices.kernels import FloatArray, Workload
 from sned.devices.layout import Chosen, Family, Launch, kernel_times
-from sned.devices.probe import chain, chain_length, nodes
+from sned.devices.probe import chain, chain_length, nodes, yardstick
 from sned.devices.recipes import RECIPES
 from sned.devices.store import Store
 from sned.devices.table import Table
@@ -125,7 +125,7 @@ def measure(
     grids = {
         f: fine[f] if all(p.key in known for p in _points({f: fine[f]}, block)) else coarse[f] for f in ranges
     }
-    return _tables(grids, footprints, block, known)
+    return _tables(grids, footprints, block, store.environment.threads, known)
 
 
 def joined(wanted: Sequence[Wanted]) -> dict[Family, tuple[Point, Point]]:
@@ -169,16 +169,17 @@ def _tables(
     grids: Mapping[Family, tuple[FloatArray, ...]],
     footprints: Sequence[float],
     block: int,
+    threads: int,
     known: Mapping[str, float],
 ) -> OpTables:
-    node, empty = overheads(known)
+    _, empty = overheads(known)
     tables = {}
     for family, axes in grids.items():
         times = np.array([known[key_of(family, point)] for point in product(*axes)])
         tables[family] = Table(axes, times.reshape([len(axis) for axis in axes]) - empty)
     return OpTables(
         block=block,
-        call_us=known["call"] - node,
+        call_us=call_us(known, threads),
         yardstick_us=known[YARDSTICK],
         tables=tables,
         cold=cold_of(footprints, known, empty),
@@ -191,12 +192,21 @@ def overheads(known: Mapping[str, float]) -> tuple[float, float]:
     return node, known["nodes 1"] - node
 
 
+def call_us(known: Mapping[str, float], threads: int) -> float:
+    """Microseconds that one call of a network costs besides its ops; to wake the other threads is a part of it."""
+    node, _ = overheads(known)
+    call = known["call"] - node
+    waking = known["yardstick called"] - known[YARDSTICK] - call if threads > 1 else 0.0
+    return max(0.0, call) + max(0.0, waking)
+
+
 def general(footprints: Sequence[float], block: int) -> list[Probe]:
     """What is measured besides ops: what a session, a node and a call cost, and how far away weights are."""
     return [
         Probe("nodes 1", partial(nodes, 1)),
         Probe("nodes 9", partial(nodes, 9)),
         Probe("call", partial(nodes, 1)),
+        Probe("yardstick called", partial(yardstick, block)),
         *(Probe(f"chain {mb}", partial(chain, chain_length(mb), block)) for mb in footprints),
         *(
             Probe(f"paired chain {mb}", partial(chain, chain_length(mb), block, paired=True))

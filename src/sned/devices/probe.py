@@ -82,10 +82,13 @@ def _add_convolution(
     )
 
 
-def open_op(model: ModelProto, threads: int) -> InferenceSession:
+def open_op(model: ModelProto, threads: int, *, awake: bool = True) -> InferenceSession:
     """Open a model of one op as it is, without the transformer that would put it into another layout.
 
-    Its threads stay awake from one run to the next, as in a network from one op to the next.
+    Args:
+        model: of one op.
+        threads: inside an op.
+        awake: whether its threads stay awake from one run to the next, as in a network from one op to the next.
 
     Raises:
         MeasureError: the runtime does not take it.
@@ -95,7 +98,7 @@ def open_op(model: ModelProto, threads: int) -> InferenceSession:
     try:
         return onnxruntime.InferenceSession(
             model.SerializeToString(),
-            session_options(threads, awake=True),
+            session_options(threads, awake=awake),
             providers=["CPUExecutionProvider"],
             disabled_optimizers=["NchwcTransformer"],
         )
