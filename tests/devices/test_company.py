@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sned.devices.cold import Cold
-from sned.devices.company import Companies, Company, company_of, probes, small_networks, way_of
+from sned.devices.company import company_of, lost_us, probes, small_networks, way_of
 from sned.devices.demand import demand
 from sned.devices.design import Shape, shape_of
 from sned.devices.layout import Family
@@ -38,7 +38,7 @@ def test_losses_are_found_again_for_each_way() -> None:
     for way, (begin, byte) in made_up.items():
         assert (found[way].begin_us, found[way].byte_us) == pytest.approx((begin, byte), abs=1e-9)
     gemm = shape_of("gemm", (4, 8, 16))
-    lost = Companies(found, TILE).lost_us(gemm.family, gemm.columns)
+    lost = lost_us(gemm.family, gemm.columns, TILE, found)
     assert lost == pytest.approx(np.array([3e-6 * 4 * (4 * 8 + 4 * 16 + 8 * 16)]))
 
 
@@ -62,14 +62,19 @@ def test_what_far_away_weights_cost_is_not_counted_again() -> None:
     assert (found.begin_us, found.byte_us) == pytest.approx((0.25, 0.0), abs=1e-9)
 
 
-def test_networks_that_stay_near_lose_less() -> None:
-    company = Companies({"rows": Company(2.0)}, TILE, near_bytes=1e6)
-    np.testing.assert_allclose(company.share(np.array([0.0, 2e5, 1e6, 1e8])), [0.0, 0.2, 1.0, 1.0])
-    assert company.lost_us(Family("gemm"), (np.ones(2),) * 3) == 2.0
-
-
 def test_nothing_is_lost_where_nothing_was_measured() -> None:
-    assert Companies().lost_us(Family("gemm"), (np.ones(2),) * 3) == 0
+    np.testing.assert_array_equal(lost_us(Family("gemm"), (np.ones(2),) * 3, TILE, {}), np.zeros(2))
+
+
+def test_each_network_is_timed_beside_its_ops() -> None:
+    networks = small_networks(16)
+    keys = [probe.key for probe in probes(networks, 16)]
+    assert len(set(keys)) == len(keys)
+    for name, ops in networks.items():
+        place = keys.index(name)
+        own = {op.key(16) for op in ops}
+        assert own <= set(keys)
+        assert own - set(keys[:place]) == own & set(keys[place + 1 : place + 1 + len(own)])
 
 
 def test_every_recipe_has_a_way() -> None:

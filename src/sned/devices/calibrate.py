@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from sned.devices.company import company_of, probes, small_networks
 from sned.devices.design import Shape, design
 from sned.devices.figures import figures
 from sned.devices.fitted import LEAST_US, Timed, fit
-from sned.devices.host import call_us, general, key_of, overheads
+from sned.devices.host import call_us, general, overheads
 from sned.devices.probe import block_size, environment
 from sned.devices.profile import Device, find_device
 from sned.devices.roofline import Roofline
@@ -69,16 +70,13 @@ def calibrate_host(
         raise DeviceError(f"`seconds` must be above 0, got {seconds:g}.")
     block = block_size()
     store = Store.open(environment(threads)) if store is None else store
-    shapes = {_key(shape, block): shape for shape in design(block, max(FIRST, int(seconds * PER_SECOND)))}
     networks = small_networks(block)
+    drawn = [*design(block, max(FIRST, int(seconds * PER_SECOND))), *chain.from_iterable(networks.values())]
+    shapes = {shape.key(block): shape for shape in drawn}
     besides = [*general(FOOTPRINTS_MB, block), *probes(networks, block)]
     timer = _timed(besides, shapes, block, store, seconds, progress)
     known = {key: value * timer.yardstick_us for key, value in {**store.yardsticks, **timer.relative}.items()}
     return _calibration(device, threads, block, shapes, networks, known, store)
-
-
-def _key(shape: Shape, block: int) -> str:
-    return key_of(shape.family, shape.point(block))
 
 
 def _timed(
@@ -91,9 +89,9 @@ def _timed(
 ) -> Timer:
     """Time what is not known yet: what is measured besides ops, then ops until the time is over."""
     ops = [Probe(key, partial(shape.model, block)) for key, shape in shapes.items()]
-    known = store.yardsticks.keys()
+    needed = [probe for probe in besides if probe.key not in store.yardsticks]
+    known = store.yardsticks.keys() | {probe.key for probe in needed}
     already = sum(key in known for key in shapes)
-    needed = [probe for probe in besides if probe.key not in known]
     unknown = [probe for probe in ops if probe.key not in known]
     first = unknown[: max(0, FIRST - already)]
     timer = Timer(store, block, time.perf_counter() + seconds)
@@ -128,11 +126,10 @@ def _calibration(
     timed = [Timed(shape, max(known[key] - empty, LEAST_US)) for key, shape in shapes.items() if key in known]
     cold = cold_of(FOOTPRINTS_MB, known, empty)
     roofline = Roofline(figures(device, threads=threads, block=block), block)
-    fitted = fit(timed, roofline)
     company = company_of(
         networks,
         {name: known[name] - empty for name in networks},
-        lambda op: float(fitted.op_us(op.family, op.columns)[0]),
+        lambda op: max(known[op.key(block)] - empty, LEAST_US),
         cold,
         roofline.figures.tile,
     )

@@ -1,14 +1,15 @@
 """What ops lose in company: alone, over and over, an op finds all it reads in the nearest cache; in a network not.
 
-Small synthetic networks are timed whole. What they take longer than their ops alone, far-away weights counted, is put
-down to their number and to the bytes that they read and write, by least squares, for each way in which a runtime keeps
-its data. A network whose weights fill little of the nearest levels of cache loses as little of it.
+Small synthetic networks are timed whole, and each of their ops alone in the same rounds. What a network takes longer
+than its ops, far-away weights counted, is put down to their number and to the bytes that they read and write, by least
+squares, for each way in which a runtime keeps its data. With several threads that is more: what one core wrote another
+reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -56,30 +57,12 @@ class Company:
     byte_us: float = 0.0
 
 
-@dataclass(frozen=True, eq=False)
-class Companies:
-    """What ops of a network lose in company.
-
-    Attributes:
-        ways: what is lost where all of it is; nothing of a way that is not there.
-        tile: channels that kernels compute together.
-        near_bytes: what the nearest levels of cache hold.
-    """
-
-    ways: Mapping[Way, Company] = field(default_factory=dict)
-    tile: int = 1
-    near_bytes: float = 1.0
-
-    def share(self, footprint: FloatArray) -> FloatArray:
-        """How much of it is lost where all weights of a network have `footprint[P]` bytes, 0 to 1."""
-        return np.asarray(np.minimum(footprint / self.near_bytes, 1.0))
-
-    def lost_us(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray | float:
-        """Microseconds that ops of a family lose at most at `P` widths, given as one `[P]` array an axis."""
-        company = self.ways.get(way_of(family.recipe), Company())
-        if not company.byte_us:
-            return company.begin_us
-        return np.asarray(company.begin_us + company.byte_us * _bytes(family, widths, self.tile))
+def lost_us(
+    family: Family, widths: Sequence[FloatArray], tile: int, held: Mapping[Way, Company]
+) -> FloatArray:
+    """Microseconds that ops of a family lose in company at `P` widths, given as one `[P]` array an axis."""
+    company = held.get(way_of(family.recipe), Company())
+    return np.asarray(company.begin_us + company.byte_us * _bytes(family, widths, tile))
 
 
 def _bytes(family: Family, widths: Sequence[FloatArray], tile: int) -> FloatArray:
@@ -99,7 +82,7 @@ def company_of(
     Args:
         networks: the ops of each.
         took_us: how long each took, without what a session costs besides its ops.
-        alone_us: what an op takes alone.
+        alone_us: what an op takes alone, timed in the same rounds.
         cold: what far-away weights cost, which is counted apart.
         tile: channels that kernels compute together.
     """
@@ -124,8 +107,16 @@ def _fitted(rows: FloatArray) -> Company:
 
 
 def probes(networks: Mapping[str, Sequence[Shape]], block: int) -> list[Probe]:
-    """The networks as something to time."""
-    return [Probe(name, partial(_model, ops, block)) for name, ops in networks.items()]
+    """The networks as something to time, each beside its ops."""
+    made = [
+        Probe(key, model)
+        for name, ops in networks.items()
+        for key, model in (
+            (name, partial(_model, ops, block)),
+            *((op.key(block), partial(op.model, block)) for op in ops),
+        )
+    ]
+    return list({probe.key: probe for probe in made}.values())
 
 
 def _model(ops: Sequence[Shape], block: int) -> ModelProto:

@@ -14,6 +14,7 @@ from sned.devices.grids import Point
 from sned.devices.kernels import FloatArray, Static
 from sned.devices.layout import Family
 from sned.devices.recipes import RECIPES
+from sned.devices.store import key_of
 
 ELEMENTS = 1.7e6
 """Of an activation at most: 128 channels of 112 × 112."""
@@ -40,6 +41,10 @@ class Shape:
     def point(self, block: int) -> Point:
         """Its coordinates on the grid of its recipe."""
         return tuple(float(at[0]) for at in RECIPES[self.family.recipe].coordinates(self.columns, block))
+
+    def key(self, block: int) -> str:
+        """Its name in a store."""
+        return key_of(self.family, self.point(block))
 
     def model(self, block: int) -> ModelProto:
         """An ONNX model that runs nothing else."""

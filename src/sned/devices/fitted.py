@@ -20,6 +20,7 @@ import numpy as np
 from scipy.interpolate import RBFInterpolator
 from scipy.optimize import nnls
 
+from sned.devices.company import Company, Way, lost_us
 from sned.devices.demand import demand, size_of
 from sned.devices.design import Shape
 from sned.devices.grids import SET
@@ -81,8 +82,10 @@ class Fitted:
         ratio = model(_features(family, widths, self.roofline.block, self.names[family.recipe]))
         return np.asarray(prior * np.exp(ratio))
 
-    def tables(self, wanted: Sequence[Wanted], block: int) -> dict[Family, Table]:
-        """Tables over the grids on which these families would be measured."""
+    def tables(
+        self, wanted: Sequence[Wanted], block: int, company: Mapping[Way, Company] | None = None
+    ) -> dict[Family, Table]:
+        """Tables over the grids on which these families would be measured, with what ops lose in company."""
         tables = {}
         for family, (low, high) in joined(wanted).items():
             axes = RECIPES[family.recipe].grid(low, high, block, DENSITY)
@@ -90,6 +93,7 @@ class Fitted:
             columns = RECIPES[family.recipe].widths([points[:, at] for at in range(len(axes))], block)
             columns = columns if axes else ()
             times = self.op_us(family, columns)
+            times += lost_us(family, columns, self.roofline.figures.tile, {} if company is None else company)
             tables[family] = Table(axes, times.reshape([len(axis) for axis in axes]))
         return tables
 

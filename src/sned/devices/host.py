@@ -10,23 +10,21 @@ slows both. The yardstick itself is timed anew each time.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
 import numpy as np
 
 from sned.devices.cold import BYTES, FOOTPRINTS_MB, Cold, cold_of
-from sned.devices.company import Companies
 from sned.devices.grids import Point
 from sned.devices.kernels import FloatArray, Workload
 from sned.devices.layout import Chosen, Family, Launch, kernel_times
 from sned.devices.probe import chain, chain_length, nodes, yardstick
 from sned.devices.recipes import RECIPES
-from sned.devices.store import Store
+from sned.devices.store import Store, key_of
 from sned.devices.table import Table
 from sned.devices.timer import YARDSTICK, Probe, Timer
 from sned.progress import SILENT, Progress
@@ -51,7 +49,6 @@ class OpTables:
         yardstick_us: of the op that the times were compared with.
         tables: microseconds of each family over the coordinates of its recipe.
         cold: what it costs to fetch weights that have left the cache.
-        company: what ops lose beside others besides.
     """
 
     block: int
@@ -59,26 +56,24 @@ class OpTables:
     yardstick_us: float
     tables: Mapping[Family, Table]
     cold: Cold
-    company: Companies = field(default_factory=Companies)
 
     def microseconds(self, work: Workload, sizes: FloatArray) -> FloatArray:
         """Time every kernel of a network: `[kernels, P]` for `sizes[P, S]`."""
 
+        def time(launch: Launch, chosen: Chosen) -> FloatArray:
+            del chosen
+            return self.op_us(launch.family, launch.widths)
+
+        times = kernel_times(work, sizes, self.block, time)
         held = {
             index: kernel.weights.at(sizes) * BYTES
             for index, kernel in enumerate(work.kernels)
             if kernel.weights.factor
         }
-        total: FloatArray = np.sum([np.zeros(len(sizes)), *held.values()], axis=0)
-        share = self.company.share(total)
-
-        def time(launch: Launch, chosen: Chosen) -> FloatArray:
-            lost = self.company.lost_us(launch.family, launch.widths)
-            return self.op_us(launch.family, launch.widths) + share[chosen] * lost
-
-        times = kernel_times(work, sizes, self.block, time)
-        for index, own in held.items():
-            times[index] += self.cold.lost_us(total, own)
+        if held:
+            total = np.sum(list(held.values()), axis=0)
+            for index, own in held.items():
+                times[index] += self.cold.lost_us(total, own)
         return times
 
     def op_us(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
@@ -158,11 +153,6 @@ def _begun(
 
 def _unknown(points: Sequence[Probe], store: Store) -> list[Probe]:
     return list({point.key: point for point in points if point.key not in store.yardsticks}.values())
-
-
-def key_of(family: Family, point: Sequence[float]) -> str:
-    """The name of a measured point in a store."""
-    return json.dumps([family.recipe, dict(family.statics), [float(width) for width in point]])
 
 
 def _tables(

@@ -9,7 +9,6 @@ import numpy as np
 
 from sned.devices.budget import Budget
 from sned.devices.calibration import Calibration, find_calibration
-from sned.devices.company import Companies
 from sned.devices.cost import Basis, Cost, FleetCost
 from sned.devices.figures import BYTES, figures
 from sned.devices.fitted import fit
@@ -104,9 +103,8 @@ def _calibrated(work: Workload, device: Device, held: Calibration, dtype: str) -
         block=held.block,
         call_us=held.call_us,
         yardstick_us=held.yardstick_us or 0.0,
-        tables=fitted.tables(_all_wanted(work, held.block), held.block),
+        tables=fitted.tables(_all_wanted(work, held.block), held.block, held.company_lost()),
         cold=held.cold_weights(),
-        company=Companies(held.company_lost(), roofline.figures.tile, roofline.figures.near_bytes),
     )
     return Cost(
         work,

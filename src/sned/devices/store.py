@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sned.devices.layout import Family
 from sned.errors import WriteError
 from sned.files import atomic_write_text
 
@@ -31,6 +32,11 @@ class Environment:
         """A short name for files."""
         text = json.dumps([FORMAT, self.runtime, self.processor, self.threads])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def key_of(family: Family, point: Sequence[float]) -> str:
+    """The name of a measured point in a store."""
+    return json.dumps([family.recipe, dict(family.statics), [float(width) for width in point]])
 
 
 @dataclass
