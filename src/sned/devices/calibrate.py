@@ -33,6 +33,12 @@ PER_SECOND = 20
 FIRST = 200
 """Ops that are timed whatever it takes: fewer would teach nothing."""
 
+BESIDES = 0.1
+"""Share of the time for what is measured besides single ops: few figures, on which each prediction rests."""
+
+REPEATED = 60
+"""How often that is timed: small differences of large times have to come out."""
+
 NOISY = 0.5
 """Of the ops: where more were disturbed, nothing can be concluded."""
 
@@ -96,7 +102,7 @@ def _timed(
     first = unknown[: max(0, FIRST - already)]
     timer = Timer(store, block, time.perf_counter() + seconds)
     with progress.task("calibrating", total=len(needed) + len(unknown)) as advance:
-        timer.time(needed, advance, left=len(needed) + len(unknown))
+        timer.time(needed, advance, left=round(len(needed) / BESIDES), runs=REPEATED)
         timer.time(first, advance, left=len(unknown))
         timer.time(unknown[len(first) :], advance, left=len(unknown), optional=True)
     _refuse_noise(timer)

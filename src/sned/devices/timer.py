@@ -78,27 +78,35 @@ class Timer:
         self._threads = store.environment.threads
         self._yardstick = {YARDSTICK: runner(yardstick(block), self._threads)}
         self._lengths_ms: list[float] = []
-        self._interleaved({}, 0.1)
+        self._interleaved({}, 0.1, RUNS)
 
     @property
     def yardstick_us(self) -> float:
         """How long the yardstick took, over all rounds."""
         return float(np.median(self._lengths_ms)) * 1e3
 
-    def time(self, points: Sequence[Probe], advance: Advance, *, left: int, optional: bool = False) -> None:
+    def time(
+        self,
+        points: Sequence[Probe],
+        advance: Advance,
+        *,
+        left: int,
+        runs: int = RUNS,
+        optional: bool = False,
+    ) -> None:
         """Time `points` in their share of the time for all that are `left`; optional ones until it ends."""
         for runners in self._chunks(points):
             seconds = max(0.0, self._deadline - time.perf_counter())
-            self._interleaved(runners, seconds * len(runners) / left * TIMED_SHARE)
+            self._interleaved(runners, seconds * len(runners) / left * TIMED_SHARE, runs)
             left -= len(runners)
             advance(len(runners))
             if optional and time.perf_counter() > self._deadline:
                 return
 
-    def _interleaved(self, runners: Mapping[str, Runner], seconds: float) -> None:
+    def _interleaved(self, runners: Mapping[str, Runner], seconds: float, runs: int) -> None:
         times = interleaved(
             {**runners, **self._yardstick},
-            runs=RUNS,
+            runs=runs,
             warmup=1,
             threads=self._threads,
             min_sample_ms=SAMPLE_MS,
