@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from sned.devices.cold import Cold
-from sned.devices.company import company_of, lost_us, probes, small_networks, way_of
+from sned.devices.company import Company, company_of, lost_us, probes, small_networks, way_of
 from sned.devices.demand import demand
 from sned.devices.design import Shape, shape_of
+from sned.devices.figures import figures
 from sned.devices.layout import Family
 from sned.devices.probe import block_size, open_op
+from sned.devices.profile import find_device
 from sned.devices.recipes import RECIPES
 
 TILE = 16
+FIGURES = replace(figures(find_device("laptop-i5-1135g7"), block=TILE), sizes=np.array([32e3, 1e12]))
+"""Of a machine on which everything is near."""
 FLAT = Cold(np.ones(1), np.zeros(1), np.zeros(1))
 
 
@@ -34,18 +40,18 @@ def test_losses_are_found_again_for_each_way() -> None:
         for name, ops in networks.items()
         for begin, byte in [made_up[way_of(ops[0].family.recipe)]]
     }
-    found = company_of(networks, took, alone_us, FLAT, TILE)
+    found = company_of(networks, took, alone_us, FLAT, FIGURES)
     for way, (begin, byte) in made_up.items():
         assert (found[way].begin_us, found[way].byte_us) == pytest.approx((begin, byte), abs=1e-9)
     gemm = shape_of("gemm", (4, 8, 16))
-    lost = lost_us(gemm.family, gemm.columns, TILE, found)
+    lost = lost_us(gemm.family, gemm.columns, FIGURES, found)
     assert lost == pytest.approx(np.array([3e-6 * 4 * (4 * 8 + 4 * 16 + 8 * 16)]))
 
 
 def test_networks_faster_than_their_ops_lose_nothing() -> None:
     networks = small_networks(16)
     took = {name: 0.5 * sum(map(alone_us, ops)) for name, ops in networks.items()}
-    found = company_of(networks, took, alone_us, FLAT, TILE)
+    found = company_of(networks, took, alone_us, FLAT, FIGURES)
     assert {(company.begin_us, company.byte_us) for company in found.values()} == {(0.0, 0.0)}
 
 
@@ -58,12 +64,23 @@ def test_what_far_away_weights_cost_is_not_counted_again() -> None:
         far = [float(cold.lost_us(weights.sum(), own)) for own in weights]
         took[name] = sum(alone_us(op) + 0.25 + lost for op, lost in zip(ops, far, strict=True))
         assert sum(far) > 1
-    (found,) = company_of(networks, took, alone_us, cold, TILE).values()
+    (found,) = company_of(networks, took, alone_us, cold, FIGURES).values()
     assert (found.begin_us, found.byte_us) == pytest.approx((0.25, 0.0), abs=1e-9)
 
 
 def test_nothing_is_lost_where_nothing_was_measured() -> None:
-    np.testing.assert_array_equal(lost_us(Family("gemm"), (np.ones(2),) * 3, TILE, {}), np.zeros(2))
+    np.testing.assert_array_equal(lost_us(Family("gemm"), (np.ones(2),) * 3, FIGURES, {}), np.zeros(2))
+
+
+def test_what_is_too_large_to_be_near_loses_nothing() -> None:
+    small = replace(FIGURES, sizes=np.array([1e3, 4e6]))
+    (_, company), family = (
+        ("rows", Company(0.5, 1e-5)),
+        Family("elementwise", (("inputs", 1), ("op", "Gelu"))),
+    )
+    elements = np.array([1e5, 5e5, 7.5e5, 1e6, 1e9])  # eight bytes each: read, and written
+    lost = lost_us(family, (elements,), small, {"rows": company})
+    np.testing.assert_allclose(lost, 0.5 + 1e-5 * 8 * elements * [1, 1, 0.5, 0, 0])
 
 
 def test_each_network_is_timed_beside_its_ops() -> None:

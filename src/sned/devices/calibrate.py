@@ -137,7 +137,7 @@ def _calibration(
         {name: known[name] - empty for name in networks},
         lambda op: max(known[op.key(block)] - empty, LEAST_US),
         cold,
-        roofline.figures.tile,
+        roofline.figures,
     )
     runtime, _, version = store.environment.runtime.partition(" ")
     return Calibration(

@@ -3,7 +3,7 @@
 Small synthetic networks are timed whole, and each of their ops alone in the same rounds. What a network takes longer
 than its ops, far-away weights counted, is put down to their number and to the bytes that they read and write, by least
 squares, for each way in which a runtime keeps its data. With several threads that is more: what one core wrote another
-reads.
+reads. What is larger than the nearest caches is not found there alone either: such bytes lose nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from scipy.optimize import nnls
 from sned.devices.cold import BYTES, Cold
 from sned.devices.demand import demand
 from sned.devices.design import Shape, shape_of, sliding
+from sned.devices.figures import Figures
 from sned.devices.kernels import FloatArray
 from sned.devices.layout import Family
 from sned.devices.recipes import chained
@@ -58,16 +59,18 @@ class Company:
 
 
 def lost_us(
-    family: Family, widths: Sequence[FloatArray], tile: int, held: Mapping[Way, Company]
+    family: Family, widths: Sequence[FloatArray], figures: Figures, held: Mapping[Way, Company]
 ) -> FloatArray:
     """Microseconds that ops of a family lose in company at `P` widths, given as one `[P]` array an axis."""
     company = held.get(way_of(family.recipe), Company())
-    return np.asarray(company.begin_us + company.byte_us * _bytes(family, widths, tile))
+    return np.asarray(company.begin_us + company.byte_us * _near(family, widths, figures))
 
 
-def _bytes(family: Family, widths: Sequence[FloatArray], tile: int) -> FloatArray:
-    asked = demand(family, widths, tile)
-    return np.asarray((asked.moved + asked.weights) * BYTES)
+def _near(family: Family, widths: Sequence[FloatArray], figures: Figures) -> FloatArray:
+    """Bytes that an op alone finds in the nearest caches: all that it moves, none where that is twice their size."""
+    asked = demand(family, widths, figures.tile)
+    moved = (asked.moved + asked.weights) * BYTES
+    return np.asarray(moved * np.clip(2 - moved / figures.near_bytes, 0.0, 1.0))
 
 
 def company_of(
@@ -75,7 +78,7 @@ def company_of(
     took_us: Mapping[str, float],
     alone_us: Callable[[Shape], float],
     cold: Cold,
-    tile: int,
+    figures: Figures,
 ) -> dict[Way, Company]:
     """Learn from the networks that were timed.
 
@@ -84,13 +87,13 @@ def company_of(
         took_us: how long each took, without what a session costs besides its ops.
         alone_us: what an op takes alone, timed in the same rounds.
         cold: what far-away weights cost, which is counted apart.
-        tile: channels that kernels compute together.
+        figures: of the device.
     """
     rows: dict[Way, list[tuple[float, float, float]]] = {}
     for name in networks.keys() & took_us.keys():
         ops = networks[name]
-        moved = sum(float(_bytes(op.family, op.columns, tile)[0]) for op in ops)
-        weights = np.array([demand(op.family, op.columns, tile).weights[0] for op in ops]) * BYTES
+        moved = sum(float(_near(op.family, op.columns, figures)[0]) for op in ops)
+        weights = np.array([demand(op.family, op.columns, figures.tile).weights[0] for op in ops]) * BYTES
         far = float(cold.lost_us(weights.sum(), weights).sum())
         lost = took_us[name] - sum(map(alone_us, ops)) - far
         rows.setdefault(way_of(ops[0].family.recipe), []).append((len(ops), moved, lost))

@@ -83,6 +83,11 @@ class Figures:
         """Of a number."""
         return BYTES[self.dtype]
 
+    @property
+    def near_bytes(self) -> float:
+        """What the two nearest levels of cache hold, or the only one; 1 where there is none."""
+        return float(self.sizes[min(1, len(self.sizes) - 1)]) if len(self.sizes) else 1.0
+
 
 def figures(device: Device, *, threads: int = 1, dtype: str = "float32", block: int = 1) -> Figures:
     """Reckon what a device can do.

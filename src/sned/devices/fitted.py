@@ -93,7 +93,7 @@ class Fitted:
             columns = RECIPES[family.recipe].widths([points[:, at] for at in range(len(axes))], block)
             columns = columns if axes else ()
             times = self.op_us(family, columns)
-            times += lost_us(family, columns, self.roofline.figures.tile, {} if company is None else company)
+            times += lost_us(family, columns, self.roofline.figures, {} if company is None else company)
             tables[family] = Table(axes, times.reshape([len(axis) for axis in axes]))
         return tables
 
