@@ -3,9 +3,7 @@
 What a session costs besides its op is measured with ops that do nothing and taken off, so that the times of
 the ops of a network add up to the time of the network; it is added once.
 
-Times are kept in units of a yardstick, an op that is timed in the same rounds: a machine that slows down
-    (heat, company)
-slows both. The yardstick itself is timed anew each time.
+Times are kept in units of a yardstick (`sned.devices.timer`), which itself is timed anew each time.
 """
 
 from __future__ import annotations

@@ -94,20 +94,28 @@ def _spell_out(graph: torch.fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         with graph.graph.inserting_before(node):
             if node.target in (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default):
-                axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-                ends = list(accumulate(part.shape[axis] for part in node.meta["val"]))
-                for taken in list(node.users):
-                    end = ends[taken.args[1]]
-                    start = end - taken.meta["val"].shape[axis]
-                    part = graph.graph.call_function(aten.slice.Tensor, (node.args[0], axis, start, end))
-                    _instead(taken, part)
-            if node.target == aten.mean.dim and not (len(node.args) > 2 and node.args[2]):
-                value = node.meta["val"]
-                kept = graph.graph.call_function(aten.mean.dim, (*node.args[:2], True), node.kwargs)
-                kept.meta["val"] = node.args[0].meta["val"].mean(node.args[1], keepdim=True)
-                _instead(node, graph.graph.call_function(aten.view.default, (kept, list(value.shape))))
+                _sliced(node)
+            elif node.target == aten.mean.dim and node.args[2:] != (True,):
+                _kept(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def _sliced(split: Any) -> None:
+    axis = split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0)
+    ends = list(accumulate(part.shape[axis] for part in split.meta["val"]))
+    for taken in list(split.users):
+        end = ends[taken.args[1]]
+        bounds = (axis, end - taken.meta["val"].shape[axis], end)
+        _instead(taken, split.graph.call_function(torch.ops.aten.slice.Tensor, (split.args[0], *bounds)))
+
+
+def _kept(mean: Any) -> None:
+    given, axes = mean.args[:2]
+    kept = mean.graph.call_function(mean.target, (given, axes, True), mean.kwargs)
+    kept.meta["val"] = given.meta["val"].mean(axes, keepdim=True)
+    shape = list(mean.meta["val"].shape)
+    _instead(mean, mean.graph.call_function(torch.ops.aten.view.default, (kept, shape)))
 
 
 def _instead(old: torch.fx.Node, new: torch.fx.Node) -> None:
