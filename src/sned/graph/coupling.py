@@ -203,7 +203,7 @@ class Coupling:
 
     def _make_groups(self) -> tuple[Group, ...]:
         hashes = self._cell_hashes()
-        owned = self._owned()
+        owned, line = self._owned(), np.empty(self._bounds[-1], np.int64)
         order = np.argsort(self._signature, kind="stable")
         start = int(np.searchsorted(self._signature[order], 0))
         members = np.split(order[start:], np.flatnonzero(np.diff(self._signature[order[start:]])) + 1)
@@ -212,8 +212,10 @@ class Coupling:
             _, cells, sizes = np.unique(hashes[units], return_inverse=True, return_counts=True)
             if len(set(sizes.tolist())) > 1:
                 self._stay(units)
-            elif sizes[0] > 1 and self._disjoint(owned, units):
-                drafts.append((units, cells, self._slices(owned, units)))
+                continue
+            positions = owned[units].indices
+            if sizes[0] > 1 and _differ(positions, line):
+                drafts.append((units, cells, self._slices(positions.reshape(len(units), -1))))
             else:
                 self._stay(units)
         drafts.sort(
@@ -232,12 +234,6 @@ class Coupling:
             groups.append(Group(index, name, len(units), slices, cells, not bool(inexact[units].any())))
         return tuple(groups)
 
-    @staticmethod
-    def _disjoint(owned: sparse.csr_matrix, units: IntArray) -> bool:
-        """Whether no position belongs to two of the units."""
-        positions = owned[units].indices
-        return len(np.unique(positions)) == len(positions)
-
     def _stay(self, units: IntArray) -> None:
         self._signature[units] = -1
 
@@ -254,15 +250,13 @@ class Coupling:
         owned.sort_indices()
         return owned
 
-    def _slices(self, owned: sparse.csr_matrix, units: IntArray) -> tuple[Slices, ...]:
-        """Units of one signature own as many positions on the same axes, so their rows have one layout."""
-        lines = owned[units].indices.reshape(len(units), -1).astype(np.int64)
+    def _slices(self, lines: IntArray) -> tuple[Slices, ...]:
+        """Units of one signature own as many positions on the same axes: their rows `lines` have one layout."""
         edges = np.searchsorted(lines[0], self._bounds)
         return tuple(
-            Slices(p.parameter, p.axis, lines[:, start:stop] - self._bounds[i], p.output)
-            for i, p in enumerate(self._positions)
-            for start, stop in [(edges[i], edges[i + 1])]
-            if stop > start
+            Slices(p.parameter, p.axis, lines[:, start:stop].astype(np.int64) - self._bounds[i], p.output)
+            for i in np.flatnonzero(np.diff(edges))
+            for p, start, stop in [(self._positions[i], edges[i], edges[i + 1])]
         )
 
     # --- answering -----------------------------------------------------------------------------------------------
@@ -411,6 +405,13 @@ def _matrix(
         return matrix
     matrix.data[:] = 1
     return matrix
+
+
+def _differ(numbers: IntArray, scratch: IntArray) -> bool:
+    """Whether no number comes twice: each is the last that was written to its place in `scratch`."""
+    order = np.arange(len(numbers))
+    scratch[numbers] = order
+    return bool((scratch[numbers] == order).all())
 
 
 def _indicator(rows: Sequence[IntArray], count: int) -> sparse.csr_matrix:

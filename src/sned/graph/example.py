@@ -35,9 +35,11 @@ class Leaf:
 
     def resized(self, batch: int | None, old: int) -> tuple[int, ...]:
         """The shape with the batch axis (the first one, where it has the example's batch size) set to `batch`."""
-        if batch is None or not self.shape or self.shape[0] != old:
-            return self.shape
-        return (batch, *self.shape[1:])
+        return self.shape if batch is None or not self.batched(old) else (batch, *self.shape[1:])
+
+    def batched(self, old: int) -> bool:
+        """Whether the first axis is that of the batch, which has the size `old` in the example."""
+        return bool(self.shape) and self.shape[0] == old
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,13 @@ class Example:
 
         args, kwargs = pytree.tree_map(filled, (self.args, self.kwargs))
         return args, kwargs
+
+    def first_row(
+        self, inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The first row of a batch of arguments; what has no batch axis stays whole."""
+        given = iter(tensors_in(inputs))
+        return self.build(lambda leaf: next(given)[: 1 if leaf.batched(self.batch) else None])
 
     def random(self, batch: int | None = None, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Random arguments of the given batch size (default: the example's own)."""

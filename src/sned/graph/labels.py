@@ -36,6 +36,8 @@ class Box:
 
     def moved(self, where: Mapping[int, int], rank: int) -> Box:
         """The same labels with every axis renamed; `where` names the new place of (at least) the varying axes."""
+        if not self.slabs:
+            return line(self.ids, where[self.free], rank, filler=self.filler)
         order = sorted(self.axes, key=lambda axis: where[axis])
         sizes = {where[axis]: self.ids.shape[axis] for axis in order}
         compact = np.moveaxis(self.ids, order, range(len(order))).reshape([self.ids.shape[a] for a in order])

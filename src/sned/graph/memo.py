@@ -20,15 +20,18 @@ _known: dict[tuple[Any, ...], tuple[tuple[Layout, ...], bool]] = {}
 
 
 def call(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """`func(*args, **kwargs)`; where it only makes new tensors without values, from memory when met before."""
-    if not _makes_new(func):
+    """`func(*args, **kwargs)`, on tensors without values from memory: what it makes new, or that it may be done."""
+    fills = _fills(func)
+    if not (fills or _makes_new(func)):
         return func(*args, **kwargs)
     given = list(_flat((args, tuple(kwargs.items()))))
     tensors = [value for value in given if isinstance(value, torch.Tensor)]
     if not tensors or any(type(t) is not torch.Tensor or not t.is_meta for t in tensors):
         return func(*args, **kwargs)
     key = (func, *map(_described, given))
-    if (found := _known.get(key)) is None:
+    if (found := _known.get(key)) is not None and fills:
+        return args[0]
+    if found is None:
         result = func(*args, **kwargs)
         made = result if isinstance(result, tuple) else (result,)
         if all(type(t) is torch.Tensor and t.is_meta for t in made):
@@ -47,6 +50,13 @@ def _makes_new(func: Any) -> bool:
     schema = func._schema
     free = all(held.alias_info is None for held in (*schema.arguments, *schema.returns))
     return free and bool(schema.returns) and all(str(held.type) == "Tensor" for held in schema.returns)
+
+
+@cache
+def _fills(func: Any) -> bool:
+    """Whether an op writes element by element into the tensor that it is given first, and returns that."""
+    schema = func._schema
+    return torch.Tag.pointwise in func.tags and schema.name.endswith("_") and len(schema.returns) == 1
 
 
 def _flat(value: Any) -> Iterator[Any]:

@@ -228,11 +228,13 @@ class Watch(TorchFunctionMode):
         position: tells how many ops were recorded so far.
         number: tells the number of a tensor, or None for one not met yet.
         hold: told of tensors without values that were made from written ones, and of those values.
+        sources: whether sizes are handed out as `Sized` at all.
     """
 
     position: Callable[[], int]
     number: Callable[[torch.Tensor], int | None]
     hold: Callable[[torch.Tensor, torch.Tensor], None]
+    sources: bool = True
     uses: list[Use] = field(default_factory=list)
     scales: list[Scale] = field(default_factory=list)
     leaks: list[Formula] = field(default_factory=list)
@@ -268,6 +270,8 @@ class Watch(TorchFunctionMode):
             ]
             if result.is_meta:
                 self.hold(result, func(*args, **{**(kwargs or {}), "device": "cpu"}))
+        if not self.sources:
+            return result
         if name in ("__get__", "size"):
             return self._with_sources(args[0], result, args[1:] or tuple((kwargs or {}).values()))
         if name in ("numel", "nelement"):

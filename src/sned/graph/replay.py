@@ -85,7 +85,7 @@ class Replay:
         self.plan = plan
         self.state: dict[str, torch.Tensor] = slice_state(state, plan) if plan and not cut else dict(state)
         self.keep = keep_of(graph, plan)
-        self._device = next((t.device for t in self.state.values()), torch.device("cpu"))
+        self.device = next((t.device for t in self.state.values()), torch.device("cpu"))
         self._arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
 
     def sizes(self, batch: int) -> Sizes:
@@ -149,7 +149,7 @@ class Replay:
     def _constant(self, value: torch.Tensor) -> torch.Tensor:
         """A tensor that the forward holds itself; an empty one may have been made on the meta device."""
         if value.is_meta:
-            return torch.empty(value.shape, dtype=value.dtype, device=self._device)
+            return torch.empty(value.shape, dtype=value.dtype, device=self.device)
         return value.clone()
 
     def _call(
@@ -158,7 +158,7 @@ class Replay:
         values = _filled(args, live)
         named = {name: _filled(value, live) for name, value in kwargs.items()}
         if "device" in named:  # recorded on meta
-            named["device"] = self._device
+            named["device"] = self.device
         result = overload(INSTEAD.get(op.target, op.target))(*values, **named)
         listed: Sequence[Any] = result if isinstance(result, tuple | list) else (result,)
         for number, value in zip(op.outputs, listed, strict=True):

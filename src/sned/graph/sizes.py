@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sned.graph.coupling import Keep
@@ -19,6 +19,7 @@ class Sizes:
         self._batch = graph.batch if batch is None else batch
         self._plain: dict[int, tuple[Any, ...]] = {}
         self._arguments: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._integers: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def old(self, ref: Ref) -> tuple[int, ...]:
         """Shape of a tensor as recorded."""
@@ -86,6 +87,22 @@ class Sizes:
             resized = resizer(self, op, args) if resizer else args
             self._arguments[op.index] = resized, filled(op.kwargs, self._batch)
         return self._arguments[op.index]
+
+    def integers(self, op: Op) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Every integer among the arguments of `op`, in order: without a plan, and under this one."""
+        if op.index not in self._integers:
+            plain, (args, _) = self.plain(op), self.arguments(op)
+            self._integers[op.index] = tuple(integers_in(plain)), tuple(integers_in(args))
+        return self._integers[op.index]
+
+
+def integers_in(value: Any) -> Iterator[int]:
+    """The integers of a nest, in order."""
+    if type(value) is int:
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from integers_in(item)
 
 
 def filled(value: Any, batch: int) -> Any:

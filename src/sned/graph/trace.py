@@ -118,8 +118,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.recording.calls.append(Call(path, start, end, slot, number, out, length, alone))
 
     @contextmanager
-    def module_paths(self) -> Iterator[None]:
-        """Follow which module is running."""
+    def module_paths(self, *, returns: bool) -> Iterator[None]:
+        """Follow which module is running and, where asked, what it returns."""
 
         def enter(module: nn.Module, args: Any) -> None:
             path = self._paths.get(id(module), self._stack[-1][0])
@@ -129,10 +129,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def leave(_: nn.Module, args: Any, *rest: Any) -> None:
             path, start = self._stack.pop()
-            if (
-                len(rest) == 2
-            ):  # the keywords and the result; where the module raised, there is no more than None
-                self._note_call(path, start, {**dict(enumerate(args)), **rest[0]}, rest[1])
+            if returns and len(rest) == 2:  # the keywords and the result; not so where the module raised
+                with torch._C.DisableTorchFunction():  # no size that is read here is of interest
+                    self._note_call(path, start, {**dict(enumerate(args)), **rest[0]}, rest[1])
 
         hooks = torch.nn.modules.module
         handles = [
@@ -238,10 +237,12 @@ def record(
     into: Recording | None = None,
     training: bool = False,
     device: str = "meta",
+    sources: bool = True,
 ) -> Recording:
     """Run `model` once on inputs like `example`, on meta tensors, and return what it did.
 
-    `into` is filled as the pass goes, so that it says how far the pass got when the model raises.
+    `into` is filled as the pass goes, so that it says how far the pass got when the model raises. Without `sources` the
+    ops alone are written down: a pass that is held against another one need not tell where its numbers come from.
 
     Raises:
         Whatever the model raises.
@@ -277,13 +278,14 @@ def record(
             stack.enter_context(decomposed())
         stack.enter_context(mode_of(model, training=training))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(recorder.module_paths())
+        stack.enter_context(recorder.module_paths(returns=sources))
         stack.enter_context(recorder)
         stack.enter_context(untouched(model))
-        stack.enter_context(instrumented(model))
+        if sources:
+            stack.enter_context(instrumented(model))
         stack.enter_context(functions_opened())
         watch = stack.enter_context(
-            Watch(lambda: len(recorder.recording.ops), recorder.known, recorder.values.hold)
+            Watch(lambda: len(recorder.recording.ops), recorder.known, recorder.values.hold, sources)
         )
         output = torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
     recording = recorder.recording
@@ -358,7 +360,10 @@ def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
     for device in DEVICES:
         for batches in (BATCHES, (None,)):
             try:
-                recordings = [record(model, example, batch, device=device) for batch in batches]
+                recordings = [
+                    record(model, example, batch, device=device, sources=batch == batches[0])
+                    for batch in batches
+                ]
             except Exception as error:  # noqa: BLE001 (the user's forward may raise anything)
                 first_error = error if device == DEVICES[-1] or first_error is None else first_error
                 continue

@@ -58,8 +58,11 @@ class Values:
 
     @staticmethod
     def _followed(func: Any, given: list[torch.Tensor], made: list[torch.Tensor]) -> bool:
-        """Whether results are small, and not random; floats made of nothing are left alone (masks can be large)."""
-        plain = bool(given) or not any(t.is_floating_point() for t in made)
+        """Whether results are small, and not random.
+
+        What is made of nothing is left alone if it is empty, or made of floats (masks can be large).
+        """
+        plain = bool(given) or all(t.numel() and not t.is_floating_point() for t in made)
         small = all(t.is_meta and t.numel() <= LIMIT for t in made)
         return bool(made) and plain and small and torch.Tag.nondeterministic_seeded not in func.tags
 

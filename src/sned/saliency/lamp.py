@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sned.saliency.magnitude import magnitude
+from sned.saliency.magnitude import magnitudes
 from sned.saliency.registry import Evidence, criterion
 from sned.saliency.scores import FloatArray, Scores, from_importance
 
@@ -30,5 +30,7 @@ def relative_to_larger(squared: FloatArray) -> FloatArray:
 def lamp(evidence: Evidence) -> Scores:
     """Units with the smallest LAMP score go first."""
     graph = evidence.graph
-    importance = {g.name: relative_to_larger(magnitude(graph, g, evidence.state, 2)) for g in graph.groups}
+    importance = {
+        name: relative_to_larger(found) for name, found in magnitudes(graph, evidence.state, 2).items()
+    }
     return from_importance("lamp", graph, importance)

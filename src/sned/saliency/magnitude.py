@@ -11,10 +11,13 @@ one tensor decides).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 import torch
 
-from sned.graph.ir import Graph, Group, Slices
+from sned.graph.ir import Graph, Group
 from sned.saliency.registry import Evidence, State, criterion
 from sned.saliency.scores import FloatArray, Scores, from_importance, mean_one
 from sned.saliency.units import weights
@@ -24,21 +27,28 @@ PART = 2**18
 
 
 def magnitude(graph: Graph, group: Group, state: State, power: int) -> FloatArray:
-    """`[size]`: the importance of each unit, 1 on average."""
-    each = [mean_one(_norms(s, state[s.parameter], power)) for s in weights(graph, group)]
+    """`[size]`: the importance of each unit of one group, 1 on average; p is 1 or 2."""
+    return _importance(graph, group, lambda parameter, axis: _along(state[parameter], axis, power))
+
+
+def magnitudes(graph: Graph, state: State, power: int) -> dict[str, FloatArray]:
+    """`magnitude` of every group by name; an axis on which many groups lie, as behind a concat, is summed up once."""
+    along = cache(lambda parameter, axis: _along(state[parameter], axis, power))
+    return {group.name: _importance(graph, group, along) for group in graph.groups}
+
+
+def _importance(graph: Graph, group: Group, along: Callable[[str, int], FloatArray]) -> FloatArray:
+    each = [mean_one(along(s.parameter, s.axis)[s.positions].sum(axis=1)) for s in weights(graph, group)]
     return mean_one(np.mean(each, axis=0))
 
 
-def _norms(slices: Slices, tensor: torch.Tensor, power: int) -> FloatArray:
-    """`[size]`: `|W_u|_p^p` of what goes with each unit, p = 1 or 2."""
+def _along(tensor: torch.Tensor, axis: int, power: int) -> FloatArray:
+    """`|W|_p^p` of everything at each place of an axis; no copy of the whole tensor is made on the way."""
     values = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
-    lines = _along(values, slices.axis, power).cpu().double().numpy()
-    found: FloatArray = lines[slices.positions].sum(axis=1)
-    return found
+    return _powers(values, axis, power).cpu().double().numpy()
 
 
-def _along(values: torch.Tensor, axis: int, power: int) -> torch.Tensor:
-    """`|.|_p^p` of everything at each place of an axis; no copy of the whole tensor is made on the way."""
+def _powers(values: torch.Tensor, axis: int, power: int) -> torch.Tensor:
     others = [other for other in range(values.ndim) if other != axis]
     if axis == 0:
         return torch.linalg.vector_norm(values, power, others) ** power if others else values.abs() ** power
@@ -49,10 +59,7 @@ def _along(values: torch.Tensor, axis: int, power: int) -> torch.Tensor:
 
 
 def _all(name: str, evidence: Evidence, power: int) -> Scores:
-    graph = evidence.graph
-    return from_importance(
-        name, graph, {g.name: magnitude(graph, g, evidence.state, power) for g in graph.groups}
-    )
+    return from_importance(name, evidence.graph, magnitudes(evidence.graph, evidence.state, power))
 
 
 @criterion("l1", "sum of the absolute weights of a unit")

@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,7 @@ from sned.graph.ir import Graph, Op
 from sned.graph.provenance import Attribute, Formula, Source, TensorAxis, Use, settings
 from sned.graph.recording import BATCHES, Recording
 from sned.graph.replay import overload
-from sned.graph.sizes import Sizes
+from sned.graph.sizes import Sizes, integers_in
 from sned.graph.trace import record
 
 TIDY: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
@@ -157,21 +158,28 @@ def _wanted(graph: Graph, sizes: Sizes, use: Use, news: Mapping[Source, int]) ->
 
 def _aligned(op: Op, sizes: Sizes, use: Use) -> Iterator[int]:
     """What becomes of the number, if the integers of the call are those of the op, one by one."""
-    args, _ = sizes.arguments(op)
-    pairs = list(_pairs(sizes.plain(op), args))
-    if len(use.given) > 1 and tuple(old for old, _ in pairs) == use.given:
-        yield pairs[use.place][1]
+    if len(use.given) > 1 and sizes.integers(op)[0] == use.given:
+        yield sizes.integers(op)[1][use.place]
 
 
 def _named(op: Op, sizes: Sizes, formula: Formula) -> Iterator[tuple[int, int]]:
     """Pairs (old, new) of the argument that is called like the attribute: `groups` of a convolution, not its stride."""
     names = {_stem(source.name) for source in formula.sources if isinstance(source, Attribute)}
+    if len(names) != 1:
+        return
     args, _ = sizes.arguments(op)
-    for argument, old, new in zip(overload(op.target)._schema.arguments, sizes.plain(op), args, strict=False):
-        if _stem(argument.name) in names and len(names) == 1:
-            yield from _pairs(old, new)
+    for argument, old, new in zip(_stems(op.target), sizes.plain(op), args, strict=False):
+        if argument in names:
+            yield from zip(integers_in(old), integers_in(new), strict=True)
 
 
+@cache
+def _stems(target: str) -> tuple[str, ...]:
+    """What the arguments of an op are called."""
+    return tuple(_stem(argument.name) for argument in overload(target)._schema.arguments)
+
+
+@cache
 def _stem(name: str) -> str:
     """`num_groups` of a module is `group` of an op."""
     return name.removeprefix("num_").removesuffix("s")
@@ -179,22 +187,12 @@ def _stem(name: str) -> str:
 
 def _numbers(op: Op, sizes: Sizes) -> Iterator[tuple[int, int]]:
     """Pairs (old, new) of every number at an op: its arguments, then axes of its tensors that no argument gives."""
-    args, _ = sizes.arguments(op)
-    own = list(_pairs(sizes.plain(op), args))
-    yield from own
-    given = {old for old, _ in own}
+    yield from zip(*sizes.integers(op), strict=True)
+    given = set(sizes.integers(op)[0])
     for number in op.outputs:
         if number is not None:
             axes = zip(sizes.recorded(number), sizes.shape(number), strict=True)
             yield from ((old, new) for old, new in axes if old not in given)
-
-
-def _pairs(old: Any, new: Any) -> Iterator[tuple[int, int]]:
-    if isinstance(old, tuple | list):
-        for a, b in zip(old, new, strict=True):
-            yield from _pairs(a, b)
-    elif type(old) is int:
-        yield old, new
 
 
 def _assign(
@@ -265,7 +263,12 @@ def _first_difference(model: nn.Module, graph: Graph, sizes: Sizes) -> Differenc
     failure, ours = "", False
     try:
         recording = record(
-            model, graph.example, traced_batch(graph), into=partial, device=graph.recorded.device
+            model,
+            graph.example,
+            traced_batch(graph),
+            into=partial,
+            device=graph.recorded.device,
+            sources=False,
         )
         made = [recording.tensors[number].shape for number in recording.outputs]
         if made == [sizes.shape(number) for number in graph.outputs]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from sned.errors import SnedError, SurgeryError
-from sned.graph.example import tensors_in
+from sned.graph.example import Inputs, tensors_in
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
 from sned.graph.replay import Replay, keep_of, made_up, slice_state
@@ -23,6 +24,9 @@ from sned.surgery.masks import cut_masks, hold_masks
 from sned.surgery.outputs import largest_difference, shaken
 from sned.surgery.probe import known, trace_example
 from sned.surgery.twin import twin
+
+VERIFIED = 2
+"""Rows of the random inputs on which a pruned network is run beside the replay; then it is run on the first alone."""
 
 PLAN_ATTRIBUTE = "_sned_plan"
 """Where a pruned network carries its plan, so that `save` needs nothing else."""
@@ -175,23 +179,32 @@ def verify(small: nn.Module, graph: Graph, plan: Plan, sliced: Mapping[str, torc
     tried = shaken({name: tensor for name, tensor in sliced.items() if name not in graph.aliases})
     replay = Replay(graph, tried, plan, cut=True)
     zero = [name for name, tensor in tried.items() if tensor is not sliced[name]]
-    own = {name: tensor for name, tensor in made_up(graph, plan, tried).items() if name in zero} or None
-    batches = (2, 1) if graph.batched else (None,)
-    return max(_difference(small, graph, replay, own, batch) for batch in batches)
+    own = {name: tensor for name, tensor in made_up(graph, plan, tried).items() if name in zero}
 
+    def made(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Sequence[torch.Tensor]:
+        args, kwargs = inputs
+        return tensors_in(functional_call(small, own, args, kwargs) if own else small(*args, **kwargs))
 
-def _difference(
-    small: nn.Module, graph: Graph, replay: Replay, own: Mapping[str, torch.Tensor] | None, batch: int | None
-) -> float:
-    device = next((t.device for t in state_of(small).values()), torch.device("cpu"))
-    args, kwargs = pytree.tree_map(
-        lambda v: v.to(device) if isinstance(v, torch.Tensor) else v, graph.example.random(batch)
+    inputs = pytree.tree_map(
+        lambda v: v.to(replay.device) if isinstance(v, torch.Tensor) else v,
+        graph.example.random(VERIFIED if graph.batched else None),
     )
     with torch.no_grad(), plain_kernels(), mode_of(small, training=False):
-        expected, _ = replay.run((args, kwargs))
-        made = (
-            small(*args, **kwargs)
-            if own is None
-            else torch.func.functional_call(small, dict(own), args, kwargs)
+        expected, _ = replay.run(inputs)
+        worst = largest_difference(made(inputs), expected, VERIFIED if graph.batched else graph.batch)
+        if not graph.batched:
+            return worst
+        alone = graph.example.first_row(inputs)
+        return max(
+            worst, _difference_alone(made(alone), [t[:1] if t.ndim else t for t in expected], replay, alone)
         )
-    return largest_difference(tensors_in(made), expected, batch or graph.batch)
+
+
+def _difference_alone(
+    made: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], replay: Replay, inputs: Inputs
+) -> float:
+    """The difference at batch size 1: to the first row of the larger batch or, where rows meet, to the replay."""
+    try:
+        return largest_difference(made, expected, 1)
+    except SurgeryError:
+        return largest_difference(made, replay.run(inputs)[0], 1)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from sned.errors import ModelError
 from sned.graph.trace import state_of
@@ -20,15 +23,49 @@ def twin(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     Raises:
         ModelError: the model cannot be copied.
     """
-    memo: dict[int, object] = {}
+    memo: dict[int, Any] = {}
     for name, old in state_of(model).items():
         if id(old) not in memo:
             new = tensors[name]
             memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    plain = {kind for kind in set(map(type, model.modules())) if _plain(kind)}
+    modules: list[Any] = [module for module in model.modules() if type(module) in plain]
+    memo.update((id(module), object.__new__(type(module))) for module in modules)
     try:
+        for module in modules:
+            for name, value in vars(module).items():
+                vars(memo[id(module)])[name] = _copied(value, memo)
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(
             f"The model is pruned on a copy, but copying {type(model).__name__} failed: {error}. "
             "Make it work with `copy.deepcopy` (detach tensors that are kept as plain attributes)."
         ) from error
+
+
+def _plain(kind: type[nn.Module]) -> bool:
+    """Whether modules of a class are copied as PyTorch's own are, attribute by attribute."""
+    own = all(getattr(kind, name, None) == getattr(nn.Module, name, None) for name in _COPYING)
+    return own and kind.__setstate__ in (nn.Module.__setstate__, _ConvNd.__setstate__)
+
+
+_COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__new__", "__slots__")
+"""What a class may define to be copied in its own way; what convolutions set is for old files."""
+
+_ATOMS = frozenset({bool, int, float, str, type(None)})
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """`copy.deepcopy`, without its detours for what modules hold by the dozen: flags, sizes, tables by name."""
+    kind = type(value)
+    if kind in _ATOMS or (kind is tuple and all(type(item) in _ATOMS for item in value)):
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind is set and all(type(item) in _ATOMS for item in value):
+        return memo.setdefault(id(value), set(value))
+    if kind in (dict, OrderedDict) and all(type(key) in _ATOMS for key in value):
+        table = memo[id(value)] = kind()
+        table.update((key, _copied(item, memo)) for key, item in value.items())
+        return table
+    return copy.deepcopy(value, memo)
