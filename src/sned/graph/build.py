@@ -13,7 +13,7 @@ from sned.graph.ir import Graph, IntArray, Op
 from sned.graph.labels import covering, line
 from sned.graph.provenance import Attribute, Formula, TensorAxis, Use
 from sned.graph.recording import BATCHES, Recorded, Recording
-from sned.graph.rescale import Rescale, Upstream, rescales
+from sned.graph.rescale import Lost, Rescale, Upstream, rescales
 from sned.graph.rules import RULES
 
 FIXED = 3
@@ -244,6 +244,16 @@ def _made(flow: Flow, op: Op, use: Use) -> tuple[int, int] | None:
 
 def _make_up(flow: Flow, recording: Recording, positions: Sequence[Position]) -> Iterator[Rescale]:
     """Weights that make up for factors that follow from sizes; where there are none, the size stays."""
+    for found in _rescales(flow, recording, positions) if recording.scales else ():
+        if isinstance(found, Rescale):
+            yield found
+        else:
+            _hold_sizes(flow, found.formula, "the code derives a factor from this size")
+    for formula in recording.leaks:
+        _hold_sizes(flow, formula, "the code makes a tensor that holds this size")
+
+
+def _rescales(flow: Flow, recording: Recording, positions: Sequence[Position]) -> Iterator[Rescale | Lost]:
     upstream = Upstream(
         recording.ops,
         {number: name for name, number in recording.parameters.items()},
@@ -251,13 +261,7 @@ def _make_up(flow: Flow, recording: Recording, positions: Sequence[Position]) ->
         [tensor.shape for tensor in recording.tensors],
         flow.boxes,
     )
-    for found in rescales(recording.ops, recording.scales, upstream):
-        if isinstance(found, Rescale):
-            yield found
-        else:
-            _hold_sizes(flow, found.formula, "the code derives a factor from this size")
-    for formula in recording.leaks:
-        _hold_sizes(flow, formula, "the code makes a tensor that holds this size")
+    yield from rescales(recording.ops, recording.scales, upstream)
 
 
 def _hold_sizes(flow: Flow, formula: Formula, reason: str) -> None:

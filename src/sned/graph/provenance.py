@@ -388,6 +388,8 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def _swapped(value: Any, path: str, name: str) -> Any:
+    if value is None or isinstance(value, bool | float | str):
+        return value
     if _is_integer(value):
         return Sized.of(value, Attribute(path, name))
     if type(value) in (tuple, list) and value and all(_is_integer(v) for v in value):

@@ -42,7 +42,7 @@ def made_up(graph: Graph, plan: Plan, sliced: State) -> dict[str, torch.Tensor]:
     The replay uses the recorded factors and needs none of this.
     """
     state = dict(sliced)
-    sizes = Sizes(graph, keep_of(graph, plan))
+    sizes = sizes_of(graph, plan)
     for rescale in graph.rescales:
         news: dict[Source, int] = {
             s: sizes.shape(s.tensor)[s.axis] for s in rescale.formula.sources if isinstance(s, TensorAxis)
@@ -68,6 +68,11 @@ def keep_of(graph: Graph, plan: Plan | None) -> Keep:
     """What a plan leaves of a graph, as it reads on every axis."""
     removed = plan.removed if plan else {}
     return graph.coupling.keep({graph.group(name).index: units for name, units in removed.items()})
+
+
+def sizes_of(graph: Graph, plan: Plan | None) -> Sizes:
+    """The size of every axis under a plan, at the traced batch size."""
+    return Sizes(graph, keep_of(graph, plan))
 
 
 class Replay:

@@ -17,6 +17,7 @@ class Sizes:
         self._graph = graph
         self._keep = keep
         self._batch = graph.batch if batch is None else batch
+        self._fractions: dict[tuple[int, int], tuple[int, int]] = {}
         self._plain: dict[int, tuple[Any, ...]] = {}
         self._arguments: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._integers: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
@@ -50,9 +51,11 @@ class Sizes:
 
     def fraction(self, tensor: int, axis: int) -> tuple[int, int]:
         """Kept and recorded positions of an axis."""
-        mask = self._keep.mask(tensor, axis)
-        recorded = self._graph.tensors[tensor].shape[axis]
-        return (recorded, recorded) if mask is None else (int(mask.sum()), recorded)
+        if (tensor, axis) not in self._fractions:
+            mask = self._keep.mask(tensor, axis)
+            recorded = self._graph.tensors[tensor].shape[axis]
+            self._fractions[tensor, axis] = (recorded if mask is None else int(mask.sum()), recorded)
+        return self._fractions[tensor, axis]
 
     def scaled(self, op: Op, values: tuple[int, ...], output: int = 0) -> tuple[int, ...]:
         """Sizes given for the output of `op` (-1 allowed), each scaled to what its axis keeps."""

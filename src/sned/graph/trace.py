@@ -162,7 +162,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         (
             vars(module),
             dict(vars(module)),
-            [(v, v.copy()) for v in vars(module).values() if type(v) in _GROWING],
+            [(v, v.copy() if v else ()) for v in vars(module).values() if type(v) in _GROWING],
         )
         for module in model.modules()
     ]
@@ -221,12 +221,14 @@ def decomposed() -> Iterator[None]:
 def mode_of(model: nn.Module, *, training: bool) -> Iterator[None]:
     """Put every module in train or eval mode, and each back into its own afterwards."""
     before = {module: module.training for module in model.modules()}
-    model.train(training)
+    if any(was is not training for was in before.values()):
+        model.train(training)
     try:
         yield
     finally:
         for module, was in before.items():
-            module.training = was
+            if module.training is not was:
+                module.training = was
 
 
 def record(
@@ -384,7 +386,9 @@ def _merge(first: Recording, second: Recording) -> Recording | None:
         return None
     try:
         ops = [
-            replace(a, args=_affine(a.args, b.args), kwargs=_affine(a.kwargs, b.kwargs))
+            a
+            if (a.args, a.kwargs) == (b.args, b.kwargs)
+            else replace(a, args=_affine(a.args, b.args), kwargs=_affine(a.kwargs, b.kwargs))
             for a, b in zip(first.ops, second.ops, strict=True)
         ]
     except ValueError:

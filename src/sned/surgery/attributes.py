@@ -16,7 +16,6 @@ from typing import Any
 from torch import nn
 
 from sned.errors import SurgeryError
-from sned.graph.coupling import Keep
 from sned.graph.ir import Graph, Op
 from sned.graph.provenance import Attribute, Formula, Source, TensorAxis, Use, settings
 from sned.graph.recording import BATCHES, Recording
@@ -58,22 +57,21 @@ class Repair:
     new: int
 
 
-def repair_attributes(model: nn.Module, graph: Graph, keep: Keep) -> tuple[Repair, ...]:
+def repair_attributes(model: nn.Module, graph: Graph, sizes: Sizes) -> tuple[Repair, ...]:
     """Change attributes of `model` (already sliced) to what the plan asks, as far as they can be traced."""
-    sizes = Sizes(graph, keep, traced_batch(graph))
     modules = dict(model.named_modules())
     private: set[tuple[str, str]] = set()
     repairs = [_assign(modules, private, source, new) for source, new in solved(graph, sizes).items()]
     return (*repairs, *_tidy(model))
 
 
-def check_sizes(model: nn.Module, graph: Graph, keep: Keep) -> None:
+def check_sizes(model: nn.Module, graph: Graph, sizes: Sizes) -> None:
     """Record the pruned `model` on tensors like those of the trace and hold it, op by op, against the plan.
 
     Raises:
         Unrepaired: a number could not be traced to an attribute; names the op and the module.
     """
-    found = _first_difference(model, graph, Sizes(graph, keep, traced_batch(graph)))
+    found = _first_difference(model, graph, sizes)
     if found is not None:
         op = graph.ops[found.at]
         kind = type(model.get_submodule(op.module)).__name__

@@ -20,7 +20,7 @@ from torch import nn
 from sned.errors import CheckpointError, PlanError, SnedError
 from sned.files import atomic_path
 from sned.graph.plan import Plan
-from sned.graph.replay import keep_of
+from sned.graph.replay import sizes_of
 from sned.graph.trace import state_of
 from sned.surgery.attributes import check_sizes
 from sned.surgery.keras import is_keras
@@ -109,7 +109,7 @@ def load(model: Any, path: str | Path) -> Any:
         for plan in plans:
             graph = graph_for(small, plan)
             small = cut(graph.model, graph, plan)
-            check_sizes(small, graph, keep_of(graph, plan))
+            check_sizes(small, graph, sizes_of(graph, plan))
     except SnedError as error:
         raise CheckpointError(f"{Path(path).name} was saved from another network: {error}") from error
     if small is model:

@@ -17,7 +17,7 @@ from torch import nn
 from sned.graph import Graph, Group, Op, Plan
 from sned.graph.build import FIXED, build
 from sned.graph.example import Example, Inputs, describe
-from sned.graph.replay import keep_of, slice_state
+from sned.graph.replay import sizes_of, slice_state
 from sned.graph.trace import state_of, uncollected
 from sned.graph.trace import trace_example as recorded_example
 from sned.surgery.attributes import Unrepaired, check_sizes, repair_attributes
@@ -160,9 +160,9 @@ def _rehearse(graph: Graph, plan: Plan) -> None:
         name: tensor if _whole(tensor) else torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
         for name, tensor in slice_state(state, plan).items()
     }
-    small, keep = twin(graph.model, empty), keep_of(graph, plan)
-    repair_attributes(small, graph, keep)
-    check_sizes(small, graph, keep)
+    small, sizes = twin(graph.model, empty), sizes_of(graph, plan)
+    repair_attributes(small, graph, sizes)
+    check_sizes(small, graph, sizes)
 
 
 def _whole(tensor: torch.Tensor) -> bool:

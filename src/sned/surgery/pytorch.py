@@ -15,7 +15,7 @@ from sned.errors import SnedError, SurgeryError
 from sned.graph.example import Inputs, tensors_in
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
-from sned.graph.replay import Replay, keep_of, made_up, slice_state
+from sned.graph.replay import Replay, made_up, sizes_of, slice_state
 from sned.graph.trace import mode_of, plain_kernels, state_of, uncollected
 from sned.surgery.attributes import check_sizes, repair_attributes
 from sned.surgery.depth import without
@@ -99,7 +99,7 @@ def pruned(model: Any, graph: Graph, plan: Plan) -> Pruned:
     try:
         return Pruned(small, verify(small, graph, plan, sliced))
     except Exception as error:  # the user's forward may raise anything
-        check_sizes(small, graph, keep_of(graph, plan))  # says where, if it can
+        check_sizes(small, graph, sizes_of(graph, plan))  # says where, if it can
         if isinstance(error, SnedError):
             raise
         raise SurgeryError(
@@ -121,7 +121,7 @@ def cut(
         for name, value in made_up(graph, plan, state).items()
     }
     small = twin(model, own)
-    repair_attributes(small, graph, keep_of(graph, plan))
+    repair_attributes(small, graph, sizes_of(graph, plan))
     cut_masks(small, plan.kept)
     hold_masks(small, {name: torch.from_numpy(mask) for name, mask in plan.masks.items()})
     earlier = getattr(model, PLAN_ATTRIBUTE, ())

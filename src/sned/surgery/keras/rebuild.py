@@ -14,9 +14,8 @@ from sned.errors import SnedError, SurgeryError
 from sned.graph.example import Example, tensors_in
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan
-from sned.graph.replay import Replay, keep_of, made_up, slice_state
-from sned.graph.sizes import Sizes
-from sned.surgery.attributes import solved, traced_batch
+from sned.graph.replay import Replay, made_up, sizes_of, slice_state
+from sned.surgery.attributes import solved
 from sned.surgery.keras.arrays import to_array, to_tensor
 from sned.surgery.keras.configuration import classes_of, configuration, edited, rebuilt
 from sned.surgery.keras.naming import layers_of, share_constants, variables_of
@@ -35,7 +34,7 @@ def cut(model: Any, graph: Graph, plan: Plan, state: Mapping[str, torch.Tensor])
     Raises:
         SurgeryError: it does not come out as the plan has it.
     """
-    news = solved(graph, Sizes(graph, keep_of(graph, plan), traced_batch(graph)))
+    news = solved(graph, sizes_of(graph, plan))
     try:
         with quickly_made():
             small = built(rebuilt(edited(configuration(model), news), model), graph.example, like=model)

@@ -27,10 +27,10 @@ from sned.graph.provenance import (
     Use,
 )
 from sned.graph.recording import Recorded, Recording
-from sned.graph.replay import keep_of
+from sned.graph.replay import sizes_of
 from sned.graph.sizes import Sizes
 from sned.graph.trace import recorded
-from sned.surgery.attributes import Unrepaired, check_sizes, solved, traced_batch
+from sned.surgery.attributes import Unrepaired, check_sizes, solved
 from sned.surgery.keras.configuration import (
     configuration,
     edited,
@@ -244,8 +244,7 @@ def _inputs(main: Recording, twin: Twin, config: Any) -> Iterator[Use]:
 def _rehearse(
     graph: Graph, plan: Plan, config: Mapping[str, Any], model: Any, order: Sequence[str | None]
 ) -> None:
-    keep = keep_of(graph, plan)
-    sizes = Sizes(graph, keep, traced_batch(graph))
+    sizes = sizes_of(graph, plan)
     news = solved(graph, sizes)
     try:
         small = make_twin(edited(config, news), model, graph.example)
@@ -265,7 +264,7 @@ def _rehearse(
         for name, number in graph.parameters.items()
     }
     whole = {name: tensor for name, tensor in graph.model.named_tensors() if name not in state}
-    check_sizes(Forward(small.model, {**whole, **state}), graph, keep)
+    check_sizes(Forward(small.model, {**whole, **state}), graph, sizes)
 
 
 def _check_attention(graph: Graph, plan: Plan, model: Any) -> None:
