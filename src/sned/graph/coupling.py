@@ -372,7 +372,7 @@ def _twin_slabs(relations: Relations) -> list[tuple[IntArray, IntArray]]:
         return []
     atom = _components(relations.count, relations.same)
     slab, lying = (atom[np.concatenate(side)] for side in zip(*relations.slabs, strict=True))
-    slab, lying = np.unique(np.stack([slab, lying]), axis=1)
+    slab, lying = np.divmod(np.unique(slab * relations.count + lying), relations.count)
     hashes = np.zeros(relations.count, np.int64)
     np.add.at(
         hashes, slab, np.random.default_rng(2).integers(1, 2**62, relations.count, dtype=np.int64)[lying]
