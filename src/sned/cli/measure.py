@@ -46,7 +46,7 @@ def command(
     sned measure out/dense.onnx out/model.onnx --threads 2
     """
     from sned.export.onnx_file import file_bytes
-    from sned.measure import measure_onnx, random_feeds
+    from sned.measure import denormal_share, measure_onnx, random_feeds
 
     names = _names(files)
     shapes = dict(_shape(text) for text in shape or ())
@@ -55,15 +55,29 @@ def command(
     feeds = _arrays(inputs) if inputs else random_feeds(files[0], batch=batch, shapes=shapes)
     times = measure_onnx(names, feeds, threads=threads, runs=runs, max_seconds=seconds, progress=progress())
     sizes = {name: file_bytes(path) for name, path in names.items()}
+    lost = {name: denormal_share(path, feeds) for name, path in names.items()}
     if json:
-        show_json(_data(times, sizes, feeds))
+        show_json(_data(times, sizes, lost, feeds))
     else:
         show(_table(times, sizes, feeds))
+    _say_denormals(lost)
     if any(latency.noisy for latency in times.values()):
         say(
             "The machine was busy: the 90th percentile lies far above the median. Measure again when it is "
             "quiet."
         )
+
+
+def _say_denormals(lost: Mapping[str, float]) -> None:
+    from sned.measure.denormals import TELLING
+
+    for name, share in lost.items():
+        if share >= TELLING:
+            say(
+                f"{name} spends {share:.0%} of its time on numbers too small for a normal one (one thread). Open the "
+                "first session of your program with the entry `session.set_denormal_as_zero` set to 1: results stay "
+                "the same, and that time is gone."
+            )
 
 
 def _names(files: list[Path]) -> dict[str, Path]:
@@ -98,14 +112,22 @@ def _arrays(path: Path) -> dict[str, Any]:
 
 
 def _data(
-    times: "Mapping[str, Latency]", sizes: Mapping[str, int], feeds: Mapping[str, Any]
+    times: "Mapping[str, Latency]",
+    sizes: Mapping[str, int],
+    lost: Mapping[str, float],
+    feeds: Mapping[str, Any],
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
     from sned.report import environment
 
     files = {
-        name: {**asdict(latency), "noisy": latency.noisy, "size_bytes": sizes[name]}
+        name: {
+            **asdict(latency),
+            "noisy": latency.noisy,
+            "size_bytes": sizes[name],
+            "denormal_share": lost[name],
+        }
         for name, latency in times.items()
     }
     fed = {name: list(array.shape) for name, array in feeds.items()}

@@ -4,8 +4,19 @@ In: ONNX files, or networks and inputs. Out: `Latency` in milliseconds, and frac
 """
 
 from sned.measure.accuracy import agreement, evaluated
+from sned.measure.denormals import denormal_share, denormals_as_zero
 from sned.measure.latency import measure_onnx, random_feeds
 from sned.measure.stages import Stage, stages
 from sned.timing import Latency
 
-__all__ = ["Latency", "Stage", "agreement", "evaluated", "measure_onnx", "random_feeds", "stages"]
+__all__ = [
+    "Latency",
+    "Stage",
+    "agreement",
+    "denormal_share",
+    "denormals_as_zero",
+    "evaluated",
+    "measure_onnx",
+    "random_feeds",
+    "stages",
+]
