@@ -11,6 +11,7 @@ from sned.graph.coupling import Coupling, Position
 from sned.graph.flow import Flow
 from sned.graph.ir import Graph, IntArray, Op
 from sned.graph.labels import covering, line
+from sned.graph.modules import modules_of
 from sned.graph.provenance import Attribute, Formula, TensorAxis, Use
 from sned.graph.recording import BATCHES, Recorded, Recording
 from sned.graph.rescale import Lost, Rescale, Upstream, rescales
@@ -133,7 +134,7 @@ def _names(model: nn.Module) -> tuple[dict[str, tuple[int, ...]], dict[str, str]
     first: dict[int, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     aliases: dict[str, str] = {}
-    for path, module in model.named_modules():
+    for path, module in modules_of(model):
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 name = f"{path}.{leaf}" if path else leaf

@@ -235,12 +235,13 @@ class Graph:
         """
         from sned.errors import PlanError, close_names
 
-        found = next((g for g in self.groups if g.name == name), None)
-        if found is None:
-            raise PlanError(
-                f"No group is called {name!r}. {close_names(name, [g.name for g in self.groups])}"
-            )
-        return found
+        if name not in self._by_name:
+            raise PlanError(f"No group is called {name!r}. {close_names(name, list(self._by_name))}")
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Group]:
+        return {group.name: group for group in self.groups}
 
     def terms(self, tensor: int, axis: int) -> tuple[Term, ...]:
         """The size of an axis under any plan: the sum over terms of `count * prod(kept_g / size_g)`."""

@@ -13,19 +13,20 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from sned.graph.modules import modules_of
 
 SHAPED = frozenset({"view", "reshape", "expand", "unflatten", "zeros", "ones", "full", "empty", "new_zeros", "new_ones",
                     "new_full", "new_empty", "broadcast_to", "layer_norm", "rms_norm"})  # fmt: skip
 """Functions whose integers are, in order, the last sizes of what they return."""
 
 
-@dataclass(frozen=True)
-class Attribute:
+class Attribute(NamedTuple):
     """An integer in an attribute: of a module, of an object that the module holds, or inside a tuple or list."""
 
     module: str
@@ -34,8 +35,7 @@ class Attribute:
     item: int | None = None
 
 
-@dataclass(frozen=True)
-class TensorAxis:
+class TensorAxis(NamedTuple):
     """The size of an axis of a recorded tensor."""
 
     tensor: int
@@ -45,8 +45,7 @@ class TensorAxis:
 Source = Attribute | TensorAxis
 
 
-@dataclass(frozen=True)
-class Formula:
+class Formula(NamedTuple):
     """A number as a function of its sources: one source with its old value, or an operation on operands."""
 
     sources: frozenset[Source]
@@ -184,8 +183,7 @@ def _sqrt(value: Any) -> Any:
     return _with_formula(root, "sqrt", (value,)) if isinstance(value, Sized | SizedFloat) else root
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """A formula that arrived in a call, or was compared with a number.
 
     Attributes:
@@ -369,7 +367,7 @@ def instrumented(model: nn.Module) -> Iterator[None]:
     """Swap the integers in the attributes of every module for `Sized` ones, and back."""
     undo: list[tuple[dict[str, Any], str, Any]] = []
     try:
-        for path, module in model.named_modules():
+        for path, module in modules_of(model):
             held = vars(module)
             for name, value in list(held.items()):
                 if name.startswith("__") or name in _OF_EVERY_MODULE:

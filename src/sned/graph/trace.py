@@ -24,6 +24,7 @@ from sned.graph import memo
 from sned.graph.build import build
 from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
 from sned.graph.ir import Affine, Graph, Op, Ref, Tensor
+from sned.graph.modules import modules_of
 from sned.graph.provenance import Sized, SizedFloat, Watch, functions_opened, instrumented
 from sned.graph.recording import BATCHES, Call, Recorded, Recording
 from sned.graph.values import Values
@@ -149,7 +150,7 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer by name; a tensor that is tied to another comes twice, a module of two names once."""
     return {
         f"{path}.{leaf}" if path else leaf: tensor
-        for path, module in model.named_modules()
+        for path, module in modules_of(model)
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
     }
@@ -164,7 +165,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             dict(vars(module)),
             [(v, v.copy() if v else ()) for v in vars(module).values() if type(v) in _GROWING],
         )
-        for module in model.modules()
+        for _, module in modules_of(model)
     ]
     try:
         yield
@@ -220,7 +221,7 @@ def decomposed() -> Iterator[None]:
 @contextmanager
 def mode_of(model: nn.Module, *, training: bool) -> Iterator[None]:
     """Put every module in train or eval mode, and each back into its own afterwards."""
-    before = {module: module.training for module in model.modules()}
+    before = {module: module.training for _, module in modules_of(model)}
     if any(was is not training for was in before.values()):
         model.train(training)
     try:

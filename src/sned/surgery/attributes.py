@@ -17,6 +17,7 @@ from torch import nn
 
 from sned.errors import SurgeryError
 from sned.graph.ir import Graph, Op
+from sned.graph.modules import modules_of
 from sned.graph.provenance import Attribute, Formula, Source, TensorAxis, Use, settings
 from sned.graph.recording import BATCHES, Recording
 from sned.graph.replay import overload
@@ -59,7 +60,7 @@ class Repair:
 
 def repair_attributes(model: nn.Module, graph: Graph, sizes: Sizes) -> tuple[Repair, ...]:
     """Change attributes of `model` (already sliced) to what the plan asks, as far as they can be traced."""
-    modules = dict(model.named_modules())
+    modules = dict(modules_of(model))
     private: set[tuple[str, str]] = set()
     repairs = [_assign(modules, private, source, new) for source, new in solved(graph, sizes).items()]
     return (*repairs, *_tidy(model))
@@ -216,7 +217,7 @@ def _assign(
 
 
 def _tidy(model: nn.Module) -> Iterator[Repair]:
-    for path, module in model.named_modules():
+    for path, module in modules_of(model):
         for kind, fields in TIDY.items():
             for attribute, (parameter, axis) in fields.items() if isinstance(module, kind) else ():
                 tensor = getattr(module, parameter, None)

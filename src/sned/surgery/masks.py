@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sned.errors import SurgeryError
 from sned.graph.ir import IntArray
+from sned.graph.modules import modules_of
 from sned.surgery.keras import is_keras_model
 
 
@@ -93,7 +94,7 @@ def hold_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 def cut_masks(model: nn.Module, kept: Mapping[str, Mapping[int, IntArray]]) -> None:
     """Cut the masks that a network holds as its parameters were cut, in place: `{parameter: {axis: indices}}`."""
-    for path, module in model.named_modules():
+    for path, module in modules_of(model):
         for hook in _hooks(module):
             for name, mask in hook.masks.items():
                 for axis, indices in kept.get(f"{path}.{name}" if path else name, {}).items():
@@ -105,7 +106,7 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
     """The masks that a network holds, `{parameter name: bool}`."""
     return {
         f"{path}.{name}" if path else name: mask
-        for path, module in model.named_modules()
+        for path, module in modules_of(model)
         for hook in _hooks(module)
         for name, mask in hook.masks.items()
     }
@@ -119,7 +120,7 @@ def burn_in(model: nn.Module) -> nn.Module:
     """
     if is_keras_model(model):
         return model
-    for module in model.modules():
+    for _, module in modules_of(model):
         for hook in _hooks(module):
             hook.hold(module)
         _release(module)

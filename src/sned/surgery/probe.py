@@ -17,6 +17,7 @@ from torch import nn
 from sned.graph import Graph, Group, Op, Plan
 from sned.graph.build import FIXED, build
 from sned.graph.example import Example, Inputs, describe
+from sned.graph.modules import modules_of
 from sned.graph.replay import sizes_of, slice_state
 from sned.graph.trace import state_of, uncollected
 from sned.graph.trace import trace_example as recorded_example
@@ -172,7 +173,7 @@ def _whole(tensor: torch.Tensor) -> bool:
 
 def _alike(graph: Graph, op: Op) -> set[int]:
     """The op, and the one at the same place in every other module of the same class."""
-    modules = dict(graph.model.named_modules())
+    modules = dict(modules_of(graph.model))
     by_path: dict[str, list[Op]] = {}
     for other in graph.ops:
         by_path.setdefault(other.module, []).append(other)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from sned.errors import ModelError
+from sned.graph.modules import modules_of
 from sned.graph.trace import state_of
 
 
@@ -28,13 +29,18 @@ def twin(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
         if id(old) not in memo:
             new = tensors[name]
             memo[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-    plain = {kind for kind in set(map(type, model.modules())) if _plain(kind)}
-    modules: list[Any] = [module for module in model.modules() if type(module) in plain]
-    memo.update((id(module), object.__new__(type(module))) for module in modules)
+    modules = [module for _, module in modules_of(model)]
+    plain = {kind for kind in set(map(type, modules)) if _plain(kind)}
+    copies: list[tuple[Any, Any]] = [
+        (module, object.__new__(type(module))) for module in modules if type(module) in plain
+    ]
+    memo.update((id(module), small) for module, small in copies)
     try:
-        for module in modules:
-            for name, value in vars(module).items():
-                vars(memo[id(module)])[name] = _copied(value, memo)
+        for module, small in copies:
+            vars(small).update(
+                (name, value if type(value) in _ATOMS else _copied(value, memo))
+                for name, value in vars(module).items()
+            )
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(
@@ -62,10 +68,9 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if kind is set and all(type(item) in _ATOMS for item in value):
-        return memo.setdefault(id(value), set(value))
-    if kind in (dict, OrderedDict) and all(type(key) in _ATOMS for key in value):
+    if kind in (dict, OrderedDict, set) and all(type(key) in _ATOMS for key in value):
         table = memo[id(value)] = kind()
-        table.update((key, _copied(item, memo)) for key, item in value.items())
+        if value:
+            table.update(value if kind is set else ((k, _copied(v, memo)) for k, v in value.items()))
         return table
     return copy.deepcopy(value, memo)

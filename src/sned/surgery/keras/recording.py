@@ -213,7 +213,7 @@ def _all_known(uses: Sequence[Use], entered: Mapping[tuple[int, int], int]) -> I
         formula = _known(use.formula, entered)
         equals = _known(use.equals, entered) if use.equals is not None else None
         if isinstance(formula, Formula) and (equals is None or isinstance(equals, Formula)):
-            yield replace(use, formula=formula, equals=equals)
+            yield use._replace(formula=formula, equals=equals)
 
 
 def _all_over(
@@ -236,7 +236,7 @@ def _inputs(main: Recording, twin: Twin, config: Any) -> Iterator[Use]:
         shapes = places.get(layers[path].name, []) if path in layers and path else []
         for number, place in zip(numbers, shapes, strict=False):
             for axis, size in enumerate(main.tensors[number].shape) if number is not None else ():
-                item = replace(place, item=axis)
+                item = place._replace(item=axis)
                 if number is not None and number_at(config, item) == size:
                     yield Use(Formula(frozenset([item]), size), size, 0, 0, None, at=(number, axis))
 

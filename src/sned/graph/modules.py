@@ -1,0 +1,22 @@
+"""The modules of a network, walked many times while it is recorded, copied and repaired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+
+def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Each module once, with its first path: `model.named_modules()`, without a generator for every level."""
+    met: set[int] = set()
+    waiting = [("", model)]
+    while waiting:
+        path, module = waiting.pop()
+        if id(module) in met:
+            continue
+        met.add(id(module))
+        yield path, module
+        inside = f"{path}." if path else ""
+        held = [(inside + name, child) for name, child in module._modules.items() if child is not None]
+        waiting += reversed(held)
