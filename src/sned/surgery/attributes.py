@@ -148,6 +148,9 @@ def _wanted(graph: Graph, sizes: Sizes, use: Use, news: Mapping[Source, int]) ->
         if number is not None and use.from_end <= len(sizes.recorded(number)):
             axis = len(sizes.recorded(number)) - use.from_end
             return sizes.shape(number)[axis] if sizes.recorded(number)[axis] == use.value else None
+    given = [sizes.integers(op) for op in ops]
+    if all(old == new for old, new in given) and any(use.value in old for old, _ in given):
+        return use.value  # nothing changes here
     if (aligned := {new for op in ops for new in _aligned(op, sizes, use)}) and len(aligned) == 1:
         return next(iter(aligned))
     named = {new for op in ops for old, new in _named(op, sizes, use.formula) if old == use.value}
