@@ -51,6 +51,29 @@ def test_views_share_their_memory_and_writes_are_carried_out() -> None:
     assert x.tolist() == [2.0] * 4
 
 
+@pytest.mark.parametrize(
+    ("func", "args"),
+    [(ATEN.silu_.default, ()), (ATEN.add_.Tensor, (empty(3),)), (ATEN.mul_.Scalar, (2.0,))],
+)
+def test_writing_into_a_tensor_without_values_gives_that_tensor(func: Any, args: tuple[Any, ...]) -> None:
+    for _ in range(2):
+        x = empty(2, 3)
+        assert memo.call(func, (x, *args), {}) is x
+
+
+def test_what_may_not_be_written_is_refused_each_time() -> None:
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            memo.call(ATEN.add_.Tensor, (empty(1, 3), empty(2, 3)), {})
+
+
+def test_an_op_that_turns_a_tensor_in_place_is_carried_out() -> None:
+    for _ in range(2):
+        x = empty(2, 3)
+        assert memo.call(ATEN.t_.default, (x,), {}).shape == (3, 2)
+        assert x.shape == (3, 2)
+
+
 def test_values_are_never_remembered() -> None:
     for value in (1.0, 2.0):
         made = memo.call(ATEN.mul.Scalar, (torch.full((2,), value), 3.0), {})

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sned import Graph, Plan, apply, trace
 from sned.errors import ModelError, PlanError, SurgeryError
+from sned.graph.replay import Replay
 from tests.graph.networks import Residual, SharedTwice, Tied, tokens
 from tests.graph.oracle import call, distance, halved, lively, size, state, zeroed
 
@@ -265,6 +266,65 @@ def test_a_result_that_differs_from_the_replay_is_not_handed_over() -> None:
     graph = trace(model, torch.randn(2, 4))
     with pytest.raises(SurgeryError, match=r"must compute what its plan promises, but its outputs differ by"):
         apply(model, graph.plan({"a": [0, 1]}))
+
+
+class Meeting(nn.Module):
+    """Rows of a batch see each other; takes a number beside the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.outer(torch.relu(self.inner(x))) * factor
+        return seen @ seen.T, seen
+
+
+def test_a_network_whose_rows_meet_is_held_against_the_replay_of_each_batch_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = lively(Meeting())
+    graph = trace(model, (torch.randn(2, 6), torch.tensor(0.5)))
+    plan = graph.plan({"inner": [0, 3, 5]})
+    ran = []
+    honest = Replay.run
+    monkeypatch.setattr(
+        Replay,
+        "run",
+        lambda self, inputs, **more: ran.append(len(inputs[0][0])) or honest(self, inputs, **more),
+    )
+    small = apply(model, plan)
+    assert ran == [2, 1]
+    assert small.inner.weight.shape == (5, 6)
+
+
+def test_a_network_whose_rows_do_not_meet_needs_no_second_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively(Residual())
+    plan = trace(model, IMAGE).plan({"a1": [0]})
+    ran = []
+    honest = Replay.run
+    monkeypatch.setattr(
+        Replay,
+        "run",
+        lambda self, inputs, **more: ran.append(len(inputs[0][0])) or honest(self, inputs, **more),
+    )
+    apply(model, plan)
+    assert ran == [2]
+
+
+class OneAtATime(Residual):
+    """Computes something else where the batch is one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = super().forward(x)
+        return made * (2 if len(x) == 1 else 1)
+
+
+def test_a_network_that_is_wrong_at_batch_size_one_alone_is_not_handed_over() -> None:
+    model = lively(OneAtATime())
+    plan = trace(model, IMAGE).plan({"a1": [0]})
+    with pytest.raises(SurgeryError, match="at batch size 1"):
+        apply(model, plan)
 
 
 def test_a_wrong_repair_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

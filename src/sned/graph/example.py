@@ -68,7 +68,12 @@ class Example:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The first row of a batch of arguments; what has no batch axis stays whole."""
         given = iter(tensors_in(inputs))
-        return self.build(lambda leaf: next(given)[: 1 if leaf.batched(self.batch) else None])
+
+        def first(leaf: Leaf) -> torch.Tensor:
+            tensor = next(given)
+            return tensor[:1] if leaf.batched(self.batch) else tensor
+
+        return self.build(first)
 
     def random(self, batch: int | None = None, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Random arguments of the given batch size (default: the example's own)."""
