@@ -74,6 +74,21 @@ def test_measure_compares_files_turn_about(exported: Path, shell: Shell, tmp_pat
     assert "×1.00" in table
 
 
+def test_measure_tells_what_goes_into_denormal_numbers(
+    exported: Path, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.onnx"
+    other.write_bytes(exported.read_bytes())
+    shares = {"model.onnx": 0.26, "other.onnx": 0.01}
+    monkeypatch.setattr("sned.measure.denormal_share", lambda path, feeds: shares[path.name])
+    ended = shell("measure", exported, other, "--runs", "5", "--json")
+    told = " ".join(ended.err.split())
+    assert "model.onnx spends 26% of its time on numbers too small" in told
+    assert "`session.set_denormal_as_zero`" in told
+    assert "other.onnx spends" not in told
+    assert {name: file["denormal_share"] for name, file in json.loads(ended.out)["files"].items()} == shares
+
+
 def test_measure_takes_arrays(exported: Path, shell: Shell, tmp_path: Path) -> None:
     np.savez(tmp_path / "feeds.npz", x=np.zeros((4, 3, 8, 8), np.float32))
     ended = shell("measure", exported, "--inputs", tmp_path / "feeds.npz", "--runs", "5", "--json")
