@@ -60,8 +60,10 @@ def test_what_far_away_weights_cost_is_not_counted_again() -> None:
     cold = Cold(np.array([1e3, 1e9]), np.array([0.0, 12.0]), np.array([0.0, 1e-4]))
     took = {}
     for name, ops in networks.items():
-        weights = np.array([4 * float(demand(op.family, op.columns, TILE).weights[0]) for op in ops])
-        far = [float(cold.lost_us(weights.sum(), own)) for own in weights]
+        asked = [demand(op.family, op.columns, TILE) for op in ops]
+        weights = np.array([4 * float(a.weights[0]) for a in asked])
+        uses = np.array([float(a.macs[0]) for a in asked]) / np.maximum(weights / 4, 1)
+        far = cold.lost_us(weights.sum(), weights, uses).tolist()
         took[name] = sum(alone_us(op) + 0.25 + lost for op, lost in zip(ops, far, strict=True))
         assert sum(far) > 1
     (found,) = company_of(networks, took, alone_us, cold, FIGURES).values()

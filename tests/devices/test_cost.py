@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sned.devices import Cost, Device, cold, cost_model, find_device
+from sned.devices import Cost, Device, cold, cost_model, find_device, probe
 from sned.devices.budget import AMOUNTS
 from sned.devices.host import call_us
 from sned.devices.probe import block_size, environment, nodes, open_op, yardstick
@@ -220,10 +220,42 @@ def test_what_larger_chains_lose_never_falls_and_forgets_disturbances() -> None:
 
 def test_ops_of_large_networks_find_their_weights_further_away() -> None:
     held = cold.Cold(np.array([1e6, 4e6]), np.array([0.0, 1.0]), np.array([0.0, 1e-4]))
-    own = np.array([0.0, 1e5, 4e6])
-    np.testing.assert_allclose(held.lost_us(np.full(3, 1e6), own), [0, 0, 0])
-    np.testing.assert_allclose(held.lost_us(np.full(3, 4e6), own), [0, 1 + 10, 0])
-    np.testing.assert_allclose(held.lost_us(np.full(3, 2e6), own), [0, 0.5 + 5, 0])
+    own, rows = np.array([0.0, 1e5, 4e6]), np.full(3, 100.0)
+    np.testing.assert_allclose(held.lost_us(np.full(3, 1e6), own, rows), [0, 0, 0])
+    np.testing.assert_allclose(held.lost_us(np.full(3, 4e6), own, rows), [0, 1 + 10, 0])
+    np.testing.assert_allclose(held.lost_us(np.full(3, 2e6), own, rows), [0, 0.5 + 5, 0])
+
+
+def test_fetching_weights_hides_behind_the_work_on_those_before() -> None:
+    held = cold.Cold(np.array([1e6, 4e6]), np.array([0.0, 1.0]), np.array([0.0, 1e-4]), 0.2)
+    own, rows = np.full(4, 1e5), np.array([1, 8, 64, 3136])
+    lost = held.lost_us(np.full(4, 4e6), own, rows)
+    np.testing.assert_allclose(lost, [1 + 10, 1 + 6, 1 + 2, 1 + 2])
+
+
+@pytest.mark.parametrize(("more", "exposed"), [(400.0, 1.0), (103.0, 0.5), (6.0, 0.015), (-10.0, 0.0)])
+def test_what_stays_hidden_is_told_by_a_chain_of_products(more: float, exposed: float) -> None:
+    small, large = 0.3, 64.0
+    counts = np.array([probe.chain_length(mb) for mb in (small, large)])
+    begin, stream = np.array([0.0, 3.0]), np.array([0.0, 200.0])
+    single = (30.0 + begin + stream) * counts
+    paired = (32.0 + 2 * begin + stream) * counts
+    known = {f"chain {mb}": took for mb, took in zip((small, large), single, strict=True)}
+    known |= {f"paired chain {mb}": took for mb, took in zip((small, large), paired, strict=True)}
+    known |= {
+        f"chain of rows {small}": 120.0 * counts[0],
+        f"chain of rows {large}": (120.0 + more) * counts[1],
+    }
+    found = cold.cold_of((small, large), known, 0.0)
+    np.testing.assert_allclose(found.begin_us, begin)
+    np.testing.assert_allclose(found.stream_us * probe.CHAIN_BYTES, stream)
+    assert found.exposed == pytest.approx(exposed)
+
+
+def test_networks_of_one_size_hide_nothing() -> None:
+    known = {f"{kind}chain 0.3": 60.0 for kind in ("", "paired ")}
+    known["chain of rows 0.3"] = 60.0
+    assert cold.cold_of((0.3,), known, 0.0).exposed == 1
 
 
 def test_a_call_wakes_the_other_threads() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sned.devices import find_device
-from sned.devices.design import Shape, design
+from sned.devices.design import Shape, design, shape_of
 from sned.devices.figures import figures
 from sned.devices.fitted import FEWEST, Timed, fit
 from sned.devices.roofline import Roofline
@@ -40,9 +40,10 @@ def grouped_us(shape: Shape) -> float:
 
 
 def gemm_us(shape: Shape) -> float:
-    """Arithmetic, or reading the weights: both take their time."""
+    """Arithmetic, and reading the weights; what 8 MiB do not hold comes from memory."""
     rows, width, columns = shape.widths
-    return float(1 + rows * width * columns / 50_000 + width * columns / 4_000)
+    beyond = max(4 * width * columns - (8 << 20), 0) * (1 / 22_800 - 1 / 60_800)
+    return float(1 + rows * width * columns / 50_000 + width * columns / 4_000 + beyond)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,16 @@ def test_a_sum_of_what_an_op_does_is_told(recipe: str, took: Callable[[Shape], f
     ratio = [float(fitted.op_us(s.family, s.columns)[0]) / took(s) for s in shapes[1::2]]
     assert np.abs(np.array(ratio) - 1).max() < 0.1
     assert np.median(np.abs(np.array(ratio) - 1)) < 0.01
+
+
+def test_one_sample_beyond_a_cache_does_not_say_what_is_beyond_it() -> None:
+    shapes = [shape for shape in design(1, 1200) if shape.family.recipe == "gemm"]
+    inside = [shape for shape in shapes if 4 * shape.widths[1] * shape.widths[2] < 8 << 20]
+    beyond = next(shape for shape in shapes if 4 * shape.widths[1] * shape.widths[2] > 8 << 20)
+    samples = [Timed(shape, gemm_us(shape)) for shape in inside]
+    fitted = fit([*samples, Timed(beyond, 1.25 * gemm_us(beyond))], ROOFLINE)
+    large = shape_of("gemm", (1, 8192, 4096))  # 128 MiB
+    assert float(fitted.op_us(large.family, large.columns)[0]) == pytest.approx(gemm_us(large), rel=0.4)
 
 
 def test_of_few_samples_the_usual_ratio_is_told() -> None:

@@ -155,6 +155,7 @@ def _calibration(
             footprint_bytes=tuple(cold.footprints),
             begin_us=tuple(cold.begin_us),
             byte_us=tuple(cold.stream_us),
+            exposed=cold.exposed,
         ),
         company={way: CompanyCost(**asdict(lost)) for way, lost in company.items()},
         yardstick_us=known[YARDSTICK],

@@ -115,11 +115,13 @@ class ColdWeights(_Strict):
         footprint_bytes: of all weights of a network, ascending.
         begin_us: microseconds an op loses at each, whatever its size.
         byte_us: microseconds for each byte of its weights.
+        exposed: what is left of those in a product of 64 rows and more; all where not known.
     """
 
     footprint_bytes: tuple[Micro, ...]
     begin_us: tuple[Annotated[float, Field(ge=0)], ...]
     byte_us: tuple[Annotated[float, Field(ge=0)], ...]
+    exposed: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
 class CompanyCost(_Strict):
@@ -194,7 +196,9 @@ class Calibration(_Strict):
         held = self.cold
         if held is None or not held.footprint_bytes:
             return Cold(np.ones(1), np.zeros(1), np.zeros(1))
-        return Cold(np.array(held.footprint_bytes), np.array(held.begin_us), np.array(held.byte_us))
+        return Cold(
+            np.array(held.footprint_bytes), np.array(held.begin_us), np.array(held.byte_us), held.exposed
+        )
 
     def company_lost(self) -> dict[Way, Company]:
         """What ops lose in company; nothing, where it was not measured."""

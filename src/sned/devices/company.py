@@ -93,10 +93,14 @@ def company_of(
     for name in networks.keys() & took_us.keys():
         ops = networks[name]
         moved = sum(float(_near(op.family, op.columns, figures)[0]) for op in ops)
-        weights = np.array([demand(op.family, op.columns, figures.tile).weights[0] for op in ops]) * BYTES
-        far = float(cold.lost_us(weights.sum(), weights).sum())
+        asked = [demand(op.family, op.columns, figures.tile) for op in ops]
+        weights = np.array([float(each.weights[0]) for each in asked])
+        macs = np.array([float(each.macs[0]) for each in asked])
+        way = way_of(ops[0].family.recipe)
+        through = macs / np.maximum(weights, 1.0) if way == "rows" else np.ones(len(ops))
+        far = float(cold.lost_us(weights.sum() * BYTES, weights * BYTES, through).sum())
         lost = took_us[name] - sum(map(alone_us, ops)) - far
-        rows.setdefault(way_of(ops[0].family.recipe), []).append((len(ops), moved, lost))
+        rows.setdefault(way, []).append((len(ops), moved, lost))
     return {way: _fitted(np.array(held)) for way, held in rows.items()}
 
 

@@ -46,6 +46,9 @@ DISTURBED = 0.35
 
 DENSITY = 6
 
+BEFORE_CACHES = 7
+"""Terms ahead of those of what a level of cache does not hold."""
+
 
 @dataclass(frozen=True, eq=False)
 class Timed:
@@ -117,7 +120,7 @@ def fit(samples: Sequence[Timed], roofline: Roofline) -> Fitted:
         took = np.array([max(sample.microseconds, LEAST_US) for sample in held])
         terms = np.concatenate([_terms(roofline, s.shape.family, s.shape.columns) for s in held])
         medians += np.log(took / terms[:, -1]).tolist()
-        rates[recipe] = _rates(terms, took)
+        rates[recipe] = _rates(terms, took, _told(roofline, terms.shape[1]))
         target = np.log(took / _own_prior(terms, rates[recipe]))
         rows = np.concatenate(
             [_features(s.shape.family, s.shape.columns, roofline.block, texts) for s in held]
@@ -127,16 +130,33 @@ def fit(samples: Sequence[Timed], roofline: Roofline) -> Fitted:
     return Fitted(roofline, rates, models, names, float(np.median(medians)))
 
 
-def _rates(terms: FloatArray, took: FloatArray) -> FloatArray:
-    """Microseconds for each term, at least 0, by relative error: `terms[N, K]` to `[K]`; of few samples the roofline
-    alone, which is the last."""
+def _rates(terms: FloatArray, took: FloatArray, told: FloatArray) -> FloatArray:
+    """Microseconds for each term, at least 0, by relative error: `terms[N, K]` to `[K]`.
+
+    A term that few samples have would answer for whatever these were disturbed by: it is what the profile has `told`.
+    Of few samples in all the roofline alone is reckoned with, which is the last.
+    """
     if len(took) < FEWEST:
         only = np.zeros(terms.shape[1])
         only[-1] = float(np.median(took / terms[:, -1]))
         return only
-    scale = np.maximum(np.abs(terms).max(axis=0), np.finfo(float).tiny)
-    found, _ = nnls(terms / scale / took[:, None], np.ones(len(took)))
-    return np.asarray(found / scale)
+    rates = told.copy()
+    met = (terms > 0).sum(axis=0) >= FEWEST
+    left = np.maximum(took - terms[:, ~met] @ told[~met], 0.0)
+    scale = np.maximum(np.abs(terms[:, met]).max(axis=0), np.finfo(float).tiny)
+    found, _ = nnls(terms[:, met] / scale / took[:, None], left / took)
+    rates[met] = found / scale
+    return rates
+
+
+def _told(roofline: Roofline, count: int) -> FloatArray:
+    """What the profile says of `count` terms: a byte that a level of cache does not hold takes longer by so much; of
+    all others nothing."""
+    each = 1 / roofline.figures.bytes_per_us
+    told = np.zeros(count)
+    beyond = np.tile(np.maximum(np.diff(each), 0.0), 2)
+    told[BEFORE_CACHES : BEFORE_CACHES + len(beyond)] = beyond
+    return told
 
 
 def _own_prior(terms: FloatArray, rates: FloatArray) -> FloatArray:

@@ -20,7 +20,7 @@ from sned.devices.cold import BYTES, FOOTPRINTS_MB, Cold, cold_of
 from sned.devices.grids import Point
 from sned.devices.kernels import FloatArray, Workload
 from sned.devices.layout import Chosen, Family, Launch, kernel_times
-from sned.devices.probe import chain, chain_length, nodes, yardstick
+from sned.devices.probe import chain, chain_length, chain_of_rows, nodes, yardstick
 from sned.devices.recipes import RECIPES
 from sned.devices.store import Store, key_of
 from sned.devices.table import Table
@@ -64,14 +64,15 @@ class OpTables:
 
         times = kernel_times(work, sizes, self.block, time)
         held = {
-            index: kernel.weights.at(sizes) * BYTES
+            index: (kernel.weights.at(sizes), kernel.macs.at(sizes))
             for index, kernel in enumerate(work.kernels)
             if kernel.weights.factor
         }
         if held:
-            total = np.sum(list(held.values()), axis=0)
-            for index, own in held.items():
-                times[index] += self.cold.lost_us(total, own)
+            total = np.sum([weights for weights, _ in held.values()], axis=0) * BYTES
+            for index, (weights, macs) in held.items():
+                rows = macs / np.maximum(weights, 1.0) if work.kernels[index].kind == "linear" else np.ones(1)
+                times[index] += self.cold.lost_us(total, weights * BYTES, rows)
         return times
 
     def op_us(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
@@ -199,5 +200,9 @@ def general(footprints: Sequence[float], block: int) -> list[Probe]:
         *(
             Probe(f"paired chain {mb}", partial(chain, chain_length(mb), block, paired=True))
             for mb in footprints
+        ),
+        *(
+            Probe(f"chain of rows {mb}", partial(chain_of_rows, chain_length(mb)))
+            for mb in dict.fromkeys((footprints[0], footprints[-1]))
         ),
     ]

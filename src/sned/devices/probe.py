@@ -20,6 +20,9 @@ from sned.runtime import session_options
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+CHAIN_ROWS, _CHAIN_WIDTH = 64, 192
+"""Of a `chain_of_rows`, whose products have as many weights as the convolutions of a `chain`."""
+
 _CHAIN_CHANNELS = 64
 CHAIN_BYTES = _CHAIN_CHANNELS**2 * 9 * 4
 """Bytes of the weights of each convolution of a `chain`."""
@@ -57,6 +60,17 @@ def chain(count: int, block: int, *, side: int = 4, paired: bool = False) -> Mod
         if paired:
             _add_convolution(nodes, weights, block, kernel=1, group=_CHAIN_CHANNELS)
     return model_of(nodes, {"t0": (1, _CHAIN_CHANNELS, side, side)}, f"t{len(nodes)}", weights)
+
+
+def chain_of_rows(count: int) -> ModelProto:
+    """As many products of rows in a row, with weights of their own."""
+    weights = [constant(f"w{place}", (_CHAIN_WIDTH, _CHAIN_WIDTH), 0.001) for place in range(count)]
+    weights += [constant(f"b{place}", (_CHAIN_WIDTH,)) for place in range(count)]
+    products = [
+        helper.make_node("Gemm", [f"t{place}", f"w{place}", f"b{place}"], [f"t{place + 1}"])
+        for place in range(count)
+    ]
+    return model_of(products, {"t0": (CHAIN_ROWS, _CHAIN_WIDTH)}, f"t{count}", weights)
 
 
 def _add_convolution(
