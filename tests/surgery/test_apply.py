@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -280,36 +281,32 @@ class Meeting(nn.Module):
         return seen @ seen.T, seen
 
 
-def test_a_network_whose_rows_meet_is_held_against_the_replay_of_each_batch_size(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch sizes that were replayed so far."""
+    sizes: list[int] = []
+    honest = Replay.run
+
+    def run(self: Replay, inputs: Any, **more: Any) -> Any:
+        sizes.append(len(inputs[0][0]))
+        return honest(self, inputs, **more)
+
+    monkeypatch.setattr(Replay, "run", run)
+    return sizes
+
+
+def test_a_network_whose_rows_meet_is_held_against_the_replay_of_each_batch_size(replayed: list[int]) -> None:
     model = lively(Meeting())
     graph = trace(model, (torch.randn(2, 6), torch.tensor(0.5)))
-    plan = graph.plan({"inner": [0, 3, 5]})
-    ran = []
-    honest = Replay.run
-    monkeypatch.setattr(
-        Replay,
-        "run",
-        lambda self, inputs, **more: ran.append(len(inputs[0][0])) or honest(self, inputs, **more),
-    )
-    small = apply(model, plan)
-    assert ran == [2, 1]
+    small = apply(model, graph.plan({"inner": [0, 3, 5]}))
+    assert replayed == [2, 1]
     assert small.inner.weight.shape == (5, 6)
 
 
-def test_a_network_whose_rows_do_not_meet_needs_no_second_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_whose_rows_do_not_meet_needs_no_second_replay(replayed: list[int]) -> None:
     model = lively(Residual())
-    plan = trace(model, IMAGE).plan({"a1": [0]})
-    ran = []
-    honest = Replay.run
-    monkeypatch.setattr(
-        Replay,
-        "run",
-        lambda self, inputs, **more: ran.append(len(inputs[0][0])) or honest(self, inputs, **more),
-    )
-    apply(model, plan)
-    assert ran == [2]
+    apply(model, trace(model, IMAGE).plan({"a1": [0]}))
+    assert replayed == [2]
 
 
 class OneAtATime(Residual):
