@@ -309,6 +309,25 @@ def test_a_network_whose_rows_do_not_meet_needs_no_second_replay(replayed: list[
     assert replayed == [2]
 
 
+class Overwriting(nn.Module):
+    """Normalises its input in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.5).mul_(3.0)
+        made: Tensor = self.outer(torch.relu(self.inner(x)))
+        return made
+
+
+def test_a_network_that_writes_into_its_input_is_run_on_fresh_ones() -> None:
+    model = lively(Overwriting())
+    plan = trace(model, torch.randn(2, 6)).plan({"inner": [0, 3, 5]})
+    assert apply(model, plan).inner.weight.shape == (5, 6)
+
+
 class OneAtATime(Residual):
     """Computes something else where the batch is one."""
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from sned.errors import SnedError, SurgeryError
-from sned.graph.example import Inputs, tensors_in
+from sned.graph.example import tensors_in
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
 from sned.graph.replay import Replay, made_up, sizes_of, slice_state
@@ -185,26 +185,25 @@ def verify(small: nn.Module, graph: Graph, plan: Plan, sliced: Mapping[str, torc
         args, kwargs = inputs
         return tensors_in(functional_call(small, own, args, kwargs) if own else small(*args, **kwargs))
 
-    inputs = pytree.tree_map(
-        lambda v: v.to(replay.device) if isinstance(v, torch.Tensor) else v,
-        graph.example.random(VERIFIED if graph.batched else None),
-    )
+    rows = VERIFIED if graph.batched else None
+
+    def inputs() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same each time, made anew: the network may write into them."""
+        drawn = graph.example.random(rows)
+        args, kwargs = pytree.tree_map(
+            lambda v: v.to(replay.device) if isinstance(v, torch.Tensor) else v, drawn
+        )
+        return args, kwargs
+
     with torch.no_grad(), plain_kernels(), mode_of(small, training=False):
-        expected, _ = replay.run(inputs)
-        worst = largest_difference(made(inputs), expected, VERIFIED if graph.batched else graph.batch)
+        expected, _ = replay.run(inputs())
+        worst = largest_difference(made(inputs()), expected, rows or graph.batch)
         if not graph.batched:
             return worst
-        alone = graph.example.first_row(inputs)
-        return max(
-            worst, _difference_alone(made(alone), [t[:1] if t.ndim else t for t in expected], replay, alone)
-        )
-
-
-def _difference_alone(
-    made: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], replay: Replay, inputs: Inputs
-) -> float:
-    """The difference at batch size 1: to the first row of the larger batch or, where rows meet, to the replay."""
-    try:
-        return largest_difference(made, expected, 1)
-    except SurgeryError:
-        return largest_difference(made, replay.run(inputs)[0], 1)
+        one = made(graph.example.first_row(inputs()))
+        try:
+            alone = largest_difference(one, [t[:1] if t.ndim else t for t in expected], 1)
+        except SurgeryError:  # unless rows meet, the replay at batch size 1 says the same
+            again, _ = replay.run(graph.example.first_row(inputs()))
+            alone = largest_difference(one, again, 1)
+        return max(worst, alone)
