@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sned.calibration.consumers import VIEWS
-from sned.graph.example import Inputs, arguments, tensors_in
+from sned.graph.example import ArgsAndKwargs, Inputs, arguments, tensors_in
 from sned.graph.ir import Graph, Op, Ref
 from sned.graph.plan import Plan
 from sned.graph.replay import Replay, State, overload
@@ -43,7 +43,7 @@ class Walk:
         self._names = {number: name for name, number in graph.parameters.items()}
         self._views = _views_of_parameters(graph)
         self._last_use = {number: op.index for op in graph.ops for number in op.inputs}
-        self._arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        self._arguments: dict[int, list[ArgsAndKwargs]] = {}
 
     def start(self, inputs: Inputs) -> Live:
         """The cut ahead of the first op."""
@@ -87,7 +87,7 @@ class Walk:
                 value = value[(slice(None),) * axis + (torch.from_numpy(mask).to(value.device),)]
         return value
 
-    def _args_at(self, batch: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    def _args_at(self, batch: int) -> list[ArgsAndKwargs]:
         if batch not in self._arguments:
             sizes = self._replay.sizes(batch)
             self._arguments[batch] = [sizes.arguments(op) for op in self._ops]

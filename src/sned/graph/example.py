@@ -15,6 +15,10 @@ Inputs = Any
 """A tensor, a tuple or list of positional arguments, or a dict of keyword arguments; nested as the model takes it."""
 
 
+ArgsAndKwargs = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a call is given: positions, and keywords."""
+
+
 @dataclass(frozen=True)
 class Leaf:
     """A tensor among the example inputs: its shape, its dtype, and the range of its values."""
@@ -54,7 +58,7 @@ class Example:
         """The tensors, in the order in which the graph numbers them."""
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Leaf)]
 
-    def build(self, make: Callable[[Leaf], torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def build(self, make: Callable[[Leaf], torch.Tensor]) -> ArgsAndKwargs:
         """Positional and keyword arguments with every leaf made into a tensor."""
 
         def filled(value: Any) -> Any:
@@ -63,9 +67,7 @@ class Example:
         args, kwargs = pytree.tree_map(filled, (self.args, self.kwargs))
         return args, kwargs
 
-    def first_row(
-        self, inputs: tuple[tuple[Any, ...], dict[str, Any]]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def first_row(self, inputs: ArgsAndKwargs) -> ArgsAndKwargs:
         """The first row of a batch of arguments; what has no batch axis stays whole."""
         given = iter(tensors_in(inputs))
 
@@ -75,13 +77,13 @@ class Example:
 
         return self.build(first)
 
-    def random(self, batch: int | None = None, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def random(self, batch: int | None = None, seed: int = 0) -> ArgsAndKwargs:
         """Random arguments of the given batch size (default: the example's own)."""
         generator = torch.Generator().manual_seed(seed)
         return self.build(lambda leaf: leaf.tensor(batch, self.batch, generator))
 
 
-def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(inputs: Inputs) -> ArgsAndKwargs:
     """Read example inputs as positional and keyword arguments: a dict gives keywords, a tuple or list positions."""
     if isinstance(inputs, dict):
         return (), dict(inputs)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sned.graph.coupling import Keep
-from sned.graph.example import Inputs, arguments, tensors_in
+from sned.graph.example import ArgsAndKwargs, Inputs, arguments, tensors_in
 from sned.graph.ir import Graph, Op, Ref
 from sned.graph.plan import Plan
 from sned.graph.provenance import Source, TensorAxis
@@ -91,13 +91,13 @@ class Replay:
         self.state: dict[str, torch.Tensor] = slice_state(state, plan) if plan and not cut else dict(state)
         self.keep = keep_of(graph, plan)
         self.device = next((t.device for t in self.state.values()), torch.device("cpu"))
-        self._arguments: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        self._arguments: dict[int, list[ArgsAndKwargs]] = {}
 
     def sizes(self, batch: int) -> Sizes:
         """Sizes of every tensor at a batch size, under the plan."""
         return Sizes(self.graph, self.keep, batch)
 
-    def _args_at(self, batch: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    def _args_at(self, batch: int) -> list[ArgsAndKwargs]:
         if type(batch) is not int and self.plan is None:  # `torch.export` leaves the batch size open
             return [(filled(op.args, batch), filled(op.kwargs, batch)) for op in self.graph.ops]
         if batch not in self._arguments:

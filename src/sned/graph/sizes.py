@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sned.graph.coupling import Keep
+from sned.graph.example import ArgsAndKwargs
 from sned.graph.ir import Affine, Graph, Op, Ref
 from sned.graph.rules import RESIZERS
 
@@ -19,7 +20,7 @@ class Sizes:
         self._batch = graph.batch if batch is None else batch
         self._fractions: dict[tuple[int, int], tuple[int, int]] = {}
         self._plain: dict[int, tuple[Any, ...]] = {}
-        self._arguments: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._arguments: dict[int, ArgsAndKwargs] = {}
         self._integers: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def old(self, ref: Ref) -> tuple[int, ...]:
@@ -83,7 +84,7 @@ class Sizes:
             self._plain[op.index] = filled(op.args, self._batch)
         return self._plain[op.index]
 
-    def arguments(self, op: Op) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(self, op: Op) -> ArgsAndKwargs:
         """The arguments of `op` at this batch size and under this plan; tensors stay `Ref`s."""
         if op.index not in self._arguments:
             args, resizer = self.plain(op), RESIZERS.get(op.name)

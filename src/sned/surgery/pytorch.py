@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from sned.errors import SnedError, SurgeryError
-from sned.graph.example import tensors_in
+from sned.graph.example import ArgsAndKwargs, tensors_in
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
 from sned.graph.replay import Replay, made_up, sizes_of, slice_state
@@ -181,13 +181,13 @@ def verify(small: nn.Module, graph: Graph, plan: Plan, sliced: Mapping[str, torc
     zero = [name for name, tensor in tried.items() if tensor is not sliced[name]]
     own = {name: tensor for name, tensor in made_up(graph, plan, tried).items() if name in zero}
 
-    def made(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Sequence[torch.Tensor]:
+    def made(inputs: ArgsAndKwargs) -> Sequence[torch.Tensor]:
         args, kwargs = inputs
         return tensors_in(functional_call(small, own, args, kwargs) if own else small(*args, **kwargs))
 
     rows = VERIFIED if graph.batched else None
 
-    def inputs() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def inputs() -> ArgsAndKwargs:
         """The same each time, made anew: the network may write into them."""
         drawn = graph.example.random(rows)
         args, kwargs = pytree.tree_map(
