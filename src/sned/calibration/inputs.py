@@ -57,8 +57,8 @@ class KeptInputs:
             )
         for place, tensor in enumerate(tensors):
             if self._batched(place):
-                self._stores[place].append(tensor[:room])
-            elif not torch.equal(self._fixed.setdefault(place, tensor), tensor):
+                self._stores[place].append(tensor[:room].clone())  # the next batch may come in its memory
+            elif not torch.equal(self._fixed.setdefault(place, tensor.clone()), tensor):
                 raise CalibrationError(
                     f"Tensor {place} of the inputs has no batch axis in the example, so it must be the same "
                     f"in every "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sned.graph.example import Inputs, arguments
+from sned.graph.example import Inputs, called
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers with one row of weights a channel of output, which every runtime here scales by itself."""
@@ -41,8 +41,7 @@ def compensated(model: nn.Module, batches: Iterable[Inputs]) -> nn.Module:
     hooks = [layer.register_forward_pre_hook(partial(_add, rounding, sums, counts)) for layer in layers]
     with torch.no_grad():
         for inputs in batches:
-            args, kwargs = arguments(inputs)
-            made(*args, **kwargs)
+            called(made, inputs)
     for hook in hooks:
         hook.remove()
     for layer in (layer for layer in layers if layer in sums):

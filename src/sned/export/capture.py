@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from sned.errors import ExampleError, ExportError, ModelError
 from sned.export.structure import at_batch, batch_size, has_batch_axis, named_tensors, tensors
-from sned.graph.example import Inputs, arguments
+from sned.graph.example import Inputs, arguments, called
 from sned.surgery.masks import burn_in
 
 
@@ -144,10 +144,9 @@ class Subject:
         Raises:
             ModelError: it failed; the text says in which module, and why.
         """
-        args, kwargs = arguments(pytree.tree_map(_to_cpu, example))
         try:
             with torch.no_grad():
-                outputs: tuple[Tensor, ...] = self.module(*args, **kwargs)
+                outputs: tuple[Tensor, ...] = called(self.module, pytree.tree_map(_to_cpu, example))
         except Exception as error:
             raise ModelError(
                 f"The model does not run on inputs of shape {shapes(example)}: "

@@ -92,6 +92,17 @@ def arguments(inputs: Inputs) -> ArgsAndKwargs:
     return (inputs,), {}
 
 
+def copied(value: Any) -> Any:
+    """The same nest with every tensor copied: networks may write into what they are given."""
+    return pytree.tree_map_only(torch.Tensor, torch.clone, value)
+
+
+def called(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """What a model returns for inputs, which stay as they are."""
+    args, kwargs = copied(arguments(inputs))
+    return model(*args, **kwargs)
+
+
 def describe(inputs: Inputs) -> Example:
     """The `Example` of given inputs.
 

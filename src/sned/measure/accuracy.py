@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sned.errors import CalibrationError
 from sned.evaluation import Evaluate, evaluated, evaluation_mode
 from sned.export.parity import Array, has_classes, top1
-from sned.graph.example import Inputs, arguments, tensors_in
+from sned.graph.example import Inputs, called, tensors_in
 
 __all__ = ["Evaluate", "agreement", "evaluated"]
 
@@ -38,7 +38,9 @@ def agreement(
         batches, seen = tee(batches)
         known = _answers(reference, seen) if isinstance(reference, nn.Module) else reference
         for inputs, outputs in zip(batches, known, strict=True):
-            same.append((top1(_scores(outputs)) == top1(_scores(_outputs(model, inputs)))).reshape(-1))
+            same.append(
+                (top1(_scores(outputs)) == top1(_scores(tensors_in(called(model, inputs))))).reshape(-1)
+            )
     if not same:
         raise CalibrationError("There are no inputs to compare two networks on: `batches` is empty.")
     return float(np.concatenate(same).mean())
@@ -47,12 +49,7 @@ def agreement(
 def _answers(model: nn.Module, batches: Iterable[Inputs]) -> Iterator[Sequence[Tensor]]:
     with evaluation_mode(model):
         for inputs in batches:
-            yield _outputs(model, inputs)
-
-
-def _outputs(model: nn.Module, inputs: Inputs) -> Sequence[Tensor]:
-    args, kwargs = arguments(inputs)
-    return tensors_in(model(*args, **kwargs))
+            yield tensors_in(called(model, inputs))
 
 
 def _scores(outputs: Iterable[Tensor]) -> Array:

@@ -12,7 +12,7 @@ from torch import nn
 from sned.errors import CalibrationError
 from sned.evaluation import evaluation_mode
 from sned.export.parity import Array, compare
-from sned.graph.example import Inputs, arguments, tensors_in
+from sned.graph.example import Inputs, called, tensors_in
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,8 @@ def stages(networks: Mapping[str, nn.Module], batches: Iterable[Inputs]) -> tupl
 
 
 def _outputs(network: nn.Module, inputs: Inputs) -> list[Array]:
-    args, kwargs = arguments(inputs)
     with evaluation_mode(network), torch.no_grad():
-        return [tensor.float().cpu().numpy() for tensor in tensors_in(network(*args, **kwargs))]
+        return [tensor.float().cpu().numpy() for tensor in tensors_in(called(network, inputs))]
 
 
 def _joined(rows: list[list[Array]]) -> Iterator[Array]:

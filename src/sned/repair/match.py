@@ -32,7 +32,7 @@ from torch.utils import _pytree as pytree
 from sned.calibration import Calibration
 from sned.calibration.divergence import divergence, logarithms, probabilities
 from sned.errors import BudgetError, CalibrationError
-from sned.graph.example import arguments, tensors_in
+from sned.graph.example import called, tensors_in
 from sned.graph.trace import state_of
 from sned.progress import SILENT, Progress
 from sned.repair.repair import HELD_OUT
@@ -209,11 +209,10 @@ def _pace(share: float) -> float:
 def _step(
     student: nn.Module, teacher: nn.Module, kept: Kept, optimiser: torch.optim.Optimizer, inputs: Any
 ) -> None:
-    args, kwargs = arguments(inputs)
     with torch.no_grad(), _entering(teacher, kept) as wanted_features:
-        wanted = _floating(teacher(*args, **kwargs))
+        wanted = _floating(called(teacher, inputs))
     with _entering(student, dict.fromkeys(kept)) as features:
-        given = _floating(student(*args, **kwargs))
+        given = _floating(called(student, inputs))
     loss = torch.stack([_apart(s, t) for s, t in zip(given, wanted, strict=True)]).sum()
     if pairs := list(zip(features, wanted_features, strict=True)):
         loss = loss + torch.stack([_relative(s, t) for s, t in pairs]).mean()
@@ -345,8 +344,7 @@ class _Judge:
         parts: list[Sequence[Tensor]] = []
         with torch.no_grad():
             for batch in self._batches:
-                args, kwargs = arguments(batch)
-                parts.append(tensors_in(model(*args, **kwargs)))
+                parts.append(tensors_in(called(model, batch)))
         return [torch.cat(list(one)).cpu() for one in zip(*parts, strict=True)]
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sned.errors import PlanError, SurgeryError, close_names
-from sned.graph.example import tensors_in
+from sned.graph.example import copied, tensors_in
 from sned.graph.ir import Graph
 from sned.graph.layers import Layer
 from sned.graph.trace import mode_of, plain_kernels, state_of
@@ -107,13 +107,11 @@ def _check(small: nn.Module, graph: Graph, chosen: Sequence[Layer]) -> None:
     device = next((t.device for t in state_of(model).values()), torch.device("cpu"))
     if device.type == "meta":
         return
-    args, kwargs = pytree.tree_map(
-        lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, graph.example.random()
-    )
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda value: value.to(device), graph.example.random())
     with torch.no_grad(), plain_kernels(), ExitStack() as stack:
         stack.enter_context(mode_of(model, training=False))
         stack.enter_context(mode_of(small, training=False))
-        got = tensors_in(_run(small, args, kwargs))
+        got = tensors_in(_run(small, *copied((args, kwargs))))
         for layer in chosen:
             overrule = Bypass(layer.call.slot, zeros=layer.adds, returned=layer.call.returned)
             handle = model.get_submodule(layer.name).register_forward_hook(

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sned.errors import ModelError, UserError
-from sned.graph.example import Inputs
+from sned.graph.example import Inputs, called
 from sned.training.data import Batch
 from sned.training.features import Match, captured, first, matched
-from sned.training.objectives import LABEL, LabelLoss, called
+from sned.training.objectives import LABEL, LabelLoss
 from sned.training.tasks import Task, first_output
 from sned.training.teacher import Teacher, probabilities
 

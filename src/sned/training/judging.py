@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sned.graph.example import called
 from sned.training.data import Batches
 from sned.training.memory import fitting
-from sned.training.objectives import called
 from sned.training.tasks import Metric
 
 if TYPE_CHECKING:

@@ -7,19 +7,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sned.errors import UserError
-from sned.graph.example import Inputs, arguments
+from sned.graph.example import called
 from sned.training.data import Batch
 from sned.training.recipe import SMOOTHING, Recipe
 from sned.training.tasks import Metric, mean_metric, users
 
 LABEL = "labels"
 """Name of the term in logs."""
-
-
-def called(model: nn.Module, inputs: Inputs) -> object:
-    """What the model returns for the inputs of a batch."""
-    args, kwargs = arguments(inputs)
-    return model(*args, **kwargs)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sned.graph.example import called
 from sned.progress import Progress
 from sned.training.data import Batch, InMemory
 from sned.training.features import Match, captured, first
-from sned.training.objectives import called
 from sned.training.tasks import first_output
 
 
