@@ -122,5 +122,10 @@ def test_settling_calls_are_not_samples() -> None:
     calls.clear()
     interleaved(functions, runs=4, warmup=0, settle_ms=1e-6)
     assert len(calls) == 2 * 4 * 2
-    with pytest.raises(MeasureError, match="`settle_ms` must be at least 0, got settle_ms=-1"):
+    calls.clear()
+    interleaved(functions, runs=4, warmup=0, settle_ms=1e-6, settle_calls=3)
+    assert len(calls) == 2 * 4 * (1 + 3)
+    with pytest.raises(MeasureError, match=r"`settle_ms` must be at least 0 .*, got settle_ms=-1"):
         interleaved({"a": int}, settle_ms=-1)
+    with pytest.raises(MeasureError, match=r"`settle_calls` at least 1, got .*settle_calls=0"):
+        interleaved({"a": int}, settle_ms=1, settle_calls=0)

@@ -57,6 +57,7 @@ def interleaved(
     threads: int = 1,
     min_sample_ms: float = 0.0,
     settle_ms: float = 0.0,
+    settle_calls: int = 1,
     max_seconds: float = float("inf"),
     seed: int = 0,
     clock: Clock = time.perf_counter_ns,
@@ -71,8 +72,9 @@ def interleaved(
         threads: how many threads the callables use; only noted in the result.
         min_sample_ms: callables faster than this are called several times a sample and averaged, because the
             clock and the call itself cost about 0.1 µs. 0: one call a sample.
-        settle_ms: calls before each sample that are not timed, for so long and at least one; 0: none. What runs between
-            two samples takes the caches: it was some milliseconds until a network of two ran as it runs alone.
+        settle_ms: calls before each sample that are not timed, for so long; 0: none. What runs between two samples
+            takes the caches: it was some milliseconds until a network of two ran as it runs alone.
+        settle_calls: so many calls at least, at least 1.
         max_seconds: no new round is begun after that long, once there are five.
         seed: of the order of the rounds.
         clock: nanoseconds: of the wall, or `processor_clock`.
@@ -82,12 +84,14 @@ def interleaved(
         For each name its `Latency` in milliseconds a call.
 
     Raises:
-        MeasureError: `runs` < 1, `warmup` < 0 or `settle_ms` < 0.
+        MeasureError: `runs` < 1, `warmup` < 0, `settle_ms` < 0 or `settle_calls` < 1.
     """
     if runs < 1 or warmup < 0:
         raise MeasureError(f"`runs` must be at least 1 and `warmup` at least 0, got {runs=} and {warmup=}.")
-    if settle_ms < 0:
-        raise MeasureError(f"`settle_ms` must be at least 0, got {settle_ms=}.")
+    if settle_ms < 0 or settle_calls < 1:
+        raise MeasureError(
+            f"`settle_ms` must be at least 0 and `settle_calls` at least 1, got {settle_ms=} and {settle_calls=}."
+        )
     samples: dict[str, list[float]] = {name: [] for name in functions}
     if not functions:
         return {}
@@ -104,7 +108,7 @@ def interleaved(
                 break
             for place in rng.permutation(len(names)):
                 name = names[place]
-                _settle(functions[name], settle_ms)
+                _settle(functions[name], settle_ms, settle_calls)
                 samples[name].append(_sample_ms(functions[name], calls[name], clock))
             advance(1)
     return {name: _summary(values, threads) for name, values in samples.items()}
@@ -118,11 +122,12 @@ def _calls_per_sample(function: Callable[[], object], min_sample_ms: float, cloc
     return max(1, int(np.ceil(min_sample_ms / max(once, 1e-4))))
 
 
-def _settle(function: Callable[[], object], settle_ms: float) -> None:
+def _settle(function: Callable[[], object], settle_ms: float, calls: int) -> None:
     if settle_ms == 0:
         return
     until = time.perf_counter_ns() + settle_ms * 1e6
-    function()
+    for _ in range(calls):
+        function()
     while time.perf_counter_ns() < until:
         function()
 

@@ -80,14 +80,14 @@ def test_what_was_held_out_is_told(phone: Device) -> None:
 
 def test_an_op_without_samples_gets_the_usual_ratio(phone: Device) -> None:
     roofline = Roofline(figures(phone))
-    samples = [s.timed() for s in made_up(phone, count=600).samples]
+    samples = [s.timed() for s in made_up(phone, count=2400).samples]
     fitted = fit([s for s in samples if s.shape.family.recipe != "gemm"], roofline)
     shape = next(s.shape for s in samples if s.shape.family.recipe == "gemm")
     assert float(fitted.op_us(shape.family, shape.columns)[0]) == pytest.approx(law(roofline, shape), rel=0.3)
 
 
 def test_a_calibration_from_elsewhere_is_used(phone: Device, graph: Graph, tmp_path: Path) -> None:
-    path = save_calibration(made_up(phone, count=600), tmp_path)
+    path = save_calibration(made_up(phone, count=2400), tmp_path)
     assert read_calibration(path) == find_calibration(phone.name, "onnxruntime", 1, folder=tmp_path)
     cost = cost_model(graph, phone, calibrations=tmp_path)
     estimate = cost_model(graph, phone, basis="estimated", calibrations=tmp_path)
@@ -141,11 +141,16 @@ def test_the_documented_ops_are_those_that_are_understood() -> None:
     assert [name for name in Calibration.model_fields if f"`{name}`" not in text] == []
 
 
+def few_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sned.devices.cold.FOOTPRINTS_MB", (0.3, 4.0))
+    monkeypatch.setattr("sned.devices.cold.AGES", (2,))
+
+
 def test_this_machine_is_calibrated_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sned.devices.calibrate.FIRST", 60)
-    monkeypatch.setattr("sned.devices.calibrate.FOOTPRINTS_MB", (0.3, 1.2))
+    few_chains(monkeypatch)
     monkeypatch.setattr("sned.devices.calibrate.NOISY", 1.0)
     store = Store.open(environment(1), tmp_path)
     made = calibrate_host(seconds=1.0, store=store)
@@ -178,7 +183,7 @@ def test_a_machine_that_is_slower_today_is_told_as_such(
 def test_some_disturbed_samples_do_no_harm(phone: Device) -> None:
     """Other work on the machine only adds: three in a hundred take three times as long."""
     roofline = Roofline(figures(phone))
-    clean = [sample.timed() for sample in made_up(phone, count=600).samples]
+    clean = [sample.timed() for sample in made_up(phone, count=2400).samples]
     disturbed = [
         replace(sample, microseconds=3 * sample.microseconds) if place % 33 == 0 else sample
         for place, sample in enumerate(clean)
@@ -193,7 +198,7 @@ def test_some_disturbed_samples_do_no_harm(phone: Device) -> None:
 
 def test_a_machine_that_is_too_busy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sned.devices.calibrate.FIRST", 20)
-    monkeypatch.setattr("sned.devices.calibrate.FOOTPRINTS_MB", (0.3,))
+    few_chains(monkeypatch)
     monkeypatch.setattr("sned.devices.calibrate.NOISY", -1.0)
     monkeypatch.setattr("sned.devices.timer.DISTURBED", -1.0)
     with pytest.raises(MeasureError, match=r"too busy to be calibrated: of .* close what else is running"):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sned.devices.cold import Cold
+from sned.devices.cold import NEAR
 from sned.devices.company import Company, company_of, lost_us, probes, small_networks, way_of
 from sned.devices.demand import demand
 from sned.devices.design import Shape, shape_of
@@ -20,7 +20,6 @@ from sned.devices.recipes import RECIPES
 TILE = 16
 FIGURES = replace(figures(find_device("laptop-i5-1135g7"), block=TILE), sizes=np.array([32e3, 1e12]))
 """Of a machine on which everything is near."""
-FLAT = Cold(np.ones(1), np.zeros(1), np.zeros(1))
 
 
 def moved(op: Shape) -> float:
@@ -40,7 +39,7 @@ def test_losses_are_found_again_for_each_way() -> None:
         for name, ops in networks.items()
         for begin, byte in [made_up[way_of(ops[0].family.recipe)]]
     }
-    found = company_of(networks, took, alone_us, FLAT, FIGURES)
+    found = company_of(networks, took, alone_us, NEAR, FIGURES)
     for way, (begin, byte) in made_up.items():
         assert (found[way].begin_us, found[way].byte_us) == pytest.approx((begin, byte), abs=1e-9)
     gemm = shape_of("gemm", (4, 8, 16))
@@ -51,19 +50,20 @@ def test_losses_are_found_again_for_each_way() -> None:
 def test_networks_faster_than_their_ops_lose_nothing() -> None:
     networks = small_networks(16)
     took = {name: 0.5 * sum(map(alone_us, ops)) for name, ops in networks.items()}
-    found = company_of(networks, took, alone_us, FLAT, FIGURES)
+    found = company_of(networks, took, alone_us, NEAR, FIGURES)
     assert {(company.begin_us, company.byte_us) for company in found.values()} == {(0.0, 0.0)}
 
 
 def test_what_far_away_weights_cost_is_not_counted_again() -> None:
     networks = {name: ops for name, ops in small_networks(16).items() if "rows" in name}
-    cold = Cold(np.array([1e3, 1e9]), np.array([0.0, 12.0]), np.array([0.0, 1e-4]))
+    cold = replace(
+        NEAR, footprints=np.array([1e3, 1e9]), far=np.array([0.0, 1.0]), stream_us={"window": 1e-3}
+    )
     took = {}
     for name, ops in networks.items():
         asked = [demand(op.family, op.columns, TILE) for op in ops]
         weights = np.array([4 * float(a.weights[0]) for a in asked])
-        uses = np.array([float(a.macs[0]) for a in asked]) / np.maximum(weights / 4, 1)
-        far = cold.lost_us(weights.sum(), weights, uses).tolist()
+        far = cold.lost_us(cold.reach(weights.sum(), np.zeros(1)), weights, "rows").tolist()
         took[name] = sum(alone_us(op) + 0.25 + lost for op, lost in zip(ops, far, strict=True))
         assert sum(far) > 1
     (found,) = company_of(networks, took, alone_us, cold, FIGURES).values()

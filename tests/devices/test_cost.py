@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from onnx.numpy_helper import to_array
 
 from sned.devices import Cost, Device, cold, cost_model, find_device, probe
 from sned.devices.budget import AMOUNTS
 from sned.devices.host import call_us
-from sned.devices.probe import block_size, environment, nodes, open_op, yardstick
+from sned.devices.probe import Fetching, block_size, environment, nodes, open_op, yardstick
 from sned.devices.profile import parse_device
 from sned.devices.store import Store
 from sned.devices.timer import YARDSTICK, runner
@@ -218,44 +221,83 @@ def test_what_larger_chains_lose_never_falls_and_forgets_disturbances() -> None:
     np.testing.assert_allclose(lost, [0.0, 0.0, 0.2, 1.0, 1.0, 1.1])
 
 
+def away(**changes: Any) -> cold.Cold:
+    """Weights of 1 MB are near, those of 4 MB as far as they get; in 1 ms they get half as far, in 4 ms all of it."""
+    held = cold.Cold(
+        np.array([1e6, 4e6]), np.array([0.0, 1.0]), np.array([1e3, 4e3]), np.array([0.5, 1.0]), 1.0,
+        {"window": 1e-4},
+    )  # fmt: skip
+    return replace(held, **changes)
+
+
 def test_ops_of_large_networks_find_their_weights_further_away() -> None:
-    held = cold.Cold(np.array([1e6, 4e6]), np.array([0.0, 1.0]), np.array([0.0, 1e-4]))
-    own, rows = np.array([0.0, 1e5, 4e6]), np.full(3, 100.0)
-    np.testing.assert_allclose(held.lost_us(np.full(3, 1e6), own, rows), [0, 0, 0])
-    np.testing.assert_allclose(held.lost_us(np.full(3, 4e6), own, rows), [0, 1 + 10, 0])
-    np.testing.assert_allclose(held.lost_us(np.full(3, 2e6), own, rows), [0, 0.5 + 5, 0])
+    held, own = away(), np.array([0.0, 1e5, 4e6])
+    for footprint, share in ((1e6, 0.0), (2e6, 0.5), (4e6, 1.0), (9e6, 1.0)):
+        far = held.reach(np.array([footprint]), np.zeros(1))
+        np.testing.assert_allclose(held.lost_us(far, own, "window"), [0, 11 * share, 0])
 
 
-def test_fetching_weights_hides_behind_the_work_on_those_before() -> None:
-    held = cold.Cold(np.array([1e6, 4e6]), np.array([0.0, 1.0]), np.array([0.0, 1e-4]), 0.2)
-    own, rows = np.full(4, 1e5), np.array([1, 8, 64, 3136])
-    lost = held.lost_us(np.full(4, 4e6), own, rows)
-    np.testing.assert_allclose(lost, [1 + 10, 1 + 6, 1 + 2, 1 + 2])
+def test_ops_of_slow_networks_do_so_too() -> None:
+    age = np.array([0.0, 500.0, 1000.0, 2000.0, 9000.0])
+    np.testing.assert_allclose(away().reach(np.full(5, 1e5), age), [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(away().reach(np.full(5, 2e6), age), [0.5, 0.5, 0.5, 0.75, 1])
 
 
-@pytest.mark.parametrize(("more", "exposed"), [(400.0, 1.0), (103.0, 0.5), (6.0, 0.015), (-10.0, 0.0)])
-def test_what_stays_hidden_is_told_by_a_chain_of_products(more: float, exposed: float) -> None:
-    small, large = 0.3, 64.0
-    counts = np.array([probe.chain_length(mb) for mb in (small, large)])
-    begin, stream = np.array([0.0, 3.0]), np.array([0.0, 200.0])
-    single = (30.0 + begin + stream) * counts
-    paired = (32.0 + 2 * begin + stream) * counts
-    known = {f"chain {mb}": took for mb, took in zip((small, large), single, strict=True)}
-    known |= {f"paired chain {mb}": took for mb, took in zip((small, large), paired, strict=True)}
-    known |= {
-        f"chain of rows {small}": 120.0 * counts[0],
-        f"chain of rows {large}": (120.0 + more) * counts[1],
+def test_how_much_hangs_on_the_way_in_which_weights_are_gone_through() -> None:
+    held = away(stream_us={"window": 1e-4, "rows": 2e-5})
+    lost = [held.lost_us(np.ones(1), np.array([1e5]), way).item() for way in ("window", "rows", "points")]
+    np.testing.assert_allclose(lost, [1 + 10, 1 + 2, 1 + 10])
+
+
+@pytest.mark.parametrize(
+    ("kind", "kernel", "uses", "way"),
+    [
+        ("conv", (3, 3), 49.0, "window"), ("conv", (1, 1), 49.0, "points"), ("conv", (1, 1), 1.0, "row"),
+        ("linear", None, 50.0, "rows"), ("gemm", None, 1.0, "row"), ("blocked_conv", (1, 3), 9.0, "window"),
+    ],
+)  # fmt: skip
+def test_ways_to_go_through_weights(
+    kind: str, kernel: tuple[int, ...] | None, uses: float, way: Fetching
+) -> None:
+    assert cold.fetching(kind, {} if kernel is None else {"kernel": kernel}, uses) == way
+
+
+def test_chains_tell_what_is_lost_by_bytes_and_by_time() -> None:
+    begin, streams = 3.0, {"window": 200.0, "points": 90.0, "rows": 40.0, "row": 17.0}
+    shares = np.array([0, 0, 0, 0, 0, 0.5, 0.8, 1, 1])
+    known = {
+        cold.chain_key(way, mb): (30.0 + share * (begin + stream)) * probe.chain_length(mb)
+        for way, stream in streams.items()
+        for mb, share in zip(cold.FOOTPRINTS_MB, shares, strict=True)
     }
-    found = cold.cold_of((small, large), known, 0.0)
-    np.testing.assert_allclose(found.begin_us, begin)
-    np.testing.assert_allclose(found.stream_us * probe.CHAIN_BYTES, stream)
-    assert found.exposed == pytest.approx(exposed)
+    known |= {
+        cold.chain_key(cold.SHORTER, mb): (9.0 + far * (begin + 200.0 / 4)) * probe.chain_length(mb) * 4
+        for mb, far in zip(cold.ends(), (0, 1), strict=True)
+    }
+    aged = np.array([0.2, 0.3, 0.5, 0.9, 1.0, 1.0])
+    for age, share in zip(cold.AGES, aged, strict=True):
+        known[cold.aged_key(age, bare=True)] = 100.0 * age
+        chained = (30.0 + share * (begin + streams["row"])) * probe.chain_length(probe.AGED_MB)
+        known[cold.aged_key(age)] = 100.0 * age + chained
+    found = cold.cold_of({name: took + 5.0 for name, took in known.items()}, 5.0, 100.0)
+    assert found.begin_us == pytest.approx(begin)
+    for way, stream in streams.items():
+        assert found.stream_us[way] * probe.CHAIN_BYTES == pytest.approx(stream)  # type: ignore[index]
+    np.testing.assert_allclose(
+        found.reach(np.array(cold.FOOTPRINTS_MB) * 1e6, np.zeros(9)), shares, atol=1e-9
+    )
+    np.testing.assert_allclose(found.reach(np.zeros(6), 100.0 * np.array(cold.AGES)), aged)
 
 
-def test_networks_of_one_size_hide_nothing() -> None:
-    known = {f"{kind}chain 0.3": 60.0 for kind in ("", "paired ")}
-    known["chain of rows 0.3"] = 60.0
-    assert cold.cold_of((0.3,), known, 0.0).exposed == 1
+@pytest.mark.parametrize("way", probe.FETCHING)
+def test_no_two_ops_of_a_chain_have_the_same_weights(way: Fetching) -> None:
+    """A runtime holds equal weights once, and would not fetch them from afar."""
+    model = probe.chain(way, 1.3, 1)
+    weights = [to_array(w) for w in model.graph.initializer if w.name.startswith("w")]
+    assert len(weights) == 9
+    assert {w.nbytes for w in weights} == {probe.CHAIN_BYTES}
+    assert len({float(w.flat[0]) for w in weights}) == 9
+    open_op(model, 1)
 
 
 def test_a_call_wakes_the_other_threads() -> None:

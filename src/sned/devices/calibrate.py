@@ -12,7 +12,7 @@ from itertools import chain
 import numpy as np
 
 from sned.devices.calibration import OPS, Calibration, ColdWeights, CompanyCost, Fit, Sample
-from sned.devices.cold import FOOTPRINTS_MB, cold_of
+from sned.devices.cold import cold_of
 from sned.devices.company import company_of, probes, small_networks
 from sned.devices.design import Shape, design
 from sned.devices.figures import figures
@@ -33,7 +33,7 @@ PER_SECOND = 20
 FIRST = 200
 """Ops that are timed whatever it takes: fewer would teach nothing."""
 
-BESIDES = 0.1
+BESIDES = 0.15
 """Share of the time for what is measured besides single ops: few figures, on which each prediction rests."""
 
 REPEATED = 60
@@ -79,7 +79,7 @@ def calibrate_host(
     networks = small_networks(block)
     drawn = [*design(block, max(FIRST, int(seconds * PER_SECOND))), *chain.from_iterable(networks.values())]
     shapes = {shape.key(block): shape for shape in drawn}
-    besides = [*general(FOOTPRINTS_MB, block), *probes(networks, block)]
+    besides = [*general(block), *probes(networks, block)]
     timer = _timed(besides, shapes, block, store, seconds, progress)
     known = {key: value * timer.yardstick_us for key, value in {**store.yardsticks, **timer.relative}.items()}
     return _calibration(device, threads, block, shapes, networks, known, store)
@@ -130,7 +130,7 @@ def _calibration(
 ) -> Calibration:
     _, empty = overheads(known)
     timed = [Timed(shape, max(known[key] - empty, LEAST_US)) for key, shape in shapes.items() if key in known]
-    cold = cold_of(FOOTPRINTS_MB, known, empty)
+    cold = cold_of(known, empty, known[YARDSTICK])
     roofline = Roofline(figures(device, threads=threads, block=block), block)
     company = company_of(
         networks,
@@ -153,9 +153,11 @@ def _calibration(
         samples=tuple(map(_sample, timed)),
         cold=ColdWeights(
             footprint_bytes=tuple(cold.footprints),
-            begin_us=tuple(cold.begin_us),
-            byte_us=tuple(cold.stream_us),
-            exposed=cold.exposed,
+            far=tuple(cold.far),
+            age_us=tuple(cold.ages_us),
+            aged=tuple(cold.aged),
+            begin_us=cold.begin_us,
+            byte_us=dict(cold.stream_us),
         ),
         company={way: CompanyCost(**asdict(lost)) for way, lost in company.items()},
         yardstick_us=known[YARDSTICK],

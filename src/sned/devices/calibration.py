@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sned.devices.cold import Cold
+from sned.devices.cold import NEAR, Cold
 from sned.devices.company import Company, Way
 from sned.devices.design import Shape
 from sned.devices.fitted import Timed
 from sned.devices.kernels import Static
 from sned.devices.layout import Family
+from sned.devices.probe import Fetching
 from sned.devices.store import cache_folder
 from sned.errors import DeviceError, close_names
 from sned.files import atomic_write_text
@@ -55,6 +56,8 @@ OPS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 _LISTS = ("kernel", "stride", "padding", "dilation", "spatial", "output")
 
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Micro = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -109,19 +112,38 @@ class Sample(_Strict):
 
 
 class ColdWeights(_Strict):
-    """What an op loses because the weights of the others pushed its own out of the caches.
+    """What an op loses because its weights are far away when a network comes to it again.
 
     Attributes:
         footprint_bytes: of all weights of a network, ascending.
-        begin_us: microseconds an op loses at each, whatever its size.
-        byte_us: microseconds for each byte of its weights.
-        exposed: what is left of those in a product of 64 rows and more; all where not known.
+        far: how far away these are, from 0 (where the last run of the same op left them) to 1 (as far as they get).
+        age_us: microseconds from one run of a network to the next, ascending.
+        aged: how far away weights are by then, however few.
+        begin_us: microseconds an op loses from as far as they get, whatever its size.
+        byte_us: microseconds for each byte of its weights, for each way to go through them: convolutions with a
+            "window", without one ("points"), products of "rows", and of one "row" or place. Only the first is needed.
     """
 
     footprint_bytes: tuple[Micro, ...]
-    begin_us: tuple[Annotated[float, Field(ge=0)], ...]
-    byte_us: tuple[Annotated[float, Field(ge=0)], ...]
-    exposed: Annotated[float, Field(ge=0, le=1)] = 1.0
+    far: tuple[Share, ...]
+    age_us: tuple[Micro, ...] = (1.0,)
+    aged: tuple[Share, ...] = (0.0,)
+    begin_us: NotNegative = 0.0
+    byte_us: dict[Fetching, NotNegative]
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Self:
+        if "window" not in self.byte_us:
+            raise ValueError("`byte_us` must have a number for `window`")
+        for name, values, of, places in (
+            ("far", self.far, "footprint_bytes", self.footprint_bytes),
+            ("aged", self.aged, "age_us", self.age_us),
+        ):
+            if not places or len(values) != len(places):
+                raise ValueError(
+                    f"`{name}` must have a number for each of `{of}`, got {len(values)} for {len(places)}"
+                )
+        return self
 
 
 class CompanyCost(_Strict):
@@ -132,8 +154,8 @@ class CompanyCost(_Strict):
         byte_us: microseconds for each byte that it reads or writes.
     """
 
-    begin_us: Annotated[float, Field(ge=0)] = 0.0
-    byte_us: Annotated[float, Field(ge=0)] = 0.0
+    begin_us: NotNegative = 0.0
+    byte_us: NotNegative = 0.0
 
 
 class Fit(_Strict):
@@ -183,7 +205,7 @@ class Calibration(_Strict):
     threads: Annotated[int, Field(ge=1)] = 1
     dtype: Literal["float32", "float16", "int8"] = "float32"
     block: Annotated[int, Field(ge=1)] = 1
-    call_us: Annotated[float, Field(ge=0)]
+    call_us: NotNegative
     samples: Annotated[tuple[Sample, ...], Field(min_length=FEWEST_SAMPLES)]
     cold: ColdWeights | None = None
     company: dict[Way, CompanyCost] = Field(default_factory=dict)
@@ -194,11 +216,10 @@ class Calibration(_Strict):
     def cold_weights(self) -> Cold:
         """What far-away weights cost; nothing, where it was not measured."""
         held = self.cold
-        if held is None or not held.footprint_bytes:
-            return Cold(np.ones(1), np.zeros(1), np.zeros(1))
-        return Cold(
-            np.array(held.footprint_bytes), np.array(held.begin_us), np.array(held.byte_us), held.exposed
-        )
+        if held is None:
+            return NEAR
+        bytes_, far, ages, aged = map(np.array, (held.footprint_bytes, held.far, held.age_us, held.aged))
+        return Cold(bytes_, far, ages, aged, held.begin_us, held.byte_us)
 
     def company_lost(self) -> dict[Way, Company]:
         """What ops lose in company; nothing, where it was not measured."""

@@ -22,6 +22,9 @@ ELEMENTS = 1.7e6
 MACS = 6e8
 """Of an op at most: what takes longer leaves less time for others."""
 
+MOST_WEIGHTS = 32e6
+"""Of a product of a single row."""
+
 SIDES = (112, 56, 28, 14, 7, 32, 16, 8, 4, 1)
 _SIDE_SHARES = np.array([2, 4, 5, 6, 5, 2, 2, 2, 0.5, 1.5], np.float64)
 
@@ -205,6 +208,10 @@ def _deconv(d: _Draw) -> Shape:
 
 def _gemm(d: _Draw) -> Shape:
     m = d.one_of(1, 1, 1, 49, 50, 64, 128, 196, 197, 784, 3136)
+    if m == 1 and d.one_of(0, 0, 1):  # behind the convolutions of an older classifier, larger than any cache
+        elements = d.between(MOST_WEIGHTS / 16, MOST_WEIGHTS)
+        k = d.between(1024, 32768)
+        return Shape(_family("gemm"), (1.0, float(k), float(max(8, elements // k))))
     k = d.between(8, min(4096, ELEMENTS / m))
     n = d.between(8, min(4096, MACS / (m * k), ELEMENTS / m))
     return Shape(_family("gemm"), (float(m), float(k), float(n)))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.interpolate import RBFInterpolator
 from scipy.optimize import nnls
 
@@ -46,6 +47,8 @@ DISTURBED = 0.35
 
 DENSITY = 6
 
+ONE_ROW = "gemm of one row"
+
 BEFORE_CACHES = 7
 """Terms ahead of those of what a level of cache does not hold."""
 
@@ -64,10 +67,10 @@ class Fitted:
 
     Attributes:
         roofline: what would be said without any.
-        rates: for each recipe microseconds for each of its `_terms`.
-        models: for each recipe, from features `[P, F]` to the logarithm of the ratio `[P]`.
-        names: for each recipe the texts among its statics, each a feature.
-        usual: logarithm of the ratio where a recipe has no samples.
+        rates: for each kind of op microseconds for each of its `_terms`.
+        models: for each kind, from features `[P, F]` to the logarithm of the ratio `[P]`.
+        names: for each kind the texts among its statics, each a feature.
+        usual: logarithm of the ratio where a kind has no samples.
     """
 
     roofline: Roofline
@@ -78,12 +81,17 @@ class Fitted:
 
     def op_us(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
         """Microseconds of one op of a family at `P` widths, given as one `[P]` array an axis; its weights at hand."""
-        model = self.models.get(family.recipe)
-        if model is None:
-            return np.asarray(_prior(self.roofline, family, widths) * np.exp(self.usual), np.float64)
-        prior = _own_prior(_terms(self.roofline, family, widths), self.rates[family.recipe])
-        ratio = model(_features(family, widths, self.roofline.block, self.names[family.recipe]))
-        return np.asarray(prior * np.exp(ratio))
+        times = np.asarray(_prior(self.roofline, family, widths) * np.exp(self.usual), np.float64)
+        kinds = _kinds(family, widths)
+        for kind in np.unique(kinds):
+            known = str(kind) if kind in self.models else family.recipe
+            if known in self.models:
+                of = kinds == kind
+                own = [width[of] for width in widths]
+                prior = _own_prior(_terms(self.roofline, family, own), self.rates[known])
+                ratio = self.models[known](_features(family, own, self.roofline.block, self.names[known]))
+                times[of] = prior * np.exp(ratio)
+        return times
 
     def tables(
         self, wanted: Sequence[Wanted], block: int, company: Mapping[Way, Company] | None = None
@@ -108,26 +116,35 @@ def fit(samples: Sequence[Timed], roofline: Roofline) -> Fitted:
         samples: at least one.
         roofline: of the device; its block is that of the runtime that ran the samples.
     """
-    by_recipe: dict[str, list[Timed]] = {}
+    by_kind: dict[str, list[Timed]] = {}
     for sample in samples:
-        by_recipe.setdefault(sample.shape.family.recipe, []).append(sample)
+        kind = _kinds(sample.shape.family, sample.shape.columns)[0]
+        by_kind.setdefault(str(kind), []).append(sample)
     rates, models, names, medians = {}, {}, {}, []
-    for recipe, held in by_recipe.items():
+    for kind, held in by_kind.items():
         texts = sorted(
             {str(v) for sample in held for _, v in sample.shape.family.statics if isinstance(v, str)}
         )
-        names[recipe] = tuple(texts)
+        names[kind] = tuple(texts)
         took = np.array([max(sample.microseconds, LEAST_US) for sample in held])
         terms = np.concatenate([_terms(roofline, s.shape.family, s.shape.columns) for s in held])
         medians += np.log(took / terms[:, -1]).tolist()
-        rates[recipe] = _rates(terms, took, _told(roofline, terms.shape[1]))
-        target = np.log(took / _own_prior(terms, rates[recipe]))
+        rates[kind] = _rates(terms, took, _told(roofline, terms.shape[1]))
+        target = np.log(took / _own_prior(terms, rates[kind]))
         rows = np.concatenate(
             [_features(s.shape.family, s.shape.columns, roofline.block, texts) for s in held]
         )
         kept = _undisturbed(rows, target)
-        models[recipe] = _model(rows[kept], target[kept])
+        models[kind] = _model(rows[kept], target[kept])
     return Fitted(roofline, rates, models, names, float(np.median(medians)))
+
+
+def _kinds(family: Family, widths: Sequence[FloatArray]) -> NDArray[np.str_]:
+    """What is learnt from apart, at `P` widths: the recipe, but a product of a single row is another kernel, which does
+    little more than read its weights."""
+    if family.recipe != "gemm":
+        return np.full(len(widths[0]) if widths else 1, family.recipe)
+    return np.where(widths[0] == 1, ONE_ROW, family.recipe)
 
 
 def _rates(terms: FloatArray, took: FloatArray, told: FloatArray) -> FloatArray:

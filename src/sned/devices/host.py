@@ -16,11 +16,12 @@ from itertools import product
 
 import numpy as np
 
-from sned.devices.cold import BYTES, FOOTPRINTS_MB, Cold, cold_of
+from sned.devices import cold
+from sned.devices.cold import BYTES, Cold, cold_of, fetching
 from sned.devices.grids import Point
 from sned.devices.kernels import FloatArray, Workload
 from sned.devices.layout import Chosen, Family, Launch, kernel_times
-from sned.devices.probe import chain, chain_length, chain_of_rows, nodes, yardstick
+from sned.devices.probe import nodes, yardstick
 from sned.devices.recipes import RECIPES
 from sned.devices.store import Store, key_of
 from sned.devices.table import Table
@@ -64,15 +65,15 @@ class OpTables:
 
         times = kernel_times(work, sizes, self.block, time)
         held = {
-            index: (kernel.weights.at(sizes), kernel.macs.at(sizes))
+            index: kernel.weights.at(sizes) * BYTES
             for index, kernel in enumerate(work.kernels)
             if kernel.weights.factor
         }
-        if held:
-            total = np.sum([weights for weights, _ in held.values()], axis=0) * BYTES
-            for index, (weights, macs) in held.items():
-                rows = macs / np.maximum(weights, 1.0) if work.kernels[index].kind == "linear" else np.ones(1)
-                times[index] += self.cold.lost_us(total, weights * BYTES, rows)
+        far = self.cold.reach(np.sum(list(held.values()), axis=0), times.sum(axis=0))
+        for index, own in held.items():
+            kernel = work.kernels[index]
+            uses = float(np.max(kernel.macs.at(sizes) * BYTES / np.maximum(own, 1.0)))
+            times[index] += self.cold.lost_us(far, own, fetching(kernel.kind, kernel.statics, uses))
         return times
 
     def op_us(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
@@ -86,7 +87,6 @@ def measure(
     store: Store,
     *,
     seconds: float = 20.0,
-    largest_footprint: float = 0.0,
     progress: Progress = SILENT,
 ) -> OpTables:
     """Time what is wanted and not yet known, in about `seconds`, and make tables of it.
@@ -98,7 +98,6 @@ def measure(
         block: of the runtime's layout, from `block_size`.
         store: what is known; new times are added and saved.
         seconds: how long to measure.
-        largest_footprint: bytes of the largest set of weights that will be asked about.
         progress: told of each op.
     """
     ranges = joined(wanted)
@@ -106,8 +105,7 @@ def measure(
         {f: RECIPES[f.recipe].grid(low, high, block, density) for f, (low, high) in ranges.items()}
         for density in (2, 3)
     )
-    footprints = [mb for mb in FOOTPRINTS_MB if mb * 1e6 < 2 * largest_footprint] or [FOOTPRINTS_MB[0]]
-    needed = _unknown([*general(footprints, block), *_points(coarse, block)], store)
+    needed = _unknown([*general(block), *_points(coarse, block)], store)
     better = _unknown(_points(_begun(fine, coarse, needed, block), block), store)
     better = [point for point in better if point.key not in {known.key for known in needed}]
     timer = Timer(store, block, time.perf_counter() + seconds)
@@ -119,7 +117,7 @@ def measure(
     grids = {
         f: fine[f] if all(p.key in known for p in _points({f: fine[f]}, block)) else coarse[f] for f in ranges
     }
-    return _tables(grids, footprints, block, store.environment.threads, known)
+    return _tables(grids, block, store.environment.threads, known)
 
 
 def joined(wanted: Sequence[Wanted]) -> dict[Family, tuple[Point, Point]]:
@@ -156,7 +154,6 @@ def _unknown(points: Sequence[Probe], store: Store) -> list[Probe]:
 
 def _tables(
     grids: Mapping[Family, tuple[FloatArray, ...]],
-    footprints: Sequence[float],
     block: int,
     threads: int,
     known: Mapping[str, float],
@@ -171,7 +168,7 @@ def _tables(
         call_us=call_us(known, threads),
         yardstick_us=known[YARDSTICK],
         tables=tables,
-        cold=cold_of(footprints, known, empty),
+        cold=cold_of(known, empty, known[YARDSTICK]),
     )
 
 
@@ -189,20 +186,12 @@ def call_us(known: Mapping[str, float], threads: int) -> float:
     return max(0.0, call) + max(0.0, waking)
 
 
-def general(footprints: Sequence[float], block: int) -> list[Probe]:
+def general(block: int) -> list[Probe]:
     """What is measured besides ops: what a session, a node and a call cost, and how far away weights are."""
     return [
         Probe("nodes 1", partial(nodes, 1)),
         Probe("nodes 9", partial(nodes, 9)),
         Probe("call", partial(nodes, 1)),
         Probe("yardstick called", partial(yardstick, block)),
-        *(Probe(f"chain {mb}", partial(chain, chain_length(mb), block)) for mb in footprints),
-        *(
-            Probe(f"paired chain {mb}", partial(chain, chain_length(mb), block, paired=True))
-            for mb in footprints
-        ),
-        *(
-            Probe(f"chain of rows {mb}", partial(chain_of_rows, chain_length(mb)))
-            for mb in dict.fromkeys((footprints[0], footprints[-1]))
-        ),
+        *cold.probes(block),
     ]

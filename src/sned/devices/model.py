@@ -10,7 +10,7 @@ import numpy as np
 from sned.devices.budget import Budget
 from sned.devices.calibration import Calibration, find_calibration
 from sned.devices.cost import Basis, Cost, FleetCost
-from sned.devices.figures import BYTES, figures
+from sned.devices.figures import figures
 from sned.devices.fitted import fit
 from sned.devices.host import OpTables, Wanted, measure
 from sned.devices.kernel_rules import workload
@@ -86,9 +86,8 @@ def cost_model(
                 f"{dtype}. Leave the basis out, or calibrate the device elsewhere and read the calibration in."
             )
         wanted = _all_wanted(work, block)
-        weights = float(sum(kernel.weights.at(work.dense)[0] for kernel in work.kernels)) * BYTES[dtype]
         store = Store.open(environment(threads)) if store is None else store
-        tables = measure(wanted, block, store, seconds=seconds, largest_footprint=weights, progress=progress)
+        tables = measure(wanted, block, store, seconds=seconds, progress=progress)
         return Cost(work, roofline, tables, "measured", device.name)
     return Cost(work, roofline, device=device.name, capacity=_capacity(device))
 

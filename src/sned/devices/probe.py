@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from sned.devices.machine import processor_name
 from sned.devices.recipes import BLOCKED, constant, model_of
@@ -20,17 +22,28 @@ from sned.runtime import session_options
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-CHAIN_ROWS, _CHAIN_WIDTH = 64, 192
-"""Of a `chain_of_rows`, whose products have as many weights as the convolutions of a `chain`."""
+Fetching = Literal["window", "points", "rows", "row"]
+"""How an op goes through its weights: a convolution with a window, one without, a product of rows, or of one row (or
+place), which does little but fetch them."""
 
-_CHAIN_CHANNELS = 64
-CHAIN_BYTES = _CHAIN_CHANNELS**2 * 9 * 4
-"""Bytes of the weights of each convolution of a `chain`."""
+FETCHING: tuple[Fetching, ...] = get_args(Fetching)
+
+CHAIN_BYTES = 64 * 64 * 9 * 4
+"""Bytes of the weights of each op of a chain: 64 channels and a window of 3 × 3, or 192 channels without one."""
+
+SHORT = 4
+"""So many ops of a chain of short ones have as many weights as one of another."""
+
+AGED_MB = 4.0
+"""Of the weights of an `aged_chain`: less than the last cache holds."""
+
+_SIDE, _WIDTH = 7, 192
+_ROWS: Mapping[Fetching, int] = {"rows": 32, "row": 1}
 
 
-def chain_length(megabytes: float) -> int:
+def chain_length(megabytes: float, *, short: bool = False) -> int:
     """Ops of a chain whose weights fill about so much."""
-    return max(1, round(megabytes * 1e6 / CHAIN_BYTES))
+    return max(1, round(megabytes * 1e6 / CHAIN_BYTES)) * (SHORT if short else 1)
 
 
 def nodes(count: int) -> ModelProto:
@@ -41,52 +54,83 @@ def nodes(count: int) -> ModelProto:
 
 def yardstick(block: int) -> ModelProto:
     """One convolution of middling size."""
-    return chain(1, block, side=16)
+    nodes: list[NodeProto] = []
+    weights: list[TensorProto] = []
+    _add_convolution(nodes, weights, block, 64, 3)
+    return model_of(nodes, {"t0": (1, 64, 16, 16)}, "t1", weights)
 
 
-def chain(count: int, block: int, *, side: int = 4, paired: bool = False) -> ModelProto:
-    """As many small convolutions in a row, with weights of their own: how fast weights come from afar.
+def chain(fetching: Fetching, megabytes: float, block: int, *, short: bool = False) -> ModelProto:
+    """As many small ops in a row, with weights of their own: how fast weights come from afar.
 
     Args:
-        count: convolutions.
+        fetching: how the ops go through their weights.
+        megabytes: of all weights, about.
         block: of the runtime's layout.
-        side: of the image.
-        paired: behind each another one with next to no weights, which shows what it costs to begin.
+        short: more and smaller ops, half as wide: they show what it costs to begin.
     """
     nodes: list[NodeProto] = []
     weights: list[TensorProto] = []
-    for _ in range(count):
-        _add_convolution(nodes, weights, block, kernel=3, group=1)
-        if paired:
-            _add_convolution(nodes, weights, block, kernel=1, group=_CHAIN_CHANNELS)
-    return model_of(nodes, {"t0": (1, _CHAIN_CHANNELS, side, side)}, f"t{len(nodes)}", weights)
+    width, kernel = (64, 3) if fetching == "window" else (_WIDTH, 1)
+    width = width // 2 if short else width
+    rows = _ROWS.get(fetching)
+    for _ in range(chain_length(megabytes, short=short)):
+        if rows is None:
+            _add_convolution(nodes, weights, block, width, kernel)
+        else:
+            _add_product(nodes, weights, width)
+    shape = (1, width, _SIDE, _SIDE) if rows is None else (rows, width)
+    return model_of(nodes, {"t0": shape}, f"t{len(nodes)}", weights)
 
 
-def chain_of_rows(count: int) -> ModelProto:
-    """As many products of rows in a row, with weights of their own."""
-    weights = [constant(f"w{place}", (_CHAIN_WIDTH, _CHAIN_WIDTH), 0.001) for place in range(count)]
-    weights += [constant(f"b{place}", (_CHAIN_WIDTH,)) for place in range(count)]
-    products = [
-        helper.make_node("Gemm", [f"t{place}", f"w{place}", f"b{place}"], [f"t{place + 1}"])
-        for place in range(count)
+def aged_chain(yardsticks: int, block: int, *, bare: bool = False) -> ModelProto:
+    """A chain of products of one row behind work that needs no memory: how far its weights are by then.
+
+    Args:
+        yardsticks: how often the yardstick's convolution is run, each time with the same weights.
+        block: of the runtime's layout.
+        bare: that work alone.
+    """
+    nodes: list[NodeProto] = []
+    weights: list[TensorProto] = []
+    for _ in range(yardsticks):
+        _add_convolution(nodes, weights, block, 64, 3)
+    for node in nodes:
+        node.input[1:] = nodes[0].input[1:]
+    del weights[2:]
+    weights += [
+        numpy_helper.from_array(np.array(value, np.int64), name)
+        for name, value in (("flat", [1, -1]), ("first", [0]), ("last", [_WIDTH]), ("axis", [1]))
     ]
-    return model_of(products, {"t0": (CHAIN_ROWS, _CHAIN_WIDTH)}, f"t{count}", weights)
+    place = len(nodes)
+    nodes.append(helper.make_node("Reshape", [f"t{place}", "flat"], [f"t{place + 1}"]))
+    nodes.append(helper.make_node("Slice", [f"t{place + 1}", "first", "last", "axis"], [f"t{place + 2}"]))
+    for _ in range(0 if bare else chain_length(AGED_MB)):
+        _add_product(nodes, weights, _WIDTH)
+    return model_of(nodes, {"t0": (1, 64, 16, 16)}, f"t{len(nodes)}", weights)
+
+
+def _add_product(nodes: list[NodeProto], weights: list[TensorProto], width: int) -> None:
+    place = len(nodes)
+    weights.append(constant(f"w{place}", (width, width), 0.001))
+    weights.append(constant(f"b{place}", (width,)))
+    nodes.append(helper.make_node("Gemm", [f"t{place}", f"w{place}", f"b{place}"], [f"t{place + 1}"]))
 
 
 def _add_convolution(
-    nodes: list[NodeProto], weights: list[TensorProto], block: int, *, kernel: int, group: int
+    nodes: list[NodeProto], weights: list[TensorProto], block: int, channels: int, kernel: int
 ) -> None:
-    place, channels = len(nodes), _CHAIN_CHANNELS
+    place = len(nodes)
     # Small weights and a bias: through hundreds of ops numbers neither grow nor shrink to denormals, which
     # are a hundred times slower.
-    weights.append(constant(f"w{place}", (channels, channels // group, kernel, kernel), 0.001))
+    weights.append(constant(f"w{place}", (channels, channels, kernel, kernel), 0.001))
     weights.append(constant(f"b{place}", (channels,)))
     attributes: dict[str, Any] = {
         "kernel_shape": [kernel, kernel],
         "pads": [kernel // 2] * 4,
         "strides": [1, 1],
         "dilations": [1, 1],
-        "group": group,
+        "group": 1,
     }
     domain = BLOCKED if block > 1 else ""
     nodes.append(

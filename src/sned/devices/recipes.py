@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
+from zlib import crc32
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from sned.devices.grids import (
     SET,
@@ -63,10 +63,16 @@ class Recipe:
 
 
 def constant(name: str, shape: Shape, value: float = 0.01) -> TensorProto:
-    """A weight of small equal numbers: kernels take the same time for any, as long as none is denormal."""
-    return helper.make_tensor(
-        name, TensorProto.FLOAT, shape, np.full(prod(shape), value, np.float32).tobytes(), raw=True
-    )
+    """A weight of small equal numbers: kernels take the same time for any, as long as none is denormal.
+
+    One of another name has other numbers: a runtime holds equal weights once.
+    """
+    return numpy_helper.from_array(np.full(shape, value, np.float32) * _apart(name), name)
+
+
+def _apart(name: str) -> np.float32:
+    """A factor near one."""
+    return np.float32(1 + crc32(name.encode()) % 2**16 / 2**20)
 
 
 def model_of(
@@ -96,9 +102,10 @@ def chained(models: Sequence[ModelProto]) -> ModelProto:
         node.output[:] = [f"t{place + 1}"]
         nodes.append(node)
         for weight in model.graph.initializer:
-            weights.append(TensorProto())
-            weights[-1].CopyFrom(weight)
-            weights[-1].name = own[weight.name]
+            array = numpy_helper.to_array(weight)
+            if array.dtype == np.float32:
+                array = array * _apart(own[weight.name])
+            weights.append(numpy_helper.from_array(array, own[weight.name]))
     shape = tuple(axis.dim_value for axis in models[0].graph.input[0].type.tensor_type.shape.dim)
     return model_of(nodes, {"t0": shape}, f"t{len(models)}", weights)
 

@@ -30,6 +30,9 @@ CHUNK_BYTES = 384 << 20
 SAMPLE_MS = 0.3
 """Of a sample, and of the runs ahead of it: longer than the threads of another op stay awake (`AWAKE_US`)."""
 
+SETTLE_CALLS = 2
+"""Until large weights lie where the last run of the same op leaves them."""
+
 RUNS = 15
 DISTURBED = 0.25
 """A median this fraction above the 10th percentile means that half of the samples were disturbed."""
@@ -111,6 +114,7 @@ class Timer:
             threads=self._threads,
             min_sample_ms=SAMPLE_MS,
             settle_ms=SAMPLE_MS,
+            settle_calls=SETTLE_CALLS,
             max_seconds=seconds,
             clock=processor_clock(self._threads),
         )
