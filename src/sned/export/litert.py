@@ -16,7 +16,7 @@ from torch import Tensor
 from sned.devices.machine import simd
 from sned.errors import ExportError
 from sned.export.capture import Captured, first_sentence, quiet
-from sned.export.litert_file import merge_means, write
+from sned.export.litert_file import lay_shuffles, merge_means, write
 from sned.export.parity import Array
 from sned.export.target import DYNAMIC, FP16, FP32, INT8, Level, Order, Target
 
@@ -49,6 +49,7 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
     except Exception as error:
         raise ExportError(_untranslated(error, levels)) from error
     merge_means(model)  # the quantiser reads every tensor, and what was in between is left without a value
+    lay_shuffles(model)
     notes = finish(model, levels, order, last)
     images = any(last.values())
     return (*notes, *(("Images enter as [batch, height, width, channels].",) if images else ()))
