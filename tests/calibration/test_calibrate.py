@@ -168,6 +168,17 @@ def test_ways_to_give_one_tensor(network: nn.Module, kind: str) -> None:
     torch.testing.assert_close(torch.cat([b[0] for b in found.batches()]), X)
 
 
+def test_batches_may_come_one_over_the_other_in_the_same_memory(network: nn.Module) -> None:
+    held = torch.empty(10, 3, 8, 8)
+
+    def batches() -> Iterator[Tensor]:
+        for rows in X.split(10):
+            yield held.copy_(rows)
+
+    found = calibrate(trace(network, X[:2]), state_of(network), batches())
+    torch.testing.assert_close(torch.cat([x for (x,) in found.batches(0, len(X))]), X)
+
+
 def test_two_inputs_and_keyword_inputs() -> None:
     model = Pair().eval()
     a, b = torch.randn(9, 4), torch.randn(9, 3)

@@ -264,7 +264,7 @@ def test_ways_to_go_through_weights(
 
 def test_chains_tell_what_is_lost_by_bytes_and_by_time() -> None:
     begin, streams = 3.0, {"window": 200.0, "points": 90.0, "rows": 40.0, "row": 17.0}
-    shares = np.array([0, 0, 0, 0, 0, 0.5, 0.8, 1, 1])
+    shares = np.array([0, 0, 0, 0, 0, 0.5, 0.8, 1])
     known = {
         cold.chain_key(way, mb): (30.0 + share * (begin + stream)) * probe.chain_length(mb)
         for way, stream in streams.items()
@@ -284,7 +284,7 @@ def test_chains_tell_what_is_lost_by_bytes_and_by_time() -> None:
     for way, stream in streams.items():
         assert found.stream_us[way] * probe.CHAIN_BYTES == pytest.approx(stream)  # type: ignore[index]
     np.testing.assert_allclose(
-        found.reach(np.array(cold.FOOTPRINTS_MB) * 1e6, np.zeros(9)), shares, atol=1e-9
+        found.reach(np.array(cold.FOOTPRINTS_MB) * 1e6, np.zeros(8)), shares, atol=1e-9
     )
     np.testing.assert_allclose(found.reach(np.zeros(6), 100.0 * np.array(cold.AGES)), aged)
 

@@ -29,7 +29,7 @@ from sned.devices.timer import Probe
 BYTES = 4
 """Of a weight in float32, the only type that is timed."""
 
-FOOTPRINTS_MB = (0.3, 0.6, 1.2, 2.4, 4.0, 8.0, 16.0, 32.0, 64.0)
+FOOTPRINTS_MB = (0.3, 0.6, 1.2, 2.4, 4.0, 8.0, 16.0, 32.0)
 AGES = (2, 4, 8, 16, 32, 64)
 """Yardsticks that run between two uses of the same weights: 0.3 to 10 ms on a server, several times that on a board."""
 

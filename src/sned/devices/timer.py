@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CHUNK = 48
 """Sessions held open at a time and timed against each other."""
 
-CHUNK_BYTES = 384 << 20
+CHUNK_BYTES = 192 << 20
 SAMPLE_MS = 0.3
 """Of a sample, and of the runs ahead of it: longer than the threads of another op stay awake (`AWAKE_US`)."""
 
