@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,12 @@ import sned
 from sned.errors import BudgetError, CalibrationError, DeviceError, PlanError, UserError
 from sned.export import Exported
 from sned.export.parity import Parity
+from sned.graph.trace import trace
 from sned.pipeline import Result
+from sned.pipeline.choice import _of_least_error
 from sned.pipeline.study import Study
 from sned.repair.match import Matched, match
+from sned.search import Found
 from sned.timing import Latency
 
 
@@ -276,6 +280,18 @@ def test_budgets_that_ask_for_nothing_or_too_little(budget: Any, message: str) -
 def test_plan_does_not_take_a_loss() -> None:
     with pytest.raises(BudgetError, match=r"`max_loss` takes networks that are pruned.*use `sned\.prune`"):
         sned.plan(sned.trace(small(), X), budget=sned.Budget(max_loss=0.1))
+
+
+@pytest.mark.parametrize(
+    ("shares", "chosen"), [((0.7, 0.97, 0.99), 1), ((0.7, 0.99), 0), ((0.99, 1.1), 0), ((1.2, 1.1), 1)]
+)
+def test_of_measured_plans_the_best_that_will_keep_the_latency(
+    shares: tuple[float, ...], chosen: int
+) -> None:
+    """The slower, the less error: one that just keeps it may miss it when it is measured again."""
+    plan = trace(small(), X).plan({})
+    plans = [Found("knapsack", plan, np.zeros(2, np.int64), {}, error=1 / share) for share in shares]
+    assert _of_least_error(list(zip(shares, plans, strict=True))) is plans[chosen]
 
 
 def test_an_unreachable_budget_names_what_was_asked_and_the_closest() -> None:

@@ -22,8 +22,8 @@ ROUNDS = 4
 """How many plans are measured at most before the best of them is taken."""
 
 
-NEAR = 0.94
-"""A measured latency between this share of the one asked for and the whole of it is near enough."""
+NEAR, SURE = 0.93, 0.98
+"""A measured latency between these shares of the one asked for is near enough, and keeps it when measured again."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ def _within_latency(study: Study, problem: Problem, name: str) -> tuple[Found, t
         share = _measured_share(study, found) / (wanted / study.dense_costs()["latency_ms"])
         tried.append((share, found))
         keep(study, _of_least_error(tried))
-        if NEAR <= share <= 1:
+        if NEAR <= share <= SURE:
             break
-        limits["latency_ms"] *= min(1.0, 0.985 / share) if share > 1 else min(1.15, 0.99 / share)
+        limits["latency_ms"] *= min(1.15, (SURE - 0.01) / share)
     found = _of_least_error(tried)
     share = next(share for share, other in tried if other is found)
     said = f"{len(tried)} plans were measured; the chosen one takes {share:.2f} of the latency asked for."
@@ -116,9 +116,12 @@ def _within_latency(study: Study, problem: Problem, name: str) -> tuple[Found, t
 
 
 def _of_least_error(tried: Sequence[tuple[float, Found]]) -> Found:
-    """Of measured plans (share of the latency asked for, plan) the best that keeps it, else the fastest."""
-    kept = [pair for pair in tried if pair[0] <= 1]
-    return (min(kept, key=lambda p: p[1].error) if kept else min(tried, key=lambda p: p[0]))[1]
+    """Of measured plans (share of the latency asked for, plan) the best that surely keeps it, else the best that keeps
+    it at all, else the fastest."""
+    for most in (SURE, 1.0):
+        if kept := [found for share, found in tried if share <= most]:
+            return min(kept, key=lambda found: found.error)
+    return min(tried, key=lambda pair: pair[0])[1]
 
 
 def _measured_share(study: Study, found: Found) -> float:
