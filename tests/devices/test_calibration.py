@@ -30,6 +30,8 @@ from sned.graph import Graph, trace
 from tests.devices.calibrations import law, made_up
 from tests.devices.networks import Residual, random_counts, sizes, trained
 
+COLD = {"footprint_bytes": [1e6, 4e6], "far": [0, 1], "byte_us": {"window": 1e-4}}
+
 
 @pytest.fixture(scope="module")
 def phone() -> Device:
@@ -120,6 +122,10 @@ def test_a_basis_that_is_not_to_be_had(phone: Device, graph: Graph, tmp_path: Pa
         ({"samples": [{"op": "gemm", "widths": {"m": 1, "k": 2}, "us": 1}] * 30}, "must be m, k, n, got m, k"),
         ({"samples": [{"op": "gemm", "widths": {"m": 1, "k": 2, "n": 0}, "us": 1}] * 30}, "greater than or equal to 1"),
         ({"samples": [{"op": "gemm", "widths": {"m": 1, "k": 2, "n": 3}, "us": 0}] * 30}, "greater than 0"),
+        ({"cold": {**COLD, "byte_us": {"rows": 0}}}, "`cold`: .*must have a number for `window`"),
+        ({"cold": {**COLD, "far": [0]}}, "`far` must have a number for each of `footprint_bytes`, got 1 for 2"),
+        ({"cold": {**COLD, "footprint_bytes": [4e6, 1e6]}}, "`footprint_bytes` must rise"),
+        ({"cold": {**COLD, "far": [0, 2]}}, "less than or equal to 1"),
     ],
 )  # fmt: skip
 def test_files_that_are_no_calibration(phone: Device, change: dict[str, object], text: str) -> None:

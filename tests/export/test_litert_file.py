@@ -38,6 +38,16 @@ class Shuffling(nn.Module):
         return made
 
 
+class Rows(Shuffling):
+    """Mixes the channels with the rows of an image, which is something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = x.view(len(x), 12, 3, 4, 12).transpose(1, 2).reshape(x.shape)
+        made: Tensor = self.head(self.third(x).mean((2, 3)))
+        return made
+
+
 def read(path: Path) -> tuple[Any, Any, Counter[str]]:
     from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
 
@@ -64,6 +74,14 @@ def test_a_channel_shuffle_is_one_transposition(tmp_path: Path, quantize: str | 
     assert made.parity.error < (0.1 if quantize else 1e-5)  # of the file as it is on disk
     _, _, kinds = read(path)
     assert kinds["TRANSPOSE"] == 2
+
+
+def test_what_only_looks_like_a_shuffle_stays_as_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "rows.tflite"
+    made = export(Rows().eval(), IMAGES[0][:1], to="litert", calibration=IMAGES, out=path, runs=1)
+    assert made.parity.error < 1e-5
+    assert read(path)[2]["TRANSPOSE"] == 3
 
 
 def test_nothing_is_held_twice_or_unread(tmp_path: Path) -> None:

@@ -143,6 +143,8 @@ class ColdWeights(_Strict):
                 raise ValueError(
                     f"`{name}` must have a number for each of `{of}`, got {len(values)} for {len(places)}"
                 )
+            if list(places) != sorted(set(places)):
+                raise ValueError(f"`{of}` must rise")
         return self
 
 

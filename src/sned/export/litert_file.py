@@ -135,6 +135,9 @@ def lay_shuffles(model: Any) -> None:
             if [None if order is None else order.tolist() for order in orders] != _ORDERS:
                 continue
             n, groups, each, height, width = (int(s) for s in graph.tensors[int(split.outputs[0])].shape)
+            ends = [graph.tensors[int(place)].shape for place in (front.inputs[0], back.outputs[0])]
+            if any([int(size) for size in shape] != [n, height, width, groups * each] for shape in ends):
+                continue  # what was split is not the channels
             _reshape(model, graph, split, (n, height, width, groups, each))
             swap.inputs[1] = _constant(model, graph, int(swap.inputs[1]), np.array([0, 1, 2, 4, 3]))
             graph.tensors[int(swap.outputs[0])].shape = np.array([n, height, width, each, groups], np.int32)
