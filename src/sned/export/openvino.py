@@ -12,6 +12,7 @@ import torch
 
 from sned.errors import ExportError
 from sned.export.capture import Captured, first_sentence, quiet
+from sned.export.openvino_file import compact
 from sned.export.parity import Array
 from sned.export.structure import has_batch_axis
 from sned.export.target import FP16, FP32, INT8, Order, Target
@@ -31,6 +32,8 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
             if order.precision == INT8:
                 model = _quantised(model, level, order.samples(name))
             openvino.save_model(model, order.path, compress_to_fp16=order.precision == FP16)
+            if order.precision == INT8:
+                compact(order.path)
     except Exception as error:
         origin = level.origin(error)
         reason = f"{origin} has no OpenVINO translation." if origin else first_sentence(error)
