@@ -27,17 +27,18 @@ from sned.errors import DeviceError, MeasureError
 from sned.progress import SILENT, Progress
 
 SECONDS = 300.0
-PER_SECOND = 20
+PER_SECOND = 30
 """Ops in the design for each second: more than can be timed, so that time is what ends it."""
 
 FIRST = 200
 """Ops that are timed whatever it takes: fewer would teach nothing."""
 
-BESIDES = 0.15
-"""Share of the time for what is measured besides single ops: few figures, on which each prediction rests."""
+BESIDES = 0.12
+"""Share of the time for what is measured besides single ops, at the start and again at the end: few figures, on which
+each prediction rests, so that a busy minute must not spoil them."""
 
 REPEATED = 60
-"""How often that is timed: small differences of large times have to come out."""
+"""How often that is timed each time: small differences of large times have to come out."""
 
 NOISY = 0.5
 """Of the ops: where more were disturbed, nothing can be concluded."""
@@ -81,7 +82,7 @@ def calibrate_host(
     shapes = {shape.key(block): shape for shape in drawn}
     besides = [*general(block), *probes(networks, block)]
     timer = _timed(besides, shapes, block, store, seconds, progress)
-    known = {key: value * timer.yardstick_us for key, value in {**store.yardsticks, **timer.relative}.items()}
+    known = {key: value * timer.yardstick_us for key, value in {**timer.relative, **store.yardsticks}.items()}
     return _calibration(device, threads, block, shapes, networks, known, store)
 
 
@@ -93,18 +94,21 @@ def _timed(
     seconds: float,
     progress: Progress,
 ) -> Timer:
-    """Time what is not known yet: what is measured besides ops, then ops until the time is over."""
+    """Time what is measured besides ops, ops that are not known yet until the time is over, and the former again."""
     ops = [Probe(key, partial(shape.model, block)) for key, shape in shapes.items()]
     needed = [probe for probe in besides if probe.key not in store.yardsticks]
     known = store.yardsticks.keys() | {probe.key for probe in needed}
     already = sum(key in known for key in shapes)
     unknown = [probe for probe in ops if probe.key not in known]
     first = unknown[: max(0, FIRST - already)]
-    timer = Timer(store, block, time.perf_counter() + seconds)
-    with progress.task("calibrating", total=len(needed) + len(unknown)) as advance:
-        timer.time(needed, advance, left=round(len(needed) / BESIDES), runs=REPEATED)
+    start = time.perf_counter()
+    timer = Timer(store, block, start + (1 - BESIDES) * seconds)
+    with progress.task("calibrating", total=len(needed) + len(unknown) + len(besides)) as advance:
+        timer.time(needed, advance, left=round(len(needed) * (1 - BESIDES) / BESIDES), runs=REPEATED)
         timer.time(first, advance, left=len(unknown))
         timer.time(unknown[len(first) :], advance, left=len(unknown), optional=True)
+        timer.until(start + seconds)
+        timer.time(besides, advance, left=len(besides), runs=REPEATED)
     _refuse_noise(timer)
     return timer
 

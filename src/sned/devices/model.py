@@ -25,6 +25,12 @@ from sned.errors import DeviceError
 from sned.graph.ir import Graph
 from sned.progress import SILENT, Progress
 
+SECONDS = 20.0
+"""Of measuring the ops of a network whose latency is searched by."""
+
+SECONDS_TO_REPORT = 5.0
+"""Of measuring them where a latency is only told."""
+
 
 def cost_model(
     graph: Graph,
@@ -35,7 +41,7 @@ def cost_model(
     threads: int = 1,
     dtype: str = "float32",
     basis: Basis | None = None,
-    seconds: float = 20.0,
+    seconds: float = SECONDS,
     store: Store | None = None,
     calibrations: Path | None = None,
     progress: Progress = SILENT,
@@ -144,7 +150,7 @@ def cost_for(graph: Graph, budget: Budget, *, progress: Progress = SILENT) -> Co
     costs = [
         cost_model(
             graph, device, runtime=budget.runtime, batch=budget.batch, threads=budget.threads, dtype=budget.dtype,
-            progress=progress,
+            seconds=SECONDS if budget.latency_ms is not None else SECONDS_TO_REPORT, progress=progress,
         )
         for device in find_devices(budget.device)
     ]  # fmt: skip

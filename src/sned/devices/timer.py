@@ -69,7 +69,7 @@ class Timer:
     """Times points until a deadline; keeps in the store those that were not disturbed.
 
     Attributes:
-        relative: all that were timed, in yardsticks.
+        relative: all that were timed, in yardsticks; of what was timed twice the less.
         disturbed: names of those of which half of the samples were disturbed.
     """
 
@@ -82,6 +82,10 @@ class Timer:
         self._yardstick = {YARDSTICK: runner(yardstick(block), self._threads)}
         self._lengths_ms: list[float] = []
         self._interleaved({}, 0.1, RUNS)
+
+    def until(self, deadline: float) -> None:
+        """Go on until another deadline."""
+        self._deadline = deadline
 
     @property
     def yardstick_us(self) -> float:
@@ -122,10 +126,13 @@ class Timer:
         # the yardstick takes on the whole is its median, as it will be that of the network.
         self._lengths_ms.append(times[YARDSTICK].median_ms)
         quick = {key: latency.p10_ms for key, latency in times.items()}
-        self.relative.update({key: time_ms / quick[YARDSTICK] for key, time_ms in quick.items()})
-        undisturbed = [k for k, latency in times.items() if latency.median_ms <= (1 + DISTURBED) * quick[k]]
-        self.disturbed.update(times.keys() - set(undisturbed))
-        self._store.yardsticks.update({key: self.relative[key] for key in undisturbed})
+        for key, time_ms in quick.items():
+            relative = time_ms / quick[YARDSTICK]
+            self.relative[key] = min(relative, self.relative.get(key, relative))
+            if times[key].median_ms > (1 + DISTURBED) * time_ms:
+                self.disturbed.add(key)
+            else:
+                self._store.yardsticks[key] = min(relative, self._store.yardsticks.get(key, relative))
         if runners:
             self._store.save()
 

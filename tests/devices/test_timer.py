@@ -1,0 +1,59 @@
+"""What the times of some rounds are taken to say; how long rounds take is not tested here."""
+
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sned.devices.probe import environment, yardstick
+from sned.devices.store import Store
+from sned.devices.timer import YARDSTICK, Probe, Timer
+from sned.timing import Latency
+
+OP = Probe("op", partial(yardstick, 1))
+
+
+@pytest.fixture
+def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Timer, list[float]]:
+    """A timer, and a list that says how long the op takes each time (the yardstick always takes 2 ms)."""
+    lengths: list[float] = []
+
+    def interleaved(functions: Mapping[str, object], **_: Any) -> dict[str, Latency]:
+        def latency(name: str) -> Latency:
+            quick = 2.0 if name == YARDSTICK else lengths.pop(0)
+            return Latency(quick, quick, quick, runs=3, threads=1)
+
+        return {name: latency(name) for name in functions}
+
+    monkeypatch.setattr("sned.devices.timer.interleaved", interleaved)
+    return Timer(Store.open(environment(1), tmp_path), 1, time.perf_counter() + 60), lengths
+
+
+@pytest.mark.parametrize("order", [(8.0, 5.0), (5.0, 8.0)])
+def test_of_what_is_timed_twice_the_less_counts(
+    timed: tuple[Timer, list[float]], tmp_path: Path, order: tuple[float, float]
+) -> None:
+    timer, lengths = timed
+    for length in order:
+        lengths.append(length)
+        timer.time([OP], lambda _: None, left=1)
+    assert timer.relative["op"] == 2.5
+    assert Store.open(environment(1), tmp_path).yardsticks["op"] == 2.5
+
+
+def test_a_later_deadline_gives_more_time(timed: tuple[Timer, list[float]]) -> None:
+    timer, lengths = timed
+    timer.until(time.perf_counter() - 1)
+
+    def taken() -> Iterator[Probe]:
+        yield from (Probe(f"op {n}", OP.model) for n in range(100))
+
+    lengths += [1.0] * 200
+    timer.time(list(taken()), lambda _: None, left=100, optional=True)
+    few = len(timer.relative)
+    timer.until(time.perf_counter() + 60)
+    timer.time(list(taken()), lambda _: None, left=100, optional=True)
+    assert few < 100 < len(timer.relative)
