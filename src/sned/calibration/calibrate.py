@@ -66,10 +66,12 @@ class Calibration:
     further: int = 0
     resume: Resume = field(repr=False, default=NOTHING)
 
-    def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Inputs]:
-        """The inputs `start` to `stop` in batches, as `Replay.run` and the model take them; those further ones lie
-        behind `count`."""
-        return self._inputs.batches(self.batch, start, self.count if stop is None else stop)
+    def batches(
+        self, start: int = 0, stop: int | None = None, *, size: int | None = None
+    ) -> Iterator[Inputs]:
+        """The inputs `start` to `stop` in batches of `size` (by default `batch`), as `Replay.run` and the model take
+        them; those further ones lie behind `count`."""
+        return self._inputs.batches(size or self.batch, start, self.count if stop is None else stop)
 
     def outputs(self, start: int = 0, stop: int | None = None) -> list[Tensor]:
         """What the dense network answered to inputs `start` to `stop`: each output tensor, `[n, ...]`."""

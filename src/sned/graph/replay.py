@@ -115,6 +115,7 @@ class Replay:
         *,
         watch: Iterable[int] = (),
         before: Callable[[Op, dict[int, torch.Tensor]], None] | None = None,
+        after: Callable[[Op, dict[int, torch.Tensor]], None] | None = None,
         stop: int | None = None,
     ) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
         """Run the recorded ops.
@@ -122,7 +123,8 @@ class Replay:
         Args:
             inputs: as the model takes them, any batch size that the model takes.
             watch: numbers of tensors to return the values of.
-            before: called ahead of each op with the op and the live tensors; it may read and replace them.
+            before, after: called ahead of each op, and behind it, with the op and the live tensors, those that it reads
+                and makes among them; they may read and replace them.
             stop: number of the first op that is not run any more.
 
         Returns:
@@ -142,6 +144,8 @@ class Replay:
                 if before is not None:
                     before(op, live)
                 self._call(op, *args_at[op.index], live)
+                if after is not None:
+                    after(op, live)
                 for number in op.outputs:
                     if number in watched:
                         seen[number] = live[number]

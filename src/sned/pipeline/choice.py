@@ -14,7 +14,7 @@ from sned.pipeline.asked import Evaluate, axis_of, default_search
 from sned.pipeline.loss import within_loss
 from sned.pipeline.study import Study, anchored, keep, measure, once, timed
 from sned.report.compose import Whole
-from sned.saliency import CRITERIA, Evidence, Scores, criterion_named, sensitivities, weighed
+from sned.saliency import CRITERIA, Evidence, Scores, criterion_named
 from sned.search import Found, Problem, curve, remeasured, search
 from sned.surgery.pytorch import pruned
 
@@ -70,14 +70,11 @@ def choose(study: Study, search_by: str | None, evaluate: Evaluate | None, base:
 
 
 def _weighed(study: Study, problem: Problem) -> Problem:
-    """The problem with each group's error weighed by what it does to the network's answers, around smaller and smaller
-    networks on the way to the limits; left as it is where a criterion was asked for, or there are no real inputs."""
+    """The problem with each group's error weighed by what it does to the network's answers; left as it is where a
+    criterion was asked for, or there are no real inputs."""
     if not study.weigh:
         return problem
-    evidence = Evidence(study.graph, study.state, study.calibration, progress=study.progress)
-    if problem.limits or problem.sparsity is not None:
-        return remeasured(problem, evidence)
-    return replace(problem, scores=weighed(problem.scores, sensitivities(evidence, problem.scores)))
+    return remeasured(problem, Evidence(study.graph, study.state, study.calibration, progress=study.progress))
 
 
 def _within(study: Study, problem: Problem, name: str) -> tuple[Found, tuple[str, ...]]:

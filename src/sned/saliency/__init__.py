@@ -20,6 +20,7 @@ from sned.saliency import (
     wanda,
     zeros,
 )
+from sned.saliency.curvature import curvatures, read_alone
 from sned.saliency.registry import CRITERIA, Criterion, Evidence, criterion_named, score
 from sned.saliency.scores import Scores, from_importance, least_important
 from sned.saliency.sensitivity import Sensitivity, sensitivities, weighed
@@ -32,6 +33,7 @@ __all__ = [
     "Sensitivity",
     "batchnorm",
     "criterion_named",
+    "curvatures",
     "fisher",
     "from_importance",
     "geometric_median",
@@ -40,6 +42,7 @@ __all__ = [
     "least_important",
     "magnitude",
     "random",
+    "read_alone",
     "reconstruction",
     "score",
     "sensitivities",

@@ -75,6 +75,7 @@ def sensitivities(
     points: Sequence[float] = POINTS,
     inputs: int | None = None,
     repair: bool = True,
+    groups: Sequence[str] | None = None,
     around: Mapping[str, int] | None = None,
 ) -> dict[str, Sensitivity]:
     """Cut each group alone at some points of its order, and see how far the network's answers move.
@@ -85,6 +86,7 @@ def sensitivities(
         points: fractions of the units of a group, in (0, 1).
         inputs: how many calibration inputs answer, at least 1; as many as `MACS` allows, 4 to 256, when None.
         repair: mend the consumers of what is cut by least squares on the dense moments.
+        groups: which of them, by name; all when None.
         around: `{group: units already gone}`: what one group does to a network that has lost these, not to
             the whole one. Sensitivities of layers are not independent, so measure again where half of the way
             is gone.
@@ -96,18 +98,19 @@ def sensitivities(
         CalibrationError: there is no calibration.
     """
     graph, calibration = evidence.graph, evidence.learnt
-    counts = {group.name: counts_at(group, points) for group in graph.groups}
+    asked = [group for group in graph.groups if groups is None or group.name in groups]
+    counts = {group.name: counts_at(group, points) for group in asked}
     count = min(_affordable(evidence, counts) if inputs is None else inputs, calibration.count)
     if not graph.batched:
         count = max(count - count % graph.batch, graph.batch)
     gone = dict(sorted((around or {}).items()))
     slot = calibration.resume.slot("sensitivities", counts, scores.order, count, repair, gone)
     measured = {name: values.tolist() for name, values in slot.found.items()}
-    left = [group for group in graph.groups if group.name not in measured]
+    left = [group for group in asked if group.name not in measured]
     total = sum(bool(around) + len(at) for at in counts.values())
     with evidence.progress.task("sensitivities", total=total) as advance, torch.no_grad():
         if measured:
-            calibration.resume.resumed("sensitivities", len(measured), len(graph.groups))
+            calibration.resume.resumed("sensitivities", len(measured), len(asked))
             advance(sum(map(len, measured.values())))
         if left:
             base = _Base(evidence, scores, gone, repair=repair)
@@ -125,6 +128,7 @@ def _affordable(evidence: Evidence, counts: Mapping[str, tuple[int, ...]]) -> in
     each = sum(
         len(counts[group.name]) * sum(macs for op, macs in work.items() if op >= starts[group.index])
         for group in graph.groups
+        if group.name in counts
     )
     return inputs_within(MACS, each, FEWEST_INPUTS, INPUTS)
 
@@ -168,12 +172,14 @@ def weighed(scores: Scores, found: Mapping[str, Sensitivity]) -> Scores:
 
     Args:
         scores: whose order stays.
-        found: of every group, by `sensitivities` on the same order.
+        found: by `sensitivities` or `curvatures` on the same order; groups that it lacks stay as they are.
 
     Returns:
         Scores in the unit of the divergence, so that groups compare.
     """
-    error = {name: bent(curve, found[name]) for name, curve in scores.error.items()}
+    error = {
+        name: bent(curve, found[name]) if name in found else curve for name, curve in scores.error.items()
+    }
     suffix = ", weighed by sensitivity"
     return Scores(scores.criterion.removesuffix(suffix) + suffix, scores.order, error, scores.notes)
 

@@ -19,13 +19,13 @@ def first_touched(graph: Graph) -> tuple[int, ...]:
         touched = set().union(*(owners.get(number, ()) for number in op.inputs))
         for number in op.outputs:
             if number is not None:
-                touched |= _along(graph, number)
+                touched |= along(graph, number)
         for index in touched:
             first[index] = op.index
     return tuple(first)
 
 
-def _along(graph: Graph, tensor: int) -> set[int]:
+def along(graph: Graph, tensor: int) -> set[int]:
     """The groups that any axis of a tensor depends on."""
     axes = range(len(graph.tensors[tensor].shape))
     return {group for axis in axes for term in graph.terms(tensor, axis) for group in term.groups}

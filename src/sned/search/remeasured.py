@@ -1,4 +1,4 @@
-"""Scores weighed by what cuts do to the network's answers, measured again along the way to the budget."""
+"""Scores weighed by what cuts do to the answers; where need be, measured again along the way to the budget."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from sned.errors import BudgetError
-from sned.saliency.registry import Evidence
-from sned.saliency.sensitivity import sensitivities, weighed
+from sned.saliency import Evidence, curvatures, sensitivities, weighed
 from sned.search.knapsack import knapsack
 from sned.search.space import Problem, Space
 
@@ -18,15 +17,15 @@ WAY = (0.0, 0.5)
 
 
 def remeasured(problem: Problem, evidence: Evidence, *, way: Sequence[float] = WAY) -> Problem:
-    """The problem with its scores weighed by sensitivities around ever smaller networks on the way to its
-    limits.
+    """The problem with its scores weighed by what cuts do to the answers.
 
-    What a layer may lose depends on what the others have lost. So the whole network's sensitivities are used
-    to go part of the way, those of the network reached there to go further, and the last ones are for the
-    search.
+    Groups that their readers alone feel are told by the curvature of the answers at the whole network. The others are
+    cut for real, and what such a layer may lose depends on what the others have lost. So the whole network's
+    sensitivities are used to go part of the way, those of the network reached there to go further, and the last ones
+    are for the search.
 
     Args:
-        problem: with unweighed scores and with limits or a sparsity.
+        problem: with unweighed scores; where it has neither limits nor a sparsity there is no way to go.
         evidence: with a calibration.
         way: shares of the saving, rising from 0, below 1.
 
@@ -34,10 +33,15 @@ def remeasured(problem: Problem, evidence: Evidence, *, way: Sequence[float] = W
         BudgetError: the limits cannot be met.
         CalibrationError: there is no calibration.
     """
-    for share in way:
+    found = curvatures(evidence, problem.scores)
+    problem = replace(problem, scores=weighed(problem.scores, found))
+    others = [group.name for group in problem.graph.groups if group.name not in found]
+    if not others:
+        return problem
+    for share in way if problem.limits or problem.sparsity is not None else way[:1]:
         around = _gone(problem, share) if share > 0 else {}
-        found = sensitivities(evidence, problem.scores, around=around)
-        problem = replace(problem, scores=weighed(problem.scores, found))
+        cut = sensitivities(evidence, problem.scores, groups=others, around=around)
+        problem = replace(problem, scores=weighed(problem.scores, cut))
     return problem
 
 
