@@ -200,7 +200,7 @@ def test_the_same_is_told_twice_in_batches_of_any_size(monkeypatch: pytest.Monke
     scores = score("reconstruction", given)
     first = curvatures(given, scores)
     again = curvatures(given, scores)
-    monkeypatch.setattr("sned.saliency.curvature.HELD", 1)
+    monkeypatch.setattr("sned.calibration.curvature.HELD", 1)
     single = curvatures(given, scores)
     for name in first:
         np.testing.assert_array_equal(first[name].divergence, again[name].divergence)
