@@ -5,6 +5,7 @@ from torch import nn
 
 from sned.graph.trace import state_of, trace
 from sned.repair import blended, load_state, reestimate
+from sned.repair.batchnorm import answers_by_batch
 from sned.surgery import apply
 from tests.repair.networks import block, images
 
@@ -36,6 +37,19 @@ def test_statistics_are_those_of_training_mode_on_the_pruned_module() -> None:
         count = 16 * 8 * 8 if "var" in name else None
         wanted = value * (count - 1) / count if count else value
         torch.testing.assert_close(found[name], wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_answers_by_batch_are_those_of_training_mode() -> None:
+    model = block()
+    graph = trace(model, images(2))
+    plan = graph.plan({"conv1": [0, 3, 4], "stem": [1]})
+    small = apply(model, plan)
+    batches = [images(16, seed) for seed in (1, 2)]
+    (found,) = answers_by_batch(graph, state_of(small), batches, plan)
+    small.train()
+    with torch.no_grad():
+        expected = torch.cat([small(batch) for batch in batches])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_blending_moves_statistics_only() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -31,13 +31,45 @@ def reestimate(
     Returns:
         New running means and variances by buffer name, nothing else.
     """
-    replay = Replay(graph, state, plan, cut=True)
-    found = {norm.op: norm for norm in norms(graph)}
-    sums: dict[str, Tensor] = {}
-    weights: dict[str, int] = {}
+    seen = _Seen(graph, state)
+    for _ in seen.answers(batches, plan):
+        pass
+    return seen.averages()
 
-    def before(op: Op, live: dict[int, Tensor]) -> None:
-        norm = found.get(op.index)
+
+def answers_by_batch(
+    graph: Graph, state: State, batches: Iterable[Inputs], plan: Plan | None = None
+) -> list[Tensor]:
+    """What the network answers where every BatchNorm normalises with a batch's own statistics, `[n, ...]` each."""
+    parts = _Seen(graph, state).answers(batches, plan)
+    return [torch.cat(one).cpu() for one in zip(*parts, strict=True)]
+
+
+class _Seen:
+    """What the BatchNorms of a network see, batch by batch."""
+
+    def __init__(self, graph: Graph, state: State) -> None:
+        self._graph, self._state = graph, state
+        self._norms = {norm.op: norm for norm in norms(graph)}
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, int] = {}
+
+    def answers(self, batches: Iterable[Inputs], plan: Plan | None) -> Iterator[list[Tensor]]:
+        """Run batches, each normalised with its own statistics."""
+        replay = Replay(self._graph, self._state, plan, cut=True)
+        for inputs in batches:
+            with torch.no_grad():
+                yield replay.run(inputs, before=self._normalise)[0]
+
+    def averages(self) -> dict[str, Tensor]:
+        """Statistics over all batches so far."""
+        return {
+            name: (total / self._weights[name]).to(self._state[name].dtype)
+            for name, total in self._sums.items()
+        }
+
+    def _normalise(self, op: Op, live: dict[int, Tensor]) -> None:
+        norm = self._norms.get(op.index)
         if norm is None:
             return
         x = live[norm.input].float()
@@ -45,14 +77,9 @@ def reestimate(
         count = x.numel() // x.shape[1]
         for name, value in ((norm.mean, mean), (norm.variance, variance)):
             # A norm that is called twice averages over both calls.
-            sums[name] = sums.get(name, torch.zeros_like(value)) + value * count
-            weights[name] = weights.get(name, 0) + count
-            live[graph.parameters[name]] = value.to(state[name].dtype)
-
-    with torch.no_grad():
-        for inputs in batches:
-            replay.run(inputs, before=before)
-    return {name: (total / weights[name]).to(state[name].dtype) for name, total in sums.items()}
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value * count
+            self._weights[name] = self._weights.get(name, 0) + count
+            live[self._graph.parameters[name]] = value.to(self._state[name].dtype)
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:

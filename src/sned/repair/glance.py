@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-
 from sned.calibration import Calibration
 from sned.calibration.divergence import Divergence, divergence
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan
-from sned.graph.replay import Replay, State, slice_state
-from sned.repair.batchnorm import blended, reestimate
+from sned.graph.replay import State, slice_state
+from sned.repair.batchnorm import answers_by_batch
 
 MOST, FEWEST = 64, 16
-"""Calibration inputs that BatchNorm statistics are re-estimated from, and that answer: as many as `MACS` go, within
-these bounds."""
+"""Calibration inputs that answer: as many as `MACS` go, within these bounds."""
 
 MACS = 6.0e10
 """Multiply-accumulates of the dense network on them: half a second on two cores."""
@@ -22,7 +19,8 @@ MACS = 6.0e10
 def glance(
     graph: Graph, state: State, plan: Plan, calibration: Calibration, *, inputs: int | None = None
 ) -> Divergence:
-    """Cut, re-estimate BatchNorm statistics, and compare the answers with the dense network's. Nothing is built.
+    """Cut, normalise each batch with its own statistics, and compare the answers with the dense network's. Nothing is
+    built.
 
     Args:
         graph: of the dense network.
@@ -33,11 +31,5 @@ def glance(
     """
     count = min(calibration.within(MACS, FEWEST, MOST) if inputs is None else inputs, calibration.count)
     count -= 0 if graph.batched else count % graph.batch
-    cut = slice_state(state, plan)
-    cut = blended(cut, reestimate(graph, cut, calibration.batches(0, count), plan), 1.0)
-    replay = Replay(graph, cut, plan, cut=True)
-    with torch.no_grad():
-        parts = [replay.run(batch)[0] for batch in calibration.batches(0, count)]
-    return divergence(
-        calibration.outputs(0, count), [torch.cat(one).cpu() for one in zip(*parts, strict=True)]
-    )
+    answers = answers_by_batch(graph, slice_state(state, plan), calibration.batches(0, count), plan)
+    return divergence(calibration.outputs(0, count), answers)
