@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sned.calibration import Calibration, Consumer
 from sned.calibration.consumers import layout
+from sned.calibration.curvature import HOPELESS
 from sned.calibration.divergence import divergence
 from sned.calibration.patches import inputs_within, macs_of
 from sned.calibration.walk import Walk
@@ -46,9 +47,6 @@ GRID = 200
 HALVINGS = 60
 NOTHING = 1e-12
 """A divergence below this is rounding; it stands in for none, so that logarithms exist."""
-
-HOPELESS = 1e6
-"""The largest divergence that counts; that of a network which answers no numbers."""
 
 FloatArray = NDArray[np.float64]
 Thin = Callable[[Consumer, Tensor, Tensor, float], Tensor]

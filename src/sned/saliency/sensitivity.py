@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from sned.calibration.curvature import HOPELESS
 from sned.calibration.divergence import relative_error, softened
 from sned.calibration.patches import inputs_within, macs_of
 from sned.calibration.walk import Live, Walk
@@ -50,9 +51,6 @@ MACS = 1.0e12
 
 NOTHING = 1e-9
 """A divergence below this is rounding; it stands in for none, so that logarithms exist."""
-
-HOPELESS = 1e6
-"""The largest divergence that counts."""
 
 
 @dataclass(frozen=True, eq=False)
