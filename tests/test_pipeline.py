@@ -382,6 +382,24 @@ def test_matching_learns_from_more_inputs_than_repair(monkeypatch: pytest.Monkey
     assert given == []
 
 
+@pytest.mark.parametrize(
+    ("given", "compared", "told"),
+    [
+        (32, slice(26, 32), "6 calibration inputs that repair held out"),
+        (10, slice(10), "10 calibration inputs"),
+    ],
+)
+def test_agreement_is_that_on_inputs_that_repair_did_not_fit_to(
+    given: int, compared: slice, told: str
+) -> None:
+    inputs = torch.cat(BATCHES)[:given]
+    result = pruned(calibration=[inputs])
+    with torch.no_grad():
+        same = small()(inputs[compared]).argmax(1) == result.model(inputs[compared]).argmax(1)
+    assert result.report.after.agreement == pytest.approx(float(same.float().mean()))
+    assert result.report.asked.compared == told
+
+
 def test_labels_serve_criteria_that_take_a_loss() -> None:
     graph = sned.trace(small(), X)
 

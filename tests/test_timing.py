@@ -68,6 +68,19 @@ def test_the_time_limit_stops_after_five_rounds() -> None:
     assert latency.runs == 5
 
 
+def test_warming_up_takes_a_quarter_of_the_time_limit() -> None:
+    calls: list[float] = []
+
+    def slow() -> None:
+        calls.append(time.perf_counter())
+        time.sleep(0.02)
+
+    start = time.perf_counter()
+    interleaved({"slow": slow}, runs=1, warmup=1000, max_seconds=0.2)
+    assert 1 < len([at for at in calls if at < start + 0.2]) <= 6
+    assert len(interleaved({"slow": slow}, runs=1, warmup=3, max_seconds=0)) == 1
+
+
 def test_the_processor_clock_stands_still_while_nothing_is_done() -> None:
     clock = processor_clock(1)
     if clock is not time.thread_time_ns:

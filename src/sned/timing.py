@@ -68,7 +68,7 @@ def interleaved(
     Args:
         functions: what to time, by name; called without arguments. Setting the threads is the caller's job.
         runs: rounds, at least 1: samples of each function.
-        warmup: rounds before those that count, at least 0.
+        warmup: rounds before those that count, at least 0; after a quarter of `max_seconds` no other is begun.
         threads: how many threads the callables use; only noted in the result.
         min_sample_ms: callables faster than this are called several times a sample and averaged, because the
             clock and the call itself cost about 0.1 µs. 0: one call a sample.
@@ -98,7 +98,10 @@ def interleaved(
     names = list(functions)
     rng = np.random.default_rng(seed)
     with progress.task("timing", total=runs) as advance, _without_collector():
-        for _ in range(warmup):
+        warm = time.perf_counter() + max_seconds / 4
+        for done in range(warmup):
+            if done and time.perf_counter() > warm:
+                break
             for name in names:
                 functions[name]()
         calls = {name: _calls_per_sample(functions[name], min_sample_ms, clock) for name in names}

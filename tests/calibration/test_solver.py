@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from sned.calibration import kept_error, least_squares
-from sned.calibration.solver import factor, squared_error
+from sned.calibration.solver import LeastSquares, factor, squared_error
 
 
 def data(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -45,6 +45,24 @@ def test_ridge_is_lstsq_with_rows_that_pull_to_the_prior() -> None:
     rows = np.r_[x, strength * np.eye(6)]
     expected = np.linalg.lstsq(rows, np.r_[y, strength * prior.T], rcond=None)[0].T
     np.testing.assert_allclose(fit.weight.numpy(), expected, atol=1e-8)
+
+
+def test_one_solver_serves_several_targets() -> None:
+    x, y = data()
+    prior = np.arange(24.0).reshape(4, 6)
+    solver = LeastSquares(
+        torch.from_numpy(x.T @ x / 200),
+        mean=torch.from_numpy(x.mean(0)),
+        prior=torch.from_numpy(prior),
+        ridge=0.1,
+    )
+    strength = np.sqrt(0.1 * np.cov(x.T, ddof=0).diagonal().mean() * len(x))
+    rows = np.r_[x - x.mean(0), strength * np.eye(6)]
+    for target in (y, -2 * y + 1):
+        fit = solver.fit(torch.from_numpy(target.T @ x / 200), torch.from_numpy(target.mean(0)))
+        expected = np.linalg.lstsq(rows, np.r_[target - target.mean(0), strength * prior.T], rcond=None)[0].T
+        np.testing.assert_allclose(fit.weight.numpy(), expected, atol=1e-8)
+        np.testing.assert_allclose(fit.bias.numpy(), target.mean(0) - expected @ x.mean(0), atol=1e-8)
 
 
 def test_directions_never_seen_keep_their_old_weights() -> None:

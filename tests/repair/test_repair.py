@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -31,6 +33,15 @@ def test_the_best_candidate_on_held_out_inputs_is_returned() -> None:
         small = apply(model, plan)
         load_state(small, state)
         torch.testing.assert_close(small(x[80:]), got, atol=1e-5, rtol=1e-4)
+
+
+def test_of_a_large_network_fewer_inputs_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = block(), images(300)
+    graph = trace(model, x[:2])
+    calibration = calibrate(graph, state_of(model), [x])
+    monkeypatch.setattr(sys.modules["sned.repair.repair"], "MACS", 40 * calibration.macs)
+    _, report = repair(graph, state_of(model), graph.plan(REMOVED), calibration)
+    assert (report.fitted, report.judged) == (240, 40)
 
 
 def judged(**keys: float) -> list[Candidate]:

@@ -77,9 +77,9 @@ class Calibration:
         """What the dense network answered to inputs `start` to `stop`: each output tensor, `[n, ...]`."""
         return [store.read(start, self.count if stop is None else stop) for store in self._outputs]
 
-    def answers(self) -> Iterator[list[Tensor]]:
+    def answers(self, start: int = 0) -> Iterator[list[Tensor]]:
         """The dense network's outputs for each of `batches`."""
-        for first in range(0, self.count, self.batch):
+        for first in range(start, self.count, self.batch):
             yield self.outputs(first, min(first + self.batch, self.count))
 
     def within(self, macs: float, fewest: int, most: int) -> int:

@@ -26,7 +26,7 @@ from torch import Tensor
 from sned.calibration.solver import RIDGE, FloatArray, factor
 from sned.graph.ir import IntArray
 
-_ROUNDS = 32
+_ROUNDS = 16
 """Batches in which the units that are left would go, all of one size. In each, the units to go are drawn one after the
 other from the twice as many that are cheapest, and the rest answers for all of them at once: much the same choice for
 a fraction of the memory traffic. Up to twice as many units a cell, and each batch is a single round."""

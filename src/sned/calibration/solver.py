@@ -81,16 +81,47 @@ def least_squares(
     Returns:
         Weights and bias in float64, and the ridge that it took.
     """
-    h, c = second.double(), cross.double()
-    if mean is not None and target_mean is not None:
-        m, t = mean.double(), target_mean.double()
-        h, c = h - torch.outer(m, m), c - torch.outer(t, m)
-    start = torch.zeros_like(c) if prior is None else prior.double()
-    lower, used = factor(h, ridge)
-    weight = start + torch.cholesky_solve((c - start @ h).T, lower).T
     if mean is None or target_mean is None:
-        return Fit(weight, weight.new_zeros(len(weight)), used)
-    return Fit(weight, target_mean.double() - weight @ mean.double(), used)
+        mean = target_mean = None
+    return LeastSquares(second, mean=mean, prior=prior, ridge=ridge).fit(cross, target_mean)
+
+
+class LeastSquares:
+    """`least_squares` for several targets beside the same patches: what these alone say is worked out once.
+
+    Args:
+        second, mean, prior, ridge: as there; with `mean` the bias is solved for.
+    """
+
+    def __init__(
+        self,
+        second: Tensor,
+        *,
+        mean: Tensor | None = None,
+        prior: Tensor | None = None,
+        ridge: float = RIDGE,
+    ) -> None:
+        h = second.double()
+        self._mean = None if mean is None else mean.double()
+        if self._mean is not None:
+            h = torch.addr(h, self._mean, self._mean, alpha=-1)
+        self._lower, self._ridge = factor(h, ridge)
+        self._prior = None if prior is None else prior.double()
+        self._expected = None if self._prior is None else self._prior @ h
+
+    def fit(self, cross: Tensor, target_mean: Tensor | None = None) -> Fit:
+        """The best weights and bias for a target; `target_mean` where the bias is solved for."""
+        c = cross.double()
+        t = None if target_mean is None else target_mean.double()
+        if self._mean is not None and t is not None:
+            c = torch.addr(c, t, self._mean, alpha=-1)
+        if self._expected is not None:
+            c = c - self._expected
+        weight = torch.cholesky_solve(c.T, self._lower).T
+        if self._prior is not None:
+            weight = self._prior + weight
+        bias = weight.new_zeros(len(weight)) if self._mean is None or t is None else t - weight @ self._mean
+        return Fit(weight, bias, self._ridge)
 
 
 def squared_error(second: Tensor, cross: Tensor, energy: Tensor, weight: Tensor) -> Tensor:

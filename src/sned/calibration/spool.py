@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from sned.errors import WriteError
 
-IN_MEMORY = 2**27
+IN_MEMORY = 2**26
 """Bytes of one spool above which the rest goes to files."""
 
 

@@ -31,6 +31,7 @@ from sned.pipeline.study import DENSE, Study, check_groups, keep, measure, score
 from sned.progress import SILENT, Progress
 from sned.repair import glance
 from sned.repair.match import check_seconds
+from sned.repair.repair import held_out
 from sned.report import Report, to_html, to_json
 from sned.report.compose import Findings, Network, compose
 from sned.saliency import Evidence
@@ -283,6 +284,7 @@ def _finish(
             before=Network(study.exported, latency.get("before"), base),
             after=Network(exported, latency.get("after"), after),
             agreement=same,
+            compared=_compared(study),
             surgery_difference=small.difference,
             notes=(*choice.notes, *notes, *filter(None, [study.calibration.resume.note])),
             seconds=study.seconds,
@@ -296,12 +298,20 @@ def _finish(
 
 
 def _agreement(study: Study, small: nn.Module) -> float | None:
-    """How often both networks answer alike on the calibration inputs; None where no output has classes."""
+    """How often both networks answer alike on the inputs that repair holds out; None where no output has classes."""
+    start = held_out(study.calibration, study.graph)
     try:
-        dense = study.calibration.answers() if study.graph is study.whole.graph else study.model
-        return agreement(dense, small, study.calibration.batches())
+        dense = study.calibration.answers(start) if study.graph is study.whole.graph else study.model
+        return agreement(dense, small, study.calibration.batches(start))
     except CalibrationError:
         return None
+
+
+def _compared(study: Study) -> str:
+    """Which inputs `_agreement` is of."""
+    start = held_out(study.calibration, study.graph)
+    kind = "random" if study.calibration.synthetic else "calibration"
+    return f"{study.calibration.count - start} {kind} inputs{' that repair held out' if start else ''}"
 
 
 @contextmanager

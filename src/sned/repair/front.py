@@ -8,9 +8,10 @@ from pathlib import Path
 from sned.calibration import Calibration
 from sned.calibration.spool import Spool, bytes_of
 from sned.calibration.walk import Live, Walk
+from sned.memory import trim
 from sned.repair.following import Following
 
-HELD = 3 * 2**27
+HELD = 2**28
 """Bytes of both networks' activations that are held between two layers. Early layers read so many positions of each
 input that fewer inputs do, and the others join where activations have become small."""
 
@@ -73,6 +74,7 @@ class Front:
                     {**b, other: pruned.ahead(b, size, other, op, stop)},
                 )
             self._spool.put(number, (a, b))
+            trim()
 
     def _brought(self, number: int, op: int) -> tuple[Live, Live]:
         dense, pruned = self._walks

@@ -21,7 +21,7 @@ in the moments that all positions enter, and in majorisation in place of their a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from sned.calibration.consumers import layout
 from sned.calibration.moments import WIDEST, CrossMoment, Moment, Sums
 from sned.calibration.patches import Columns, chunks, share_of
 from sned.calibration.resume import Resume, Slot
-from sned.calibration.solver import RIDGE, Fit, least_squares, squared_error
+from sned.calibration.solver import RIDGE, Fit, LeastSquares, squared_error
 from sned.calibration.spool import Spool
 from sned.calibration.walk import Live, Walk
 from sned.graph.ir import Graph
@@ -62,7 +62,7 @@ class Options:
     """
 
     ridge: float = RIDGE
-    rounds: int = 2
+    rounds: int = 1
     thin: Callable[[Consumer, Tensor, Tensor], Tensor] | None = None
 
 
@@ -234,11 +234,15 @@ class _Scene:
 
     def solve(self) -> Solved:
         """Put the best weights and bias of the consumer into the state."""
-        report = self._solve_once(self._options)
+        parts = [self._part(part, start) for part, start in enumerate(self._start)]
+        goal = self._sums.target()
+        weight, bias = self._best(parts, goal)
+        told = self._told(goal, weight, bias)
+        self._write(weight, bias)
         for _ in range(self._looks):
             self._look_again()
-            self._solve_once(self._options)
-        return report
+            self._write(*self._best(parts, self._sums.target()))
+        return told
 
     def _look_again(self) -> None:
         self._sums.forget_target()
@@ -262,19 +266,27 @@ class _Scene:
             parts=len(self._index),
         )
 
-    def _solve_once(self, options: Options) -> Solved:
-        moment, goal = self._moment, self._sums.target()
+    def _part(self, part: int, start: Tensor) -> LeastSquares:
+        """What is known of the patches of one part."""
+        assert self._moment.second is not None
+        mean = self._moment.mean[part] if self._free else None
+        return LeastSquares(self._moment.second[part], mean=mean, prior=start, ridge=self._options.ridge)
+
+    def _best(self, parts: Sequence[LeastSquares], goal: CrossMoment) -> tuple[Tensor, Tensor]:
+        """Weights `[parts, outputs, width]` and the constant `[parts, outputs]`."""
         free = self._free is not None
-        fits = [_fit(moment, goal, part, start, free, options) for part, start in enumerate(self._start)]
-        if options.thin is not None:
-            thin = partial(options.thin, self._task.consumer)
-            fits = [_thinned(fit, moment, goal, part, free, thin) for part, fit in enumerate(fits)]
-        weight, bias = torch.stack([fit.weight for fit in fits]), torch.stack([fit.bias for fit in fits])
-        before, after = (
-            _error(moment, goal, w, b) for w, b in ((self._start, self._offset(bias)), (weight, bias))
-        )
-        energy = float((goal.energy - goal.mean**2 if free else goal.energy).sum())
-        self._write(weight, bias)
+        fits = [each.fit(goal.cross[n], goal.mean[n] if free else None) for n, each in enumerate(parts)]
+        if self._options.thin is not None:
+            thin = partial(self._options.thin, self._task.consumer)
+            fits = [_thinned(fit, self._moment, goal, part, free, thin) for part, fit in enumerate(fits)]
+        return torch.stack([fit.weight for fit in fits]), torch.stack([fit.bias for fit in fits])
+
+    def _told(self, goal: CrossMoment, weight: Tensor, bias: Tensor) -> Solved:
+        """What the solution gains over the weights as they were cut."""
+        moment = self._moment
+        before = _error(moment, goal, self._start, self._offset(bias))
+        after = _error(moment, goal, weight, bias)
+        energy = float((goal.energy - goal.mean**2 if self._free else goal.energy).sum())
         scale = max(energy, torch.finfo(torch.float64).tiny)
         consumer = self._task.consumer
         return Solved(
@@ -322,18 +334,6 @@ def _thinned(
         return Fit(thin(fit.weight, second), fit.bias, fit.ridge)
     weight = thin(fit.weight, second - torch.outer(mean, mean))
     return Fit(weight, goal.mean[part].double() - weight @ mean, fit.ridge)
-
-
-def _fit(moment: Moment, goal: CrossMoment, part: int, start: Tensor, free: bool, options: Options) -> Fit:
-    assert moment.second is not None
-    return least_squares(
-        moment.second[part],
-        goal.cross[part],
-        mean=moment.mean[part] if free else None,
-        target_mean=goal.mean[part] if free else None,
-        prior=start,
-        ridge=options.ridge,
-    )
 
 
 def _error(moment: Moment, goal: CrossMoment, weight: Tensor, bias: Tensor) -> float:

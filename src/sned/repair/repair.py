@@ -29,10 +29,11 @@ FEWEST_HELD_OUT = 4
 SHARES = (0.5, 1.0)
 """How far running statistics are moved towards re-estimated ones after least squares, beside not at all."""
 
-STATISTICS_INPUTS = 64, 512
-"""Inputs that BatchNorm statistics are re-estimated from: as many as `STATISTICS_MACS` go, within these bounds."""
+STATISTICS_INPUTS, JUDGED_INPUTS = (32, 512), (32, 2**20)
+"""Inputs that BatchNorm statistics are re-estimated from, and that decide: as many as `MACS` go, within these
+bounds."""
 
-STATISTICS_MACS = 2.0e11
+MACS = 1.5e11
 """Multiply-accumulates of the dense network on them: some seconds."""
 
 MARGIN = 0.05
@@ -127,7 +128,8 @@ def repair(
             "another. "
             "Run `calibrate` with this graph."
         )
-    fitted, start = split(calibration, graph)
+    start = held_out(calibration, graph)
+    fitted = start or calibration.count
     judge = Judge(graph, plan, calibration, start)
     cut = {name: t.detach() for name, t in slice_state(state, plan).items() if name not in graph.aliases}
     solved, consumers = reconstruct(
@@ -147,7 +149,7 @@ def repair(
         candidates=tuple(judged),
         consumers=consumers,
         fitted=fitted,
-        judged=calibration.count - start,
+        judged=judge.count,
         notes=notes,
     )
     return dict(tried)[chosen], report
@@ -162,13 +164,11 @@ def _best(judged: Sequence[Candidate]) -> str:
     return SOLVED if near and best is not cut else best.name
 
 
-def split(calibration: Calibration, graph: Graph) -> tuple[int, int]:
-    """How many inputs to fit to, and the first of those that decide."""
+def held_out(calibration: Calibration, graph: Graph) -> int:
+    """The first of the inputs that decide, which are not fitted to; 0 where these are too few for that."""
     size = 1 if graph.batched else graph.batch
     held = int(calibration.count * HELD_OUT) // size * size
-    if held < max(FEWEST_HELD_OUT, size):
-        return calibration.count, 0
-    return calibration.count - held, calibration.count - held
+    return calibration.count - held if held >= max(FEWEST_HELD_OUT, size) else 0
 
 
 def _candidates(
@@ -196,7 +196,7 @@ def _candidates(
 
 def statistics_inputs(calibration: Calibration, fitted: int) -> int:
     """How many inputs to re-estimate BatchNorm statistics from, of those that are fitted to."""
-    return min(fitted, calibration.within(STATISTICS_MACS, *STATISTICS_INPUTS))
+    return min(fitted, calibration.within(MACS, *STATISTICS_INPUTS))
 
 
 class Judge:
@@ -206,13 +206,20 @@ class Judge:
         self._graph = graph
         self._plan = plan
         self._calibration = calibration
-        self._start = start
-        self._dense = calibration.outputs(start)
+        able = calibration.within(MACS, *JUDGED_INPUTS)
+        able = able if graph.batched else max(able - able % graph.batch, graph.batch)
+        self._range = start, min(start + able, calibration.count)
+        self._dense = calibration.outputs(*self._range)
+
+    @property
+    def count(self) -> int:
+        """How many inputs decide."""
+        return self._range[1] - self._range[0]
 
     def __call__(self, candidate: State) -> Divergence:
         replay = Replay(self._graph, candidate, self._plan, cut=True)
         with torch.no_grad():
-            parts = [replay.run(inputs)[0] for inputs in self._calibration.batches(self._start)]
+            parts = [replay.run(inputs)[0] for inputs in self._calibration.batches(*self._range)]
         return divergence(self._dense, [torch.cat(one).cpu() for one in zip(*parts, strict=True)])
 
 

@@ -22,7 +22,7 @@ from sned.progress import SILENT, Progress
 from sned.repair.batchnorm import blended, reestimate
 from sned.repair.following import norms
 from sned.repair.reconstruct import Options, Solved, reconstruct
-from sned.repair.repair import MARGIN, SHARES, SOLVED, Candidate, Judge, split, statistics_inputs
+from sned.repair.repair import MARGIN, SHARES, SOLVED, Candidate, Judge, held_out, statistics_inputs
 from sned.repair.shares import densities
 
 
@@ -89,7 +89,8 @@ def thin(
             return weight
         return entries(consumer, weight, second, kept[consumer.weight])
 
-    fitted, start = split(calibration, graph)
+    start = held_out(calibration, graph)
+    fitted = start or calibration.count
     solved, consumers = reconstruct(
         graph,
         state,

@@ -87,6 +87,7 @@ class Findings:
     before: Network
     after: Network
     agreement: float | None
+    compared: str
     surgery_difference: float
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
@@ -143,6 +144,7 @@ def _asked(findings: Findings) -> Asked:
         batch=budget.batch,
         threads=budget.threads,
         calibration=findings.calibration.note,
+        compared=findings.compared,
         accuracy="evaluate" if findings.after.accuracy is not None else "",
         basis=findings.cost.basis,
         origin=findings.cost.origin,

@@ -27,7 +27,8 @@ class Asked:
         batch: rows a run.
         threads: inside an operator.
         calibration: on what the network was studied, "512 inputs" or "none".
-        accuracy: how accuracy was obtained, "evaluate" or "agreement with the dense network on 512 inputs".
+        compared: on what agreement was measured, "102 calibration inputs that repair held out".
+        accuracy: how accuracy was obtained, "evaluate".
         basis: what predicted latencies stand on: "measured", "calibrated" or "estimated".
         origin: the same in words.
     """
@@ -41,6 +42,7 @@ class Asked:
     batch: int
     threads: int
     calibration: str = "none"
+    compared: str = ""
     accuracy: str = ""
     basis: str = "measured"
     origin: str = ""
