@@ -88,3 +88,21 @@ def test_a_layer_that_the_answers_do_not_feel_gives_most() -> None:
     entries = {name: state[name].numel() for name in weights}
     assert sum(kept[n] * entries[n] for n in weights) == pytest.approx(0.5 * sum(entries.values()))
     assert all(torch.equal(state[name], before[name]) for name in before)
+
+
+def test_answers_that_cannot_be_derived_leave_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("derivative for aten::op is not implemented")
+
+    monkeypatch.setattr("torch.autograd.grad", refuse)
+    model, x = block(), images(100)
+    graph, state = trace(model, x[:2]), state_of(model)
+    kept = densities(
+        graph,
+        state,
+        calibrate(graph, state, [x]),
+        ["stem.weight", "conv1.weight"],
+        lambda _, weight, *__: weight,
+        0.3,
+    )
+    assert kept == {"stem.weight": 0.3, "conv1.weight": 0.3}
