@@ -38,7 +38,8 @@ def test_memory_that_is_freed_serves_the_next_tensor() -> None:
     anew = faults(8)
     with memory.reused():
         faults(4)  # until there is room for all
-        assert faults(8) < LARGE // mmap.PAGESIZE < anew
+        # Once more the heap may grow around what other tests left there.
+        assert faults(8) <= LARGE // mmap.PAGESIZE < anew / 8
 
 
 def test_memory_that_is_freed_goes_back_at_the_end() -> None:
