@@ -41,6 +41,7 @@ def made_up() -> Report:
             batch=1,
             threads=1,
             calibration="512 inputs",
+            compared="102 inputs that repair held out",
             accuracy="evaluate, on 450 held-out images",
         ),
         before=State(0.9867, 1.0, Latency(2.04, 2.01, 2.13, 200, 1), 1.98, 57_200_000, 1_412_000, 5_680_000),

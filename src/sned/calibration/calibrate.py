@@ -14,7 +14,7 @@ from torch import Tensor
 from sned.calibration.consumers import Consumer, consumers
 from sned.calibration.inputs import KeptInputs, read_inputs
 from sned.calibration.moments import WIDEST, Moment, Moments, Sums
-from sned.calibration.patches import chunks, inputs_within, macs_of, share_of
+from sned.calibration.patches import chunks, inputs_within, macs_of, share_of, whole_batches
 from sned.calibration.resume import NOTHING, Resume, identity
 from sned.calibration.store import RowStore
 from sned.errors import CalibrationError, ModelError
@@ -234,7 +234,7 @@ def batch_size(graph: Graph) -> int:
 def _default_limit(graph: Graph, macs: float) -> int:
     """How many inputs to learn from; whole batches of a network that runs at one batch size only."""
     count = inputs_within(MACS, macs, FEWEST, MOST)
-    return count if graph.batched else max(count // graph.batch, 1) * graph.batch
+    return whole_batches(graph, count)
 
 
 def _inputs(

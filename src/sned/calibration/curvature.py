@@ -32,7 +32,7 @@ from torch import Tensor
 from sned.calibration.calibrate import Calibration
 from sned.calibration.consumers import Consumer
 from sned.calibration.divergence import temperature
-from sned.calibration.patches import inputs_within
+from sned.calibration.patches import inputs_within, whole_batches
 from sned.calibration.spool import Spool
 from sned.calibration.walk import Walk
 from sned.graph.example import Inputs, arguments, tensors_in
@@ -73,8 +73,8 @@ Changes = Mapping[int, Change]
 
 def affordable(graph: Graph, calibration: Calibration, layers: float) -> int:
     """How many inputs may answer, where the changes take so many `layers`' worth of a whole pass."""
-    count = min(inputs_within(MACS, (PASSES + layers) * calibration.macs, *INPUTS), calibration.count)
-    return count if graph.batched else max(count - count % graph.batch, graph.batch)
+    count = inputs_within(MACS, (PASSES + layers) * calibration.macs, *INPUTS)
+    return whole_batches(graph, min(count, calibration.count))
 
 
 def divergences(

@@ -61,6 +61,11 @@ def inputs_within(macs: float, each: float, fewest: int, most: int) -> int:
     return max(fewest, min(most, int(macs // max(each, 1))))
 
 
+def whole_batches(graph: Graph, count: int) -> int:
+    """`count` inputs; where a network takes only as many as its example held, whole batches of them, at least one."""
+    return count if graph.batched else max(count - count % graph.batch, graph.batch)
+
+
 def share_of(consumer: Consumer, graph: Graph, count: int) -> float:
     """The part of the patches of `count` inputs that `MACS` allows and that is not more than enough, in (0, 1]."""
     patches = patches_of(consumer, graph) * count

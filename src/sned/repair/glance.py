@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sned.calibration import Calibration
 from sned.calibration.divergence import Divergence, divergence
+from sned.calibration.patches import whole_batches
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan
 from sned.graph.replay import State, slice_state
@@ -29,7 +30,7 @@ def glance(
         calibration: of the dense network.
         inputs: how many calibration inputs to use; 16 of a large network to 64 of a small one when None.
     """
-    count = min(calibration.within(MACS, FEWEST, MOST) if inputs is None else inputs, calibration.count)
-    count -= 0 if graph.batched else count % graph.batch
+    asked = calibration.within(MACS, FEWEST, MOST) if inputs is None else inputs
+    count = whole_batches(graph, min(asked, calibration.count))
     answers = answers_by_batch(graph, slice_state(state, plan), calibration.batches(0, count), plan)
     return divergence(calibration.outputs(0, count), answers)

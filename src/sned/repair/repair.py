@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sned.calibration import Calibration
 from sned.calibration.divergence import Divergence, divergence
+from sned.calibration.patches import whole_batches
 from sned.errors import CalibrationError, SurgeryError
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
@@ -206,8 +207,7 @@ class Judge:
         self._graph = graph
         self._plan = plan
         self._calibration = calibration
-        able = calibration.within(MACS, *JUDGED_INPUTS)
-        able = able if graph.batched else max(able - able % graph.batch, graph.batch)
+        able = whole_batches(graph, calibration.within(MACS, *JUDGED_INPUTS))
         self._range = start, min(start + able, calibration.count)
         self._dense = calibration.outputs(*self._range)
 

@@ -115,7 +115,7 @@ def _how(report: Report, name: str) -> str:
         return f"measured: ONNX Runtime {version}, {threads}, {latency.runs} interleaved runs"
     fixed = {
         "accuracy": f"measured: {asked.accuracy}" if asked.accuracy else "measured",
-        "agreement": f"measured: same class as the dense network, on {asked.compared or asked.calibration}",
+        "agreement": f"measured: same class as the dense network, on {asked.compared}",
         "predicted_latency_ms": f"predicted for {asked.device}, batch {asked.batch}{_origin(report)}",
         "macs": "counted",
         "parameters": "counted",

@@ -25,7 +25,7 @@ import torch
 
 from sned.calibration.curvature import HOPELESS
 from sned.calibration.divergence import relative_error, softened
-from sned.calibration.patches import inputs_within, macs_of
+from sned.calibration.patches import inputs_within, macs_of, whole_batches
 from sned.calibration.walk import Live, Walk
 from sned.graph.example import arguments, tensors_in
 from sned.graph.ir import Group
@@ -98,9 +98,8 @@ def sensitivities(
     graph, calibration = evidence.graph, evidence.learnt
     asked = [group for group in graph.groups if groups is None or group.name in groups]
     counts = {group.name: counts_at(group, points) for group in asked}
-    count = min(_affordable(evidence, counts) if inputs is None else inputs, calibration.count)
-    if not graph.batched:
-        count = max(count - count % graph.batch, graph.batch)
+    able = _affordable(evidence, counts) if inputs is None else inputs
+    count = whole_batches(graph, min(able, calibration.count))
     gone = dict(sorted((around or {}).items()))
     slot = calibration.resume.slot("sensitivities", counts, scores.order, count, repair, gone)
     measured = {name: values.tolist() for name, values in slot.found.items()}
