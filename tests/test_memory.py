@@ -1,6 +1,11 @@
 import mmap
+import multiprocessing
 import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,46 +31,55 @@ def filled(count: int) -> list[torch.Tensor]:
     return [torch.ones(LARGE // 4) for _ in range(count)]
 
 
-def faults(rounds: int) -> int:
-    """Pages that the system had to hand out while large tensors came and went."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(rounds):
-        filled(4)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function answers in a process of its own, where no other test has left holes in the heap."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+        return processes.submit(function, *arguments).result()
+
+
+def faults(keep: bool) -> int:
+    """Pages that the system had to hand out while large tensors came and went, once there was room for all."""
+    with memory.reused() if keep else nullcontext():
+        for _ in range(8):  # small things settle between the large ones first
+            filled(4)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8):
+            filled(4)
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def test_memory_that_is_freed_serves_the_next_tensor() -> None:
-    anew = faults(8)
+    anew = 8 * 4 * LARGE // mmap.PAGESIZE
+    assert alone(faults, False) >= anew
+    assert alone(faults, True) <= anew / 16
+
+
+def grown(counts: Sequence[int], spare: int | None) -> list[int]:
+    """Bytes that this process holds more than before: each time that so many tensors went, and after the block."""
+    found = []
+    if spare is not None:
+        memory.SPARE = spare
+    filled(1)  # threads and the like are there from now on
+    before = resident()
     with memory.reused():
-        faults(4)  # until there is room for all
-        # Once more the heap may grow around what other tests left there.
-        assert faults(8) <= LARGE // mmap.PAGESIZE < anew / 8
+        for count in counts:
+            filled(count)
+            if spare is not None:
+                memory.trim()
+            found.append(resident() - before)
+    return [*found, resident() - before]
 
 
 def test_memory_that_is_freed_goes_back_at_the_end() -> None:
-    before = resident()
-    with memory.reused():
-        held = filled(8)
-        del held
-        assert resident() > before + 6 * LARGE
-    assert resident() < before + 2 * LARGE
+    inside, after = alone(grown, [8], None)
+    assert inside > 6 * LARGE
+    assert after < LARGE
 
 
-def test_holes_are_given_back_once_they_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "SPARE", 4 * LARGE)
-    library = memory._glibc()
-    assert library is not None
-    with memory.reused():
-        library.trim()  # also of what other tests left
-        before = resident()
-        held = filled(3)
-        del held
-        memory.trim()
-        assert resident() > before + 2 * LARGE, "a little is kept"
-        held = filled(8)
-        del held
-        memory.trim()
-        assert resident() < before + 2 * LARGE, "much is not"
+def test_holes_are_given_back_once_they_are_large() -> None:
+    little, much, _ = alone(grown, [3, 8], 4 * LARGE)
+    assert little > 2 * LARGE, "a little is kept"
+    assert much < LARGE, "much is not"
 
 
 def test_settings_are_put_back_where_the_block_raises(monkeypatch: pytest.MonkeyPatch) -> None:
