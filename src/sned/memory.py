@@ -10,7 +10,11 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-SPARE = 192 << 20
+BUDGET = 2**28
+"""Bytes of activations that a stage holds at once. Spools, the way back of gradients, and what may lie free are cut to
+it, so that a run keeps within some such budgets beside the model itself."""
+
+SPARE = BUDGET * 3 // 4
 """Bytes that may lie free between what is in use."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4

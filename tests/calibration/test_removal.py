@@ -108,6 +108,15 @@ def test_units_that_go_in_batches_cost_what_lstsq_says_and_not_much_more_than_on
         assert batched.error[step] <= 1.5 * single.error[step]
 
 
+def test_wide_problems_in_single_precision_cost_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, *_ = problem(7, units=60, k=3, fixed=3)  # some directions hold 1e5 times as much as others
+    double = greedy_removal([given])
+    monkeypatch.setattr(removal_module, "_WIDE", 1)
+    single = greedy_removal([given])
+    np.testing.assert_allclose(single.error, double.error, rtol=1e-3)
+    assert (single.order == double.order).mean() > 0.9
+
+
 def test_a_batch_never_takes_both_of_two_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 32))

@@ -38,6 +38,7 @@ from sned.calibration.walk import Walk
 from sned.graph.example import Inputs, arguments, tensors_in
 from sned.graph.ir import Graph, Op
 from sned.graph.replay import Replay, State
+from sned.memory import BUDGET
 from sned.progress import Advance
 
 FloatArray = NDArray[np.float64]
@@ -51,7 +52,7 @@ MACS = 5.0e11
 PASSES = 4
 """Passes over an input besides what the changes cost: there, back (which is two), and there again."""
 
-HELD = 2**28
+HELD = BUDGET
 """Bytes of activations that are held for the way back."""
 
 HOPELESS = 1e6

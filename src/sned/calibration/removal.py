@@ -32,7 +32,8 @@ other from the twice as many that are cheapest, and the rest answers for all of 
 a fraction of the memory traffic. Up to twice as many units a cell, and each batch is a single round."""
 
 _WIDE = 1024
-"""Entries of a patch from which on several threads pay."""
+"""Entries of a patch from which on several threads pay, and single precision: the ridge keeps what is inverted within
+five orders of magnitude."""
 
 _SQUEEZE = 0.85
 """Share of stored units still there below which the others' zeros are squeezed out."""
@@ -108,14 +109,18 @@ class _Elimination:
         scale = problem.share / energy if energy > 0 else 0.0
         lower, _ = factor(second, ridge)
         del second  # wide ones take hundreds of megabytes
+        if len(lower) >= _WIDE:
+            weight, lower = weight.float(), lower.float()
         inverse = torch.cholesky_inverse(lower)
         return cls(weight, inverse, np.arange(len(rows)), rows.shape[1], scale)
 
     def only(self, units: IntArray) -> _Few:
         """The same problem as some of its units see it."""
         at = self._entries(units)
-        weight = self._weight[:, at]
-        return _Few((weight.T @ weight).numpy(), self._inverse[at][:, at].numpy(), self._k, self._scale)
+        weight = self._weight[:, at].double()
+        return _Few(
+            (weight.T @ weight).numpy(), self._inverse[at][:, at].double().numpy(), self._k, self._scale
+        )
 
     def losses(self) -> FloatArray:
         """What each unit that remains would cost, in the order of their numbers."""
@@ -124,7 +129,7 @@ class _Elimination:
         alive = torch.from_numpy(self._alive)
         diagonal = square.diagonal(dim1=0, dim2=2).permute(2, 0, 1)[alive]
         own = self._weight[:, : stored * k].reshape(-1, stored, k).permute(1, 2, 0)[alive]
-        gram = own @ own.mT
+        gram, diagonal = (own @ own.mT).double(), diagonal.double()
         told = gram / diagonal if k == 1 else torch.linalg.solve(diagonal, gram)
         losses: FloatArray = told.diagonal(dim1=1, dim2=2).sum(-1).numpy()
         return self._scale * losses

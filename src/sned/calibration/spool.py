@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sned.errors import WriteError
+from sned.memory import BUDGET
 
-IN_MEMORY = 2**26
+IN_MEMORY = BUDGET // 4
 """Bytes of one spool above which the rest goes to files."""
 
 
@@ -50,7 +53,8 @@ class Spool:
             # `torch.save` keeps which tensors are views of which, so ops that write in place stay right. The file
             # that is there may still be read from.
             beside = self._file(number).with_suffix(".new")
-            torch.save(value, beside)
+            with _without_checksums():
+                torch.save(value, beside)
             beside.replace(self._file(number))
         except (OSError, RuntimeError) as error:
             raise WriteError(
@@ -76,6 +80,17 @@ class Spool:
 
     def _file(self, number: int) -> Path:
         return Path(self._place.name) / f"{number}.pt"
+
+
+@contextmanager
+def _without_checksums() -> Iterator[None]:
+    """They take as long as the writing, and the files live no longer than the process."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)
 
 
 def bytes_of(value: Any) -> int:

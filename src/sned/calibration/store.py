@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sned.errors import WriteError
+from sned.memory import BUDGET
 
-IN_MEMORY = 256 * 2**20
+IN_MEMORY = BUDGET
 """Bytes of one store above which it moves to a file."""
 
 

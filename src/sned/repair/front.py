@@ -8,10 +8,10 @@ from pathlib import Path
 from sned.calibration import Calibration
 from sned.calibration.spool import Spool, bytes_of
 from sned.calibration.walk import Live, Walk
-from sned.memory import trim
+from sned.memory import BUDGET, trim
 from sned.repair.following import Following
 
-HELD = 2**28
+HELD = BUDGET
 """Bytes of both networks' activations that are held between two layers. Early layers read so many positions of each
 input that fewer inputs do, and the others join where activations have become small."""
 
