@@ -44,7 +44,8 @@ class Spool:
         return len(self._bytes)
 
     def put(self, number: int, value: Any) -> None:
-        """Keep a value."""
+        """Keep a value, in the place of the one that was there."""
+        self._held.pop(number, None)
         self._bytes[number] = bytes_of(value)
         if sum(self._bytes[n] for n in self._held) + self._bytes[number] <= self._limit:
             self._held[number] = value
