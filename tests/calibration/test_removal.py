@@ -109,7 +109,7 @@ def test_units_that_go_in_batches_cost_what_lstsq_says_and_not_much_more_than_on
 
 
 def test_wide_problems_in_single_precision_cost_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    given, *_ = problem(7, units=60, k=3, fixed=3)  # some directions hold 1e5 times as much as others
+    given, *_ = problem(7, units=60, k=3, fixed=3)
     double = greedy_removal([given])
     monkeypatch.setattr(removal_module, "_WIDE", 1)
     single = greedy_removal([given])
