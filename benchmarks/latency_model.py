@@ -7,9 +7,11 @@
 
 None of these networks had a part in the calibration, which is of single ops: run `sned devices calibrate host` (and
 again with `--threads 2`) first. Each network and its prunings are exported and timed against each other in ONNX
-Runtime, twice: the second time says how far a measurement agrees with itself. So that other programs on the machine
-matter less, a time is the 10th percentile of its samples (as in the calibration: other work only adds to a time), and
-with one thread that for which the thread had a core. Predictions are
+Runtime, in three processes after each other, of which the median counts: a network is up to a tenth quicker or slower
+from one process to the next, depending on where its memory happens to lie. The first of the three says how far a
+single measurement agrees with that. So that other programs on the machine matter less, a time is the 10th percentile
+of its samples (as in the calibration: other work only adds to a time), and with one thread that for which the thread
+had a core. Predictions are
 
     calibrated   from the calibration alone, nothing of the network was timed; at the pace of the machine in the same
                  rounds, told by the op that the calibration was timed against
@@ -60,6 +62,7 @@ TORCHVISION = (
 )  # fmt: skip
 
 LOWEST, SEED = 0.4, 0
+PROCESSES = 3
 RANKED = (0.4, 1.0)
 """Of the dense network's latency: prunings between these have to be put in the right order."""
 
@@ -113,7 +116,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/latency_model.jsonl"))
     parser.add_argument("--budgets", action="store_true")
     parser.add_argument(
-        "--seconds", type=float, default=20, help="of measuring a network, each of the two times"
+        "--seconds", type=float, default=15, help="of measuring a network, in each of its processes"
     )
     parser.add_argument(
         "--old-exporter", action="store_true",
@@ -161,12 +164,13 @@ def _predictions(options: argparse.Namespace) -> Iterator[Record]:
 def _network(name: str, options: argparse.Namespace) -> list[Record]:
     model, example, graph = _traced(name)
     plans = random_plans(graph, options.prunings)
-    first, second = _measured(model, graph, example, plans, options)
+    times = _measured(model, graph, example, plans, options)
     records = [
         {
             "kind": "prediction", "network": name, "pruning": place, "prunings": options.prunings,
-            "threads": options.threads, "measured_ms": first[str(place)], "again_ms": second[str(place)],
-            "yardstick_ms": first[YARDSTICK], "machine": environment().machine,
+            "threads": options.threads, "measured_ms": float(np.median(times[str(place)])),
+            "once_ms": times[str(place)][0], "yardstick_ms": float(np.median(times[YARDSTICK])),
+            "machine": environment().machine,
         }
         for place in range(len(plans))
     ]  # fmt: skip
@@ -234,8 +238,8 @@ def random_plans(graph: Graph, count: int) -> Array:
 
 def _measured(
     model: nn.Module, graph: Graph, example: Any, plans: Array, options: argparse.Namespace
-) -> list[dict[str, float]]:
-    """Milliseconds of each plan's network and of the yardstick, and of the same files measured again."""
+) -> dict[str, list[float]]:
+    """Milliseconds of each plan's network and of the yardstick, in each of some processes."""
     files, given = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for place, counts in enumerate(plans):
@@ -247,13 +251,18 @@ def _measured(
             else:
                 given = dict(feeds(sned.export_onnx(small, example, path), example))
             files[str(place)] = path
-        with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-            return alone.submit(_timed, files, given, options.threads, options.seconds).result()
+        rounds = []
+        for seed in range(PROCESSES):
+            with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+                rounds.append(
+                    alone.submit(_timed, files, given, options.threads, options.seconds, seed).result()
+                )
+    return {name: [times[name] for times in rounds] for name in rounds[0]}
 
 
 def _timed(
-    files: Mapping[str, Path], given: Mapping[str, Any], threads: int, seconds: float
-) -> list[dict[str, float]]:
+    files: Mapping[str, Path], given: Mapping[str, Any], threads: int, seconds: float, seed: int
+) -> dict[str, float]:
     """In a process of its own: one that made networks before runs the same file up to a quarter slower."""
     runners: dict[str, Callable[[], object]] = {
         n: partial(open_session(path, threads=threads).run, None, given) for n, path in files.items()
@@ -263,15 +272,12 @@ def _timed(
         f"{YARDSTICK} {n}" for n in files
     ]  # of few rounds, one sample in each may meet a slow moment every time
     runners |= dict.fromkeys(rules, rule)
-    rounds = [
-        interleaved(
-            runners, runs=40, threads=threads, min_sample_ms=SAMPLE_MS, max_seconds=seconds,
-            settle_ms=SETTLE_MS, seed=seed, clock=processor_clock(threads),
-        )
-        for seed in (0, 1)
-    ]  # fmt: skip
-    quick = [{name: latency.p10_ms for name, latency in times.items()} for times in rounds]
-    return [{**times, YARDSTICK: float(np.median([times[name] for name in rules]))} for times in quick]
+    times = interleaved(
+        runners, runs=40, threads=threads, min_sample_ms=SAMPLE_MS, max_seconds=seconds,
+        settle_ms=SETTLE_MS, seed=seed, clock=processor_clock(threads),
+    )  # fmt: skip
+    quick = {name: latency.p10_ms for name, latency in times.items()}
+    return {**quick, YARDSTICK: float(np.median([quick[name] for name in rules]))}
 
 
 def plan_of(graph: Graph, counts: Array) -> sned.Plan:
@@ -338,7 +344,7 @@ def summary(records: Iterable[Record]) -> str:
 def _told(records: list[Record], threads: int) -> str:
     names = sorted({record["network"] for record in records})
     lines = [f"{len(records)} predictions, {len(names)} networks, {threads} thread(s)"]
-    for which in ("again", "calibrated", "anchored", "estimated"):
+    for which in ("once", "calibrated", "anchored", "estimated"):
         ratio = np.array([record[f"{which}_ms"] / record["measured_ms"] for record in records])
         ranks = [rank for name in names if np.isfinite(rank := rank_correlation(_of(records, name), which))]
         ranked = f"rank correlation {np.min(ranks):.3f} to {np.max(ranks):.3f}" if ranks else "no ranks"
@@ -379,7 +385,7 @@ def _line(record: Mapping[str, Any]) -> str:
         return f"{record['network']:22} {record['budget']:4.0%} asked, {record['of_asked']:.3f} of it taken"
     ratios = " ".join(
         f"{which} {record[f'{which}_ms'] / record['measured_ms']:5.2f}"
-        for which in ("again", "calibrated", "estimated")
+        for which in ("once", "calibrated", "estimated")
     )
     return f"{record['network']:22} {record['pruning']:3} {record['measured_ms']:8.2f} ms  {ratios}"
 

@@ -15,7 +15,7 @@ def record(
     told_ms = {f"{which}_ms": told for which in ("calibrated", "anchored", "estimated")}
     return {
         "kind": "prediction", "network": network, "pruning": place, "threads": threads, "measured_ms": measured,
-        "again_ms": measured * 1.01, **told_ms,
+        "once_ms": measured * 1.01, **told_ms,
     }  # fmt: skip
 
 
@@ -25,7 +25,7 @@ def test_what_records_come_to() -> None:
     ]
     text = summary([*records, record(0, 1.0, 3.0, "b")])
     assert "6 predictions, 2 networks, 1 thread(s)" in text
-    assert "again      within 10 % 100.0%" in text
+    assert "once       within 10 % 100.0%" in text
     assert "calibrated within 10 %  66.7%, 20 %  83.3%, a factor of 2  83.3%" in text
     budgets = [{"kind": "budget", "threads": 2, "of_asked": share} for share in (0.8, 0.9, 1.0, 1.1)]
     assert "4 budgets, 2 thread(s): at most 1.05 of what was asked 75.0%; under 0.85 of it 25.0%" in summary(

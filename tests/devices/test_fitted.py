@@ -13,6 +13,7 @@ from sned.devices import find_device
 from sned.devices.design import Shape, design, shape_of
 from sned.devices.figures import figures
 from sned.devices.fitted import FEWEST, Timed, fit
+from sned.devices.host import Wanted, joined
 from sned.devices.roofline import Roofline
 
 ROOFLINE = Roofline(figures(find_device("laptop-i5-1135g7"), threads=1), 1)
@@ -81,3 +82,25 @@ def test_of_few_samples_the_usual_ratio_is_told() -> None:
     for shape in shapes[FEWEST : 2 * FEWEST]:
         told = float(fitted.op_us(shape.family, shape.columns)[0])
         assert told == pytest.approx(slower(shape), rel=0.5)
+
+
+@pytest.mark.parametrize("rows", [1.0, 50.0, 3136.0])
+def test_what_no_plan_changes_is_not_interpolated(rows: float) -> None:
+    shapes = [shape for shape in design(1, 1200) if shape.family.recipe == "gemm"]
+    fitted = fit([Timed(shape, gemm_us(shape)) for shape in shapes], ROOFLINE)
+    family = shape_of("gemm", (1, 1, 1)).family
+    wanted = [Wanted(family, (m, 8.0, 8.0), (m, 768.0, 3072.0)) for m in (1.0, 50.0, 3136.0)]
+    table = fitted.tables(wanted, 1)[[want.low[0] for want in wanted].index(rows)]
+    columns = [np.array([rows] * 3), np.array([96.0, 333.0, 700.0]), np.array([3000.0, 50.0, 1111.0])]
+    assert table(columns) == pytest.approx(fitted.op_us(family, columns), rel=0.05)
+
+
+def test_equal_families_share_a_table_over_all_widths_that_plans_change() -> None:
+    family = shape_of("gemm", (1, 1, 1)).family
+    made = joined([
+        Wanted(family, (9.0, 4.0, 7.0), (9.0, 8.0, 7.0)),
+        Wanted(family, (9.0, 2.0, 7.0), (9.0, 6.0, 7.0)),
+        Wanted(family, (9.0, 2.0, 5.0), (9.0, 6.0, 5.0)),
+    ])  # fmt: skip
+    assert made[0] == made[1] == Wanted(family, (9.0, 2.0, 7.0), (9.0, 8.0, 7.0))
+    assert made[2] == Wanted(family, (9.0, 2.0, 5.0), (9.0, 6.0, 5.0))

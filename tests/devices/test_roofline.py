@@ -88,7 +88,7 @@ def test_what_an_op_waits_for(board: Device, at: tuple[float, ...], footprint: f
     from sned.devices.layout import Launch
 
     widths = tuple(np.array([float(value)]) for value in at)
-    launch = Launch(0, Family("gemm"), np.array([True]), widths)
+    launch = Launch(0, 0, Family("gemm"), np.array([True]), widths)
     small = figures(board)
     if bound == "L2":
         from dataclasses import replace

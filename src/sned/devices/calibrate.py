@@ -16,7 +16,7 @@ from sned.devices.cold import cold_of
 from sned.devices.company import company_of, probes, small_networks
 from sned.devices.design import Shape, design
 from sned.devices.figures import figures
-from sned.devices.fitted import LEAST_US, Timed, fit
+from sned.devices.fitted import LEAST_US, Timed, excess, fit
 from sned.devices.host import call_us, general, overheads
 from sned.devices.probe import block_size, environment
 from sned.devices.profile import Device, find_device
@@ -36,6 +36,14 @@ FIRST = 200
 BESIDES = 0.12
 """Share of the time for what is measured besides single ops, at the start and again at the end: few figures, on which
 each prediction rests, so that a busy minute must not spoil them."""
+
+AGAIN = 0.2
+"""Share of the time in which those ops are timed again that took longer than the others say: what else runs on the
+machine only ever adds to a time, and what takes a core's share of the caches for a minute adds to all samples of an op.
+"""
+
+EXCEEDS = 0.03
+"""Logarithm of how much longer that is at least."""
 
 REPEATED = 60
 """How often that is timed each time: small differences of large times have to come out."""
@@ -81,36 +89,56 @@ def calibrate_host(
     drawn = [*design(block, max(FIRST, int(seconds * PER_SECOND))), *chain.from_iterable(networks.values())]
     shapes = {shape.key(block): shape for shape in drawn}
     besides = [*general(block), *probes(networks, block)]
-    timer = _timed(besides, shapes, block, store, seconds, progress)
-    known = {key: value * timer.yardstick_us for key, value in {**timer.relative, **store.yardsticks}.items()}
-    return _calibration(device, threads, block, shapes, networks, known, store)
+    roofline = Roofline(figures(device, threads=threads, block=block), block)
+    timer = _timed(besides, shapes, roofline, store, seconds, progress)
+    return _calibration(device, roofline, shapes, networks, timer.microseconds, store)
 
 
 def _timed(
     besides: Sequence[Probe],
     shapes: Mapping[str, Shape],
-    block: int,
+    roofline: Roofline,
     store: Store,
     seconds: float,
     progress: Progress,
 ) -> Timer:
-    """Time what is measured besides ops, ops that are not known yet until the time is over, and the former again."""
-    ops = [Probe(key, partial(shape.model, block)) for key, shape in shapes.items()]
+    """Time what is measured besides ops, ops that are not known yet until the time is nearly over, again those that
+    took longer than others say, and again what is measured besides."""
+    block = roofline.block
+    ops = {key: Probe(key, partial(shape.model, block)) for key, shape in shapes.items()}
     needed = [probe for probe in besides if probe.key not in store.yardsticks]
     known = store.yardsticks.keys() | {probe.key for probe in needed}
     already = sum(key in known for key in shapes)
-    unknown = [probe for probe in ops if probe.key not in known]
+    unknown = [probe for key, probe in ops.items() if key not in known]
     first = unknown[: max(0, FIRST - already)]
     start = time.perf_counter()
-    timer = Timer(store, block, start + (1 - BESIDES) * seconds)
-    with progress.task("calibrating", total=len(needed) + len(unknown) + len(besides)) as advance:
+    timer = Timer(store, block, start + (1 - BESIDES - AGAIN) * seconds)
+    with progress.task("calibrating", total=len(needed) + len(unknown)) as advance:
         timer.time(needed, advance, left=round(len(needed) * (1 - BESIDES) / BESIDES), runs=REPEATED)
         timer.time(first, advance, left=len(unknown))
         timer.time(unknown[len(first) :], advance, left=len(unknown), optional=True)
-        timer.until(start + seconds)
+    timer.until(start + (1 - BESIDES) * seconds)
+    again = [ops[key] for key in _longest(shapes, timer.microseconds, roofline)]
+    with progress.task("timing again what took longer than the rest", total=len(again)) as advance:
+        timer.time(again, advance, left=len(again), optional=True)
+    timer.until(start + seconds)
+    with progress.task("timing networks again", total=len(besides)) as advance:
         timer.time(besides, advance, left=len(besides), runs=REPEATED)
     _refuse_noise(timer)
     return timer
+
+
+def _longest(shapes: Mapping[str, Shape], known: Mapping[str, float], roofline: Roofline) -> list[str]:
+    """Names of the ops that took longer than the others say, from the worst on."""
+    keys = [key for key in shapes if key in known]
+    longer = excess(_samples(shapes, known), roofline)
+    worst = np.argsort(-longer)
+    return [keys[place] for place in worst[longer[worst] > EXCEEDS]]
+
+
+def _samples(shapes: Mapping[str, Shape], known: Mapping[str, float]) -> list[Timed]:
+    _, empty = overheads(known)
+    return [Timed(shape, max(known[key] - empty, LEAST_US)) for key, shape in shapes.items() if key in known]
 
 
 def _refuse_noise(timer: Timer) -> None:
@@ -125,17 +153,16 @@ def _refuse_noise(timer: Timer) -> None:
 
 def _calibration(
     device: Device,
-    threads: int,
-    block: int,
+    roofline: Roofline,
     shapes: Mapping[str, Shape],
     networks: Mapping[str, Sequence[Shape]],
     known: Mapping[str, float],
     store: Store,
 ) -> Calibration:
     _, empty = overheads(known)
-    timed = [Timed(shape, max(known[key] - empty, LEAST_US)) for key, shape in shapes.items() if key in known]
+    timed = _samples(shapes, known)
     cold = cold_of(known, empty, known[YARDSTICK])
-    roofline = Roofline(figures(device, threads=threads, block=block), block)
+    block, threads = roofline.block, store.environment.threads
     company = company_of(
         networks,
         {name: known[name] - empty for name in networks},

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -25,7 +26,7 @@ from sned.devices.company import Company, Way, lost_us
 from sned.devices.demand import demand, size_of
 from sned.devices.design import Shape
 from sned.devices.grids import SET
-from sned.devices.host import Wanted, joined
+from sned.devices.host import Wanted, grid, joined
 from sned.devices.kernels import BoolArray, FloatArray
 from sned.devices.layout import Family
 from sned.devices.recipes import RECIPES
@@ -45,7 +46,8 @@ OUTLIERS = 0.05
 DISTURBED = 0.35
 """Logarithm of how much longer than the others say that is."""
 
-DENSITY = 6
+DENSITY = (24, 24, 8)
+"""Points an axis of a table, for each number of axes; of more axes as many as of the most."""
 
 ONE_ROW = "gemm of one row"
 
@@ -95,18 +97,21 @@ class Fitted:
 
     def tables(
         self, wanted: Sequence[Wanted], block: int, company: Mapping[Way, Company] | None = None
-    ) -> dict[Family, Table]:
-        """Tables over the grids on which these families would be measured, with what ops lose in company."""
-        tables = {}
-        for family, (low, high) in joined(wanted).items():
-            axes = RECIPES[family.recipe].grid(low, high, block, DENSITY)
+    ) -> list[Table]:
+        """Tables of what is wanted, on grids as they would be measured on, with what ops lose in company."""
+
+        @cache
+        def table(want: Wanted) -> Table:
+            free = sum(low < high for low, high in zip(want.low, want.high, strict=True))
+            family, axes = want.family, grid(want, block, DENSITY[min(free, len(DENSITY) - 1)])
             points = np.array(list(product(*axes)), np.float64)
             columns = RECIPES[family.recipe].widths([points[:, at] for at in range(len(axes))], block)
             columns = columns if axes else ()
             times = self.op_us(family, columns)
             times += lost_us(family, columns, self.roofline.figures, {} if company is None else company)
-            tables[family] = Table(axes, times.reshape([len(axis) for axis in axes]))
-        return tables
+            return Table(axes, times.reshape([len(axis) for axis in axes]))
+
+        return [table(want) for want in joined(wanted)]
 
 
 def fit(samples: Sequence[Timed], roofline: Roofline) -> Fitted:
@@ -116,27 +121,62 @@ def fit(samples: Sequence[Timed], roofline: Roofline) -> Fitted:
         samples: at least one.
         roofline: of the device; its block is that of the runtime that ran the samples.
     """
-    by_kind: dict[str, list[Timed]] = {}
-    for sample in samples:
-        kind = _kinds(sample.shape.family, sample.shape.columns)[0]
-        by_kind.setdefault(str(kind), []).append(sample)
     rates, models, names, medians = {}, {}, {}, []
-    for kind, held in by_kind.items():
-        texts = sorted(
-            {str(v) for sample in held for _, v in sample.shape.family.statics if isinstance(v, str)}
-        )
-        names[kind] = tuple(texts)
-        took = np.array([max(sample.microseconds, LEAST_US) for sample in held])
-        terms = np.concatenate([_terms(roofline, s.shape.family, s.shape.columns) for s in held])
-        medians += np.log(took / terms[:, -1]).tolist()
-        rates[kind] = _rates(terms, took, _told(roofline, terms.shape[1]))
-        target = np.log(took / _own_prior(terms, rates[kind]))
-        rows = np.concatenate(
-            [_features(s.shape.family, s.shape.columns, roofline.block, texts) for s in held]
-        )
-        kept = _undisturbed(rows, target)
-        models[kind] = _model(rows[kept], target[kept])
+    for kind, places in _by_kind(samples).items():
+        learnt = _learnt([samples[place] for place in places], roofline)
+        rates[kind], names[kind] = learnt.rates, learnt.texts
+        medians += learnt.over_roofline.tolist()
+        kept = _undisturbed(learnt.rows, learnt.target)
+        models[kind] = _model(learnt.rows[kept], learnt.target[kept])
     return Fitted(roofline, rates, models, names, float(np.median(medians)))
+
+
+def excess(samples: Sequence[Timed], roofline: Roofline) -> FloatArray:
+    """Logarithm of how much longer each of `N` samples took than the others of its kind say: `[N]`, 0 where these are
+    too few to say."""
+    longer = np.zeros(len(samples))
+    for places in _by_kind(samples).values():
+        learnt = _learnt([samples[place] for place in places], roofline)
+        longer[places] = _longer(learnt.rows, learnt.target)
+    return longer
+
+
+def _by_kind(samples: Sequence[Timed]) -> dict[str, list[int]]:
+    """Places of the samples of each kind."""
+    places: dict[str, list[int]] = {}
+    for place, sample in enumerate(samples):
+        kind = _kinds(sample.shape.family, sample.shape.columns)[0]
+        places.setdefault(str(kind), []).append(place)
+    return places
+
+
+@dataclass(frozen=True, eq=False)
+class _Learnt:
+    """Of `N` samples of one kind: the rates, and what is left to learn from.
+
+    Attributes:
+        rates: microseconds for each of the `_terms`.
+        texts: among the statics, each a feature.
+        rows: features `[N, F]`.
+        target: logarithm of what was measured over what the rates say `[N]`.
+        over_roofline: the same over the roofline of the device.
+    """
+
+    rates: FloatArray
+    texts: tuple[str, ...]
+    rows: FloatArray
+    target: FloatArray
+    over_roofline: FloatArray
+
+
+def _learnt(held: Sequence[Timed], roofline: Roofline) -> _Learnt:
+    texts = sorted({str(v) for sample in held for _, v in sample.shape.family.statics if isinstance(v, str)})
+    took = np.array([max(sample.microseconds, LEAST_US) for sample in held])
+    terms = np.concatenate([_terms(roofline, s.shape.family, s.shape.columns) for s in held])
+    rates = _rates(terms, took, _told(roofline, terms.shape[1]))
+    rows = np.concatenate([_features(s.shape.family, s.shape.columns, roofline.block, texts) for s in held])
+    target = np.log(took / _own_prior(terms, rates))
+    return _Learnt(rates, tuple(texts), rows, target, np.log(took / terms[:, -1]))
 
 
 def _kinds(family: Family, widths: Sequence[FloatArray]) -> NDArray[np.str_]:
@@ -248,15 +288,21 @@ def _undisturbed(rows: FloatArray, target: FloatArray) -> BoolArray:
     Other work on the machine only ever adds to a time, and long ops cannot dodge it.
     """
     kept: BoolArray = np.ones(len(target), np.bool_)
-    if len(target) < 4 * FEWEST:
-        return kept
-    odd = np.arange(len(target)) % 2 == 1
-    longer = np.empty(len(target))
-    for half in (odd, ~odd):
-        longer[~half] = target[~half] - _model(rows[half], target[half])(rows[~half])
+    longer = _longer(rows, target)
     worst = np.argsort(-longer)[: int(OUTLIERS * len(target))]
     kept[worst[longer[worst] > DISTURBED]] = False
     return kept
+
+
+def _longer(rows: FloatArray, target: FloatArray) -> FloatArray:
+    """By how much the target of each sample exceeds what the other half of the samples says, if there are enough."""
+    longer = np.zeros(len(target))
+    if len(target) < 4 * FEWEST:
+        return longer
+    odd = np.arange(len(target)) % 2 == 1
+    for half in (odd, ~odd):
+        longer[~half] = target[~half] - _model(rows[half], target[half])(rows[~half])
+    return longer
 
 
 _IN_SETS = frozenset({"direct_conv", "blocked_conv", "blocked_grouped"})

@@ -40,7 +40,7 @@ def each(kinds: str) -> Callable[[Point, Point, int, int], tuple[FloatArray, ...
         del block
         # Three points an axis on more than two axes are many: what is bilinear is well met by its corners.
         free = sum(a < b for a, b in zip(low, high, strict=True))
-        density = min(density, 2) if free > 2 else density
+        density = max(2, density - 1) if free > 2 else density
         return tuple(spacing[kind](a, b, density) for kind, a, b in zip(kinds, low, high, strict=True))
 
     return grid

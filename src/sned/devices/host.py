@@ -37,6 +37,16 @@ class Wanted:
     low: Point
     high: Point
 
+    @property
+    def like(self) -> tuple[Family, tuple[float | None, ...]]:
+        """What ops have in common that share a table: the family, and the widths that no plan changes."""
+        fixed = (a if a == b else None for a, b in zip(self.low, self.high, strict=True))
+        return self.family, tuple(fixed)
+
+
+Axes = tuple[FloatArray, ...]
+Grids = Mapping[Wanted, Axes]
+
 
 @dataclass(frozen=True, eq=False)
 class OpTables:
@@ -46,14 +56,14 @@ class OpTables:
         block: channels in a block of the runtime's layout; 1 where it has none.
         call_us: what one call of a network costs before and after its ops.
         yardstick_us: of the op that the times were compared with.
-        tables: microseconds of each family over the coordinates of its recipe.
+        tables: of each launch of the network in order: microseconds over the coordinates of its recipe.
         cold: what it costs to fetch weights that have left the cache.
     """
 
     block: int
     call_us: float
     yardstick_us: float
-    tables: Mapping[Family, Table]
+    tables: Sequence[Table]
     cold: Cold
 
     def microseconds(self, work: Workload, sizes: FloatArray) -> FloatArray:
@@ -61,7 +71,8 @@ class OpTables:
 
         def time(launch: Launch, chosen: Chosen) -> FloatArray:
             del chosen
-            return self.op_us(launch.family, launch.widths)
+            coordinates = RECIPES[launch.family.recipe].coordinates(launch.widths, self.block)
+            return self.tables[launch.place](coordinates)
 
         times = kernel_times(work, sizes, self.block, time)
         held = {
@@ -75,10 +86,6 @@ class OpTables:
             uses = float(np.max(kernel.macs.at(sizes) * BYTES / np.maximum(own, 1.0)))
             times[index] += self.cold.lost_us(far, own, fetching(kernel.kind, kernel.statics, uses))
         return times
-
-    def op_us(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
-        """Time one op of a family at `P` widths, given as one `[P]` array an axis."""
-        return self.tables[family](RECIPES[family.recipe].coordinates(widths, self.block))
 
 
 def measure(
@@ -94,17 +101,14 @@ def measure(
     The corners of every table are measured whatever it takes; points between them as long as there is time.
 
     Args:
-        wanted: families and their widths; equal families are joined.
+        wanted: families and their widths, of each launch of the network in order.
         block: of the runtime's layout, from `block_size`.
         store: what is known; new times are added and saved.
         seconds: how long to measure.
         progress: told of each op.
     """
-    ranges = joined(wanted)
-    coarse, fine = (
-        {f: RECIPES[f.recipe].grid(low, high, block, density) for f, (low, high) in ranges.items()}
-        for density in (2, 3)
-    )
+    each = joined(wanted)
+    coarse, fine = ({want: grid(want, block, density) for want in each} for density in (2, 3))
     needed = _unknown([*general(block), *_points(coarse, block)], store)
     better = _unknown(_points(_begun(fine, coarse, needed, block), block), store)
     better = [point for point in better if point.key not in {known.key for known in needed}]
@@ -112,40 +116,41 @@ def measure(
     with progress.task("measuring ops", total=len(needed) + len(better)) as advance:
         timer.time(needed, advance, left=len(needed) + len(better))
         timer.time(better, advance, left=len(better), optional=True)
-    times = {**store.yardsticks, **timer.relative}
-    known = {key: value * timer.yardstick_us for key, value in times.items()}
+    known = timer.microseconds
     grids = {
-        f: fine[f] if all(p.key in known for p in _points({f: fine[f]}, block)) else coarse[f] for f in ranges
+        w: fine[w] if all(p.key in known for p in _points({w: fine[w]}, block)) else coarse[w] for w in fine
     }
-    return _tables(grids, block, store.environment.threads, known)
+    return _tables([(want.family, grids[want]) for want in each], block, store.environment.threads, known)
 
 
-def joined(wanted: Sequence[Wanted]) -> dict[Family, tuple[Point, Point]]:
-    """The families, each with the smallest and largest widths that occur anywhere."""
-    ranges: dict[Family, tuple[Point, Point]] = {}
+def joined(wanted: Sequence[Wanted]) -> list[Wanted]:
+    """What is wanted, each with the smallest and largest widths of all that are like it."""
+    ranges: dict[object, tuple[Point, Point]] = {}
     for want in wanted:
-        low, high = ranges.get(want.family, (want.low, want.high))
-        ranges[want.family] = (tuple(map(min, low, want.low)), tuple(map(max, high, want.high)))
-    return ranges
+        low, high = ranges.get(want.like, (want.low, want.high))
+        ranges[want.like] = (tuple(map(min, low, want.low)), tuple(map(max, high, want.high)))
+    return [Wanted(want.family, *ranges[want.like]) for want in wanted]
 
 
-def _points(grids: Mapping[Family, tuple[FloatArray, ...]], block: int) -> list[Probe]:
+def grid(want: Wanted, block: int, density: int) -> Axes:
+    """The coordinates at which a family is timed for what is wanted of it."""
+    return RECIPES[want.family.recipe].grid(want.low, want.high, block, density)
+
+
+def _points(grids: Grids, block: int) -> list[Probe]:
     return [
-        Probe(key_of(family, point), partial(RECIPES[family.recipe].model, family, point, block))
-        for family, axes in grids.items()
+        Probe(
+            key_of(want.family, point), partial(RECIPES[want.family.recipe].model, want.family, point, block)
+        )
+        for want, axes in grids.items()
         for point in product(*axes)
     ]
 
 
-def _begun(
-    fine: Mapping[Family, tuple[FloatArray, ...]],
-    coarse: Mapping[Family, tuple[FloatArray, ...]],
-    needed: Sequence[Probe],
-    block: int,
-) -> dict[Family, tuple[FloatArray, ...]]:
-    """The fine grids of families that are measured now; what was good enough the last time stays as it is."""
+def _begun(fine: Grids, coarse: Grids, needed: Sequence[Probe], block: int) -> Grids:
+    """The fine grids of what is measured now; what was good enough the last time stays as it is."""
     keys = {point.key for point in needed}
-    return {f: axes for f, axes in fine.items() if any(p.key in keys for p in _points({f: coarse[f]}, block))}
+    return {w: axes for w, axes in fine.items() if any(p.key in keys for p in _points({w: coarse[w]}, block))}
 
 
 def _unknown(points: Sequence[Probe], store: Store) -> list[Probe]:
@@ -153,16 +158,13 @@ def _unknown(points: Sequence[Probe], store: Store) -> list[Probe]:
 
 
 def _tables(
-    grids: Mapping[Family, tuple[FloatArray, ...]],
-    block: int,
-    threads: int,
-    known: Mapping[str, float],
+    grids: Sequence[tuple[Family, Axes]], block: int, threads: int, known: Mapping[str, float]
 ) -> OpTables:
     _, empty = overheads(known)
-    tables = {}
-    for family, axes in grids.items():
+    tables = []
+    for family, axes in grids:
         times = np.array([known[key_of(family, point)] for point in product(*axes)])
-        tables[family] = Table(axes, times.reshape([len(axis) for axis in axes]) - empty)
+        tables.append(Table(axes, times.reshape([len(axis) for axis in axes]) - empty))
     return OpTables(
         block=block,
         call_us=call_us(known, threads),

@@ -51,12 +51,14 @@ class Launch:
     """One op of a family that the runtime runs for kernel `kernel` in those plans where `where` holds.
 
     Attributes:
+        place: number among the launches of the network, the same for all plans.
         kernel: index into `Workload.kernels`.
         family: what is run.
         where: `[P]`.
         widths: one `[P]` array for each axis of the family's recipe.
     """
 
+    place: int
     kernel: int
     family: Family
     where: BoolArray
@@ -168,7 +170,8 @@ class Layout:
         self, index: int, recipe: str, where: BoolArray, widths: tuple[FloatArray, ...], /, **statics: Static
     ) -> None:
         """Note that in some plans `recipe` runs for kernel `index`."""
-        self.made.append(Launch(index, Family(recipe, tuple(sorted(statics.items()))), where, widths))
+        family = Family(recipe, tuple(sorted(statics.items())))
+        self.made.append(Launch(len(self.made), index, family, where, widths))
 
     def reorders(self) -> None:
         """Between the layouts: once a value, however many read it."""
