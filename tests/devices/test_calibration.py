@@ -30,7 +30,7 @@ from sned.graph import Graph, trace
 from tests.devices.calibrations import law, made_up
 from tests.devices.networks import Residual, random_counts, sizes, trained
 
-COLD = {"footprint_bytes": [1e6, 4e6], "far": [0, 1], "byte_us": {"window": 1e-4}}
+COLD = {"footprint_bytes": [1e6, 4e6], "byte_us": {"window": [0, 1e-4]}}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_basis_that_is_not_to_be_had(phone: Device, graph: Graph, tmp_path: Pa
     ("change", "text"),
     [
         ({"format": "other"}, "`format`: input should be 'sned-calibration'"),
-        ({"version": 2}, "`version`: input should be 1"),
+        ({"version": 1}, "`version`: input should be 2"),
         ({"call_us": -1}, "`call_us`: input should be greater than or equal to 0"),
         ({"samples": []}, "`samples`: tuple should have at least 30 items"),
         ({"extra": 1}, "`extra`: extra inputs are not permitted"),
@@ -122,10 +122,10 @@ def test_a_basis_that_is_not_to_be_had(phone: Device, graph: Graph, tmp_path: Pa
         ({"samples": [{"op": "gemm", "widths": {"m": 1, "k": 2}, "us": 1}] * 30}, "must be m, k, n, got m, k"),
         ({"samples": [{"op": "gemm", "widths": {"m": 1, "k": 2, "n": 0}, "us": 1}] * 30}, "greater than or equal to 1"),
         ({"samples": [{"op": "gemm", "widths": {"m": 1, "k": 2, "n": 3}, "us": 0}] * 30}, "greater than 0"),
-        ({"cold": {**COLD, "byte_us": {"rows": 0}}}, "`cold`: .*must have a number for `window`"),
-        ({"cold": {**COLD, "far": [0]}}, "`far` must have a number for each of `footprint_bytes`, got 1 for 2"),
+        ({"cold": {**COLD, "byte_us": {"rows": [0, 0]}}}, "`cold`: .*must have numbers for `window`"),
+        ({"cold": {**COLD, "byte_us": {"window": [0]}}}, "`byte_us.window` must have .*, got 1 for 2"),
         ({"cold": {**COLD, "footprint_bytes": [4e6, 1e6]}}, "`footprint_bytes` must rise"),
-        ({"cold": {**COLD, "far": [0, 2]}}, "less than or equal to 1"),
+        ({"cold": {**COLD, "byte_us": {"window": [2, 0]}}}, "`byte_us.window` must not fall"),
     ],
 )  # fmt: skip
 def test_files_that_are_no_calibration(phone: Device, change: dict[str, object], text: str) -> None:

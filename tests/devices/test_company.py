@@ -56,9 +56,7 @@ def test_networks_faster_than_their_ops_lose_nothing() -> None:
 
 def test_what_far_away_weights_cost_is_not_counted_again() -> None:
     networks = {name: ops for name, ops in small_networks(16).items() if "rows" in name}
-    cold = replace(
-        NEAR, footprints=np.array([1e3, 1e9]), far=np.array([0.0, 1.0]), stream_us={"window": 1e-3}
-    )
+    cold = replace(NEAR, footprints=np.array([1e3, 1e9]), stream_us={"window": np.array([0.0, 1e-3])})
     took = {}
     for name, ops in networks.items():
         asked = [demand(op.family, op.columns, TILE) for op in ops]

@@ -18,6 +18,7 @@ from onnx.numpy_helper import to_array
 from sned.devices import Cost, Device, cold, cost_model, find_device, probe
 from sned.devices.budget import AMOUNTS
 from sned.devices.host import call_us
+from sned.devices.layout import Family
 from sned.devices.probe import Fetching, block_size, environment, nodes, open_op, yardstick
 from sned.devices.profile import parse_device
 from sned.devices.store import Store
@@ -222,11 +223,14 @@ def test_what_larger_chains_lose_never_falls_and_forgets_disturbances() -> None:
 
 
 def away(**changes: Any) -> cold.Cold:
-    """Weights of 1 MB are near, those of 4 MB as far as they get; in 1 ms they get half as far, in 4 ms all of it."""
+    """Weights of 1 MB are near, those of 4 MB as far as they get; in 1 ms as far as twice as many, in 4 ms four times."""
     held = cold.Cold(
-        np.array([1e6, 4e6]), np.array([0.0, 1.0]), np.array([1e3, 4e3]), np.array([0.5, 1.0]), 1.0,
-        {"window": 1e-4},
-    )  # fmt: skip
+        np.array([1e6, 4e6]),
+        {"window": np.array([0.0, 1e-4])},
+        1.0,
+        np.array([1e3, 4e3]),
+        np.array([2.0, 4.0]),
+    )
     return replace(held, **changes)
 
 
@@ -239,42 +243,51 @@ def test_ops_of_large_networks_find_their_weights_further_away() -> None:
 
 def test_ops_of_slow_networks_do_so_too() -> None:
     age = np.array([0.0, 500.0, 1000.0, 2000.0, 9000.0])
-    np.testing.assert_allclose(away().reach(np.full(5, 1e5), age), [0, 0.25, 0.5, 0.75, 1])
-    np.testing.assert_allclose(away().reach(np.full(5, 2e6), age), [0.5, 0.5, 0.5, 0.75, 1])
+    np.testing.assert_allclose(away().reach(np.full(5, 1e5), age), [1e5, 1.5e5, 2e5, 3e5, 4e5])
 
 
 def test_how_much_hangs_on_the_way_in_which_weights_are_gone_through() -> None:
-    held = away(stream_us={"window": 1e-4, "rows": 2e-5})
-    lost = [held.lost_us(np.ones(1), np.array([1e5]), way).item() for way in ("window", "rows", "points")]
-    np.testing.assert_allclose(lost, [1 + 10, 1 + 2, 1 + 10])
+    held = away(stream_us={"window": np.array([0.0, 1e-4]), "rows": np.array([2e-5, 3e-5])})
+    lost = [
+        held.lost_us(np.array([footprint]), np.array([1e5]), way).item()
+        for footprint in (1e6, 4e6)
+        for way in ("window", "rows", "points")
+    ]
+    near = 2e-5 * 0.1  # what its own bytes lose alone
+    rows = [(rate - near) * 1e5 + (rate - near) / 3e-5 for rate in (2e-5, 3e-5)]
+    np.testing.assert_allclose(lost, [0, rows[0], 0, 1 + 10, rows[1], 1 + 10])
 
 
 @pytest.mark.parametrize(
-    ("kind", "kernel", "uses", "way"),
+    ("recipe", "kernel", "uses", "way"),
     [
-        ("conv", (3, 3), 49.0, "window"), ("conv", (1, 1), 49.0, "points"), ("conv", (1, 1), 1.0, "row"),
-        ("linear", None, 50.0, "rows"), ("gemm", None, 1.0, "row"), ("blocked_conv", (1, 3), 9.0, "window"),
+        ("blocked_conv", (3, 3), 49.0, "window"), ("direct_conv", (1, 1), 49.0, "points"),
+        ("plain_conv", (1, 1), 1.0, "row"), ("plain_conv", (1, 1), 9.0, "plain points"),
+        ("plain_grouped", (3, 1), 9.0, "plain window"), ("deconv", (2, 2), 9.0, "plain window"),
+        ("gemm", (), 50.0, "rows"), ("gemm", (), 1.0, "row"), ("blocked_conv", (1, 3), 9.0, "window"),
     ],
 )  # fmt: skip
-def test_ways_to_go_through_weights(
-    kind: str, kernel: tuple[int, ...] | None, uses: float, way: Fetching
-) -> None:
-    assert cold.fetching(kind, {} if kernel is None else {"kernel": kernel}, uses) == way
+def test_ways_to_go_through_weights(recipe: str, kernel: tuple[int, ...], uses: float, way: Fetching) -> None:
+    assert cold.fetching(Family(recipe, (("kernel", kernel),)), uses) == way
 
 
 def test_chains_tell_what_is_lost_by_bytes_and_by_time() -> None:
-    begin, streams = 3.0, {"window": 200.0, "points": 90.0, "rows": 40.0, "row": 17.0}
-    shares = np.array([0, 0, 0, 0, 0, 0.5, 0.8, 1])
+    begin = 3.0
+    streams = {
+        "window": 200.0, "points": 90.0, "rows": 40.0, "row": 17.0, "plain window": 30.0, "plain points": 70.0,
+    }  # fmt: skip
+    late, soon = np.array([0, 0, 0, 0, 0.5, 0.8, 1]), np.array([0, 0.6, 0.7, 0.8, 0.9, 0.9, 1])
+    shares = {way: soon if way.startswith("plain") else late for way in streams}
     known = {
         cold.chain_key(way, mb): (30.0 + share * (begin + stream)) * probe.chain_length(mb)
         for way, stream in streams.items()
-        for mb, share in zip(cold.FOOTPRINTS_MB, shares, strict=True)
+        for mb, share in zip(cold.FOOTPRINTS_MB, shares[way], strict=True)
     }
     known |= {
         cold.chain_key(cold.SHORTER, mb): (9.0 + far * (begin + 200.0 / 4)) * probe.chain_length(mb) * 4
         for mb, far in zip(cold.ends(), (0, 1), strict=True)
     }
-    aged = np.array([0.2, 0.3, 0.5, 0.9, 1.0, 1.0])
+    aged = np.array([0.0, 0.5, 0.5, 0.65, 0.8, 1.0])
     for age, share in zip(cold.AGES, aged, strict=True):
         known[cold.aged_key(age, bare=True)] = 100.0 * age
         chained = (30.0 + share * (begin + streams["row"])) * probe.chain_length(probe.AGED_MB)
@@ -282,11 +295,11 @@ def test_chains_tell_what_is_lost_by_bytes_and_by_time() -> None:
     found = cold.cold_of({name: took + 5.0 for name, took in known.items()}, 5.0, 100.0)
     assert found.begin_us == pytest.approx(begin)
     for way, stream in streams.items():
-        assert found.stream_us[way] * probe.CHAIN_BYTES == pytest.approx(stream)  # type: ignore[index]
-    np.testing.assert_allclose(
-        found.reach(np.array(cold.FOOTPRINTS_MB) * 1e6, np.zeros(8)), shares, atol=1e-9
-    )
-    np.testing.assert_allclose(found.reach(np.zeros(6), 100.0 * np.array(cold.AGES)), aged)
+        np.testing.assert_allclose(
+            found.stream_us[way] * probe.CHAIN_BYTES,  # type: ignore[index]
+            stream * shares[way], atol=1e-9,
+        )  # fmt: skip
+    np.testing.assert_allclose(found.aged, [1, 2, 2, 2 * 2**0.5, 4, 8])
 
 
 @pytest.mark.parametrize("way", probe.FETCHING)

@@ -173,7 +173,7 @@ def _calibration(
     runtime, _, version = store.environment.runtime.partition(" ")
     return Calibration(
         format="sned-calibration",
-        version=1,
+        version=2,
         device=device.name,
         runtime=runtime,
         runtime_version=version,
@@ -184,11 +184,10 @@ def _calibration(
         samples=tuple(map(_sample, timed)),
         cold=ColdWeights(
             footprint_bytes=tuple(cold.footprints),
-            far=tuple(cold.far),
+            byte_us={way: tuple(each) for way, each in cold.stream_us.items()},
+            begin_us=cold.begin_us,
             age_us=tuple(cold.ages_us),
             aged=tuple(cold.aged),
-            begin_us=cold.begin_us,
-            byte_us=dict(cold.stream_us),
         ),
         company={way: CompanyCost(**asdict(lost)) for way, lost in company.items()},
         yardstick_us=known[YARDSTICK],

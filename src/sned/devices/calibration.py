@@ -24,7 +24,7 @@ from sned.devices.store import cache_folder
 from sned.errors import DeviceError, close_names
 from sned.files import atomic_write_text
 
-VERSION = 1
+VERSION = 2
 FEWEST_SAMPLES = 30
 
 _CONV = ("kernel", "stride", "padding", "dilation", "spatial", "output", "activation")
@@ -116,35 +116,35 @@ class ColdWeights(_Strict):
 
     Attributes:
         footprint_bytes: of all weights of a network, ascending.
-        far: how far away these are, from 0 (where the last run of the same op left them) to 1 (as far as they get).
+        byte_us: microseconds that each byte of an op's weights takes longer at each footprint, for each way to go
+            through them: "window", "points", "plain window", "plain points", "rows", "row" (see
+            `sned.devices.probe.Fetching`). Only the first is needed.
+        begin_us: microseconds an op loses besides from as far as weights get, whatever its size.
         age_us: microseconds from one run of a network to the next, ascending.
-        aged: how far away weights are by then, however few.
-        begin_us: microseconds an op loses from as far as they get, whatever its size.
-        byte_us: microseconds for each byte of its weights, for each way to go through them: convolutions with a
-            "window", without one ("points"), products of "rows", and of one "row" or place. Only the first is needed.
+        aged: of how many times as many bytes the weights would be as far away by then.
     """
 
     footprint_bytes: tuple[Micro, ...]
-    far: tuple[Share, ...]
-    age_us: tuple[Micro, ...] = (1.0,)
-    aged: tuple[Share, ...] = (0.0,)
+    byte_us: dict[Fetching, tuple[NotNegative, ...]]
     begin_us: NotNegative = 0.0
-    byte_us: dict[Fetching, NotNegative]
+    age_us: tuple[Micro, ...] = (1.0,)
+    aged: tuple[Annotated[float, Field(ge=1)], ...] = (1.0,)
 
     @model_validator(mode="after")
     def _as_many(self) -> Self:
         if "window" not in self.byte_us:
-            raise ValueError("`byte_us` must have a number for `window`")
-        for name, values, of, places in (
-            ("far", self.far, "footprint_bytes", self.footprint_bytes),
-            ("aged", self.aged, "age_us", self.age_us),
-        ):
+            raise ValueError("`byte_us` must have numbers for `window`")
+        lists = [(f"byte_us.{way}", each, "footprint_bytes") for way, each in self.byte_us.items()]
+        for name, values, of in (*lists, ("aged", self.aged, "age_us")):
+            places = getattr(self, of)
             if not places or len(values) != len(places):
                 raise ValueError(
                     f"`{name}` must have a number for each of `{of}`, got {len(values)} for {len(places)}"
                 )
             if list(places) != sorted(set(places)):
                 raise ValueError(f"`{of}` must rise")
+            if of == "footprint_bytes" and list(values) != sorted(values):
+                raise ValueError(f"`{name}` must not fall")
         return self
 
 
@@ -180,7 +180,7 @@ class Calibration(_Strict):
     """Op times of a device in one runtime.
 
     Attributes:
-        format, version: "sned-calibration" and 1.
+        format, version: "sned-calibration" and 2.
         device: name in the catalogue.
         runtime: that ran the ops.
         runtime_version: of it.
@@ -199,7 +199,7 @@ class Calibration(_Strict):
     """
 
     format: Literal["sned-calibration"]
-    version: Literal[1]
+    version: Literal[2]
     device: str
     runtime: str
     runtime_version: str
@@ -220,8 +220,9 @@ class Calibration(_Strict):
         held = self.cold
         if held is None:
             return NEAR
-        bytes_, far, ages, aged = map(np.array, (held.footprint_bytes, held.far, held.age_us, held.aged))
-        return Cold(bytes_, far, ages, aged, held.begin_us, held.byte_us)
+        each = {way: np.array(values) for way, values in held.byte_us.items()}
+        places, ages, aged = map(np.array, (held.footprint_bytes, held.age_us, held.aged))
+        return Cold(places, each, held.begin_us, ages, aged)
 
     def company_lost(self) -> dict[Way, Company]:
         """What ops lose in company; nothing, where it was not measured."""

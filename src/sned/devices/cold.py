@@ -1,8 +1,8 @@
 """What far-away weights cost: alone, over and over, an op finds its weights in the nearest cache; in a network not.
 
-How far away they are is a share: none in the shortest of several chains, whose ops are equal but for their weights,
-all in the longest. It grows with the bytes that are read in between, and with time, since a core shares its caches with
-what else runs on the machine. What an op loses with all of it hangs on how it goes through its weights.
+How far away they are hangs on the bytes that are read in between, and on time, since a core shares its caches with
+what else runs on the machine. What an op loses then hangs on how it goes through its weights: for each such way, chains
+of ops that are equal but for their weights are timed, from few weights to many.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from functools import partial
 
 import numpy as np
 
-from sned.devices.kernels import FloatArray, Static
+from sned.devices.demand import demand, size_of
+from sned.devices.kernels import FloatArray
+from sned.devices.layout import Family
 from sned.devices.probe import (
     AGED_MB,
     CHAIN_BYTES,
@@ -29,7 +31,7 @@ from sned.devices.timer import Probe
 BYTES = 4
 """Of a weight in float32, the only type that is timed."""
 
-FOOTPRINTS_MB = (0.3, 0.6, 1.2, 2.4, 4.0, 8.0, 16.0, 32.0)
+FOOTPRINTS_MB = (0.3, 0.8, 2.0, 4.0, 8.0, 16.0, 32.0)
 AGES = (2, 4, 8, 16, 32, 64)
 """Yardsticks that run between two uses of the same weights: 0.3 to 10 ms on a server, several times that on a board."""
 
@@ -40,30 +42,27 @@ class Cold:
 
     Attributes:
         footprints: bytes of all weights of a network, ascending.
-        far: how far away these are, from 0 to 1.
-        ages_us: microseconds from one run of a network to the next, ascending.
-        aged: how far away weights are by then, however few.
+        stream_us: for each way to go through weights, microseconds that each byte takes longer at each footprint,
+            never falling; those of convolutions with a window stand for a way that is missing.
         begin_us: microseconds until the first weights of an op are there, from as far as they get.
-        stream_us: microseconds for each byte after that, for each way to go through them; that of convolutions with a
-            window stands for a way that is missing.
+        ages_us: microseconds from one run of a network to the next, ascending.
+        aged: of how many times as many bytes the weights would be as far away by then, at least 1.
     """
 
     footprints: FloatArray
-    far: FloatArray
+    stream_us: Mapping[Fetching, FloatArray]
+    begin_us: float
     ages_us: FloatArray
     aged: FloatArray
-    begin_us: float
-    stream_us: Mapping[Fetching, float]
 
     def reach(self, footprint: FloatArray, age_us: FloatArray) -> FloatArray:
-        """How far away weights are, from 0 to 1: what bytes or time say, whichever is more.
+        """How far away weights are: the bytes that are read before they are used again, what time adds among them.
 
         Args:
             footprint: `[P]`, bytes of all weights of a network.
             age_us: `[P]`, microseconds that it takes.
         """
-        by_bytes = _interpolated(footprint, self.footprints, self.far)
-        return np.maximum(by_bytes, _interpolated(age_us, self.ages_us, self.aged))
+        return np.asarray(footprint * (1 + _interpolated(age_us, self.ages_us, self.aged - 1)))
 
     def lost_us(self, far: FloatArray, own: FloatArray, fetching: Fetching) -> FloatArray:
         """Microseconds by which an op takes longer in a network than alone, over and over.
@@ -75,12 +74,13 @@ class Cold:
             own: `[P]`, bytes of the op's own.
             fetching: how it goes through them.
         """
-        further = np.maximum(far - _interpolated(own, self.footprints, self.far), 0.0)
-        all_of_it = self.begin_us + self.stream_us.get(fetching, self.stream_us["window"]) * own
-        return np.where(own > 0, further * all_of_it, 0.0)
+        each = self.stream_us.get(fetching, self.stream_us["window"])
+        further = _interpolated(far, self.footprints, each) - _interpolated(own, self.footprints, each)
+        further = np.maximum(further, 0.0)
+        return np.where(own > 0, further * own + self.begin_us * _shares(further, float(each[-1])), 0.0)
 
 
-NEAR = Cold(np.ones(1), np.zeros(1), np.ones(1), np.zeros(1), 0.0, {"window": 0.0})
+NEAR = Cold(np.ones(1), {"window": np.zeros(1)}, 0.0, np.ones(1), np.ones(1))
 """Nothing is lost, however far away weights are."""
 
 
@@ -99,30 +99,38 @@ def cold_of(known: Mapping[str, float], empty: float, yardstick_us: float) -> Co
         took = np.array([known[chain_key(what, mb)] - empty for mb in footprints])
         return _lost(took / counts)
 
-    whole = {what: float(lost(what, ends())[-1]) for what in (*FETCHING, SHORTER)}
+    chains = {way: lost(way, FOOTPRINTS_MB) for way in FETCHING}
     # A longer op loses `begin` and what all its bytes cost, a shorter one `begin` and a part of that.
-    begin = max(SHORT * whole[SHORTER] - whole["window"], 0.0) / (SHORT - 1)
+    begin = max(SHORT * lost(SHORTER, ends())[-1] - chains["window"][-1], 0.0) / (SHORT - 1)
     old = np.array([known[aged_key(age)] - known[aged_key(age, bare=True)] for age in AGES])
     near = known[chain_key("row", AGED_MB)] - empty
-    aged = _lost(np.array([near, *old]) / chain_length(AGED_MB))[1:]
     return Cold(
         footprints=np.array(FOOTPRINTS_MB) * 1e6,
-        far=_shares(lost("row", FOOTPRINTS_MB), whole["row"]),
-        ages_us=np.array(AGES) * yardstick_us,
-        aged=_shares(aged, whole["row"]),
+        stream_us={way: _without(begin, took) / CHAIN_BYTES for way, took in chains.items()},
         begin_us=begin,
-        stream_us={way: max(whole[way] - begin, 0.0) / CHAIN_BYTES for way in FETCHING},
+        ages_us=np.array(AGES) * yardstick_us,
+        aged=_as_far(_lost(np.array([near, *old]) / chain_length(AGED_MB))[1:], chains["row"]),
     )
+
+
+def _without(begin_us: float, lost: FloatArray) -> FloatArray:
+    """What ops of a chain lose besides the time until they begin, which grows with all else."""
+    return lost * (1 - min(begin_us / lost[-1], 1.0)) if lost[-1] > 0 else lost
+
+
+def _as_far(aged: FloatArray, lost: FloatArray) -> FloatArray:
+    """As how many times as many bytes weights of `AGED_MB` are away that lose so much more with time."""
+    places = np.log2(np.array(FOOTPRINTS_MB) / AGED_MB)
+    near = np.interp(0.0, places, lost)
+    return np.where(aged > 0, np.maximum(2 ** np.interp(near + aged, lost, places), 1.0), 1.0)
 
 
 def probes(block: int) -> list[Probe]:
     """The chains that tell it."""
-    made = [Probe(chain_key("row", mb), partial(chain, "row", mb, block)) for mb in FOOTPRINTS_MB]
-    for mb in ends():
-        made += [
-            Probe(chain_key(way, mb), partial(chain, way, mb, block)) for way in FETCHING if way != "row"
-        ]
-        made.append(Probe(chain_key(SHORTER, mb), partial(chain, "window", mb, block, short=True)))
+    made = [
+        Probe(chain_key(way, mb), partial(chain, way, mb, block)) for way in FETCHING for mb in FOOTPRINTS_MB
+    ]
+    made += [Probe(chain_key(SHORTER, mb), partial(chain, "window", mb, block, short=True)) for mb in ends()]
     return made + [
         Probe(aged_key(age, bare=bare), partial(aged_chain, age, block, bare=bare))
         for age in AGES
@@ -153,14 +161,30 @@ def _shares(parts: FloatArray, whole: float) -> FloatArray:
     return np.clip(parts / whole, 0.0, 1.0) if whole > 0 else np.zeros(len(parts))
 
 
-def fetching(kind: str, statics: Mapping[str, Static], uses: float) -> Fetching:
-    """How a kernel, or an op of a recipe, goes through its weights, of which it `uses` each so often."""
+def fetching(family: Family, uses: float) -> Fetching:
+    """How an op goes through its weights, of which it `uses` each so often."""
     if uses < 2:
         return "row"
-    if kind in ("linear", "gemm"):
+    if family.recipe == "gemm":
         return "rows"
-    window = statics.get("kernel")
-    return "points" if isinstance(window, tuple) and set(window) == {1} else "window"
+    single = size_of(family, "kernel") == 1
+    if family.recipe.startswith("plain") or family.recipe == "deconv":
+        return "plain points" if single else "plain window"
+    return "points" if single else "window"
+
+
+HAVE_WEIGHTS = frozenset({
+    "direct_conv", "blocked_conv", "plain_conv", "blocked_depthwise", "plain_depthwise", "blocked_grouped",
+    "plain_grouped", "deconv", "gemm",
+})  # fmt: skip
+"""Recipes of the ops that read weights."""
+
+
+def fetched_us(cold: Cold, family: Family, widths: Sequence[FloatArray], far: FloatArray) -> FloatArray:
+    """Microseconds that an op of one that has weights loses at `P` widths, one `[P]` array an axis, from `far[P]`."""
+    asked = demand(family, widths, 1)
+    uses = float(np.max(asked.macs / np.maximum(asked.weights, 1.0)))
+    return cold.lost_us(far, asked.weights * BYTES, fetching(family, uses))
 
 
 def _lost(times: FloatArray) -> FloatArray:

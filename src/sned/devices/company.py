@@ -17,7 +17,7 @@ import numpy as np
 from onnx import ModelProto
 from scipy.optimize import nnls
 
-from sned.devices.cold import BYTES, Cold, fetching
+from sned.devices.cold import BYTES, HAVE_WEIGHTS, Cold, fetched_us
 from sned.devices.demand import demand
 from sned.devices.design import Shape, shape_of, sliding
 from sned.devices.figures import Figures
@@ -93,15 +93,14 @@ def company_of(
     for name in networks.keys() & took_us.keys():
         ops = networks[name]
         moved = sum(float(_near(op.family, op.columns, figures)[0]) for op in ops)
-        asked = [demand(op.family, op.columns, figures.tile) for op in ops]
-        weights = np.array([float(each.weights[0]) for each in asked]) * BYTES
+        weights = sum(float(demand(op.family, op.columns, figures.tile).weights[0]) for op in ops) * BYTES
         way = way_of(ops[0].family.recipe)
-        far = cold.reach(weights.sum(), np.array(took_us[name]))
-        fetched = 0.0
-        for op, each, own in zip(ops, asked, weights, strict=True):
-            uses = float(each.macs[0]) * BYTES / max(own, 1.0)
-            way_there = fetching(op.family.recipe, dict(op.family.statics), uses)
-            fetched += float(cold.lost_us(far, own, way_there))
+        far = cold.reach(np.array([weights]), np.array([took_us[name]]))
+        fetched = sum(
+            float(fetched_us(cold, op.family, op.columns, far)[0])
+            for op in ops
+            if op.family.recipe in HAVE_WEIGHTS
+        )
         lost = took_us[name] - sum(map(alone_us, ops)) - fetched
         rows.setdefault(way, []).append((len(ops), moved, lost))
     return {way: _fitted(np.array(held)) for way, held in rows.items()}

@@ -316,7 +316,7 @@ _BLOCKED = frozenset(
 )
 
 _SHARES: Mapping[str, float] = {
-    "blocked_conv": 34, "plain_conv": 12, "direct_conv": 7, "blocked_depthwise": 8, "plain_depthwise": 5,
+    "blocked_conv": 34, "plain_conv": 12, "direct_conv": 10, "blocked_depthwise": 8, "plain_depthwise": 5,
     "blocked_grouped": 4, "plain_grouped": 9, "deconv": 0.5, "gemm": 9, "matmul": 6, "blocked_pool": 2,
     "plain_pool": 3, "reorder_input": 2.5, "reorder_output": 2.5, "elementwise": 9, "concat": 1.5, "norm": 1.5,
     "rows": 4, "reduce": 2, "copy": 3, "reshape": 0.1,
@@ -326,7 +326,7 @@ _SHARES: Mapping[str, float] = {
 _DRAWS: Mapping[str, Callable[[_Draw], Shape]] = {
     "blocked_conv": _conv("blocked_conv"),
     "plain_conv": _conv("plain_conv"),
-    "direct_conv": lambda d: _direct(d) if d.one_of(0, 1) else _narrow(d),
+    "direct_conv": lambda d: _direct(d) if d.one_of(0, 0, 1) else _narrow(d),
     "blocked_depthwise": _depthwise("blocked_depthwise"),
     "plain_depthwise": _depthwise("plain_depthwise"),
     "blocked_grouped": _grouped("blocked_grouped"),

@@ -231,15 +231,20 @@ def _terms(roofline: Roofline, family: Family, widths: Sequence[FloatArray]) -> 
     ]
     work = [asked.padded, asked.macs, asked.operations, asked.read, asked.written, asked.weights, *beyond]
     prior = _prior(roofline, family, widths)
-    return np.stack([np.ones_like(prior), *work, *_of_each_group(family, widths), prior], axis=1)
+    return np.stack(
+        [np.ones_like(prior), *work, *_of_each_group(family, widths, asked.macs, f.tile), prior], axis=1
+    )
 
 
-def _of_each_group(family: Family, widths: Sequence[FloatArray]) -> list[FloatArray]:
+def _of_each_group(
+    family: Family, widths: Sequence[FloatArray], macs: FloatArray, tile: int
+) -> list[FloatArray]:
     """What a convolution of images as they are does for one group after the other: begin, go through the places, write
-    patches out, place by place and row by row, and read the image."""
+    patches out, place by place and row by row, read the image, and multiply vectors of places."""
     if family.recipe not in _GROUP_BY_GROUP:
         return []
     places, window, steps = (size_of(family, name) for name in ("output", "kernel", "stride"))
+    vectors = np.ceil(places / tile) * tile / places  # places are computed by the vector
     lines = places / size_of(family, "output", last=True)
     unrolled = window if window * steps > 1 else 0.0
     groups, each = widths[0], widths[1]
@@ -251,6 +256,7 @@ def _of_each_group(family: Family, widths: Sequence[FloatArray]) -> list[FloatAr
         groups * each * unrolled * places,
         groups * each * window * lines,
         groups * each * places,
+        macs * vectors,
     ]
 
 

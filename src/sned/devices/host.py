@@ -17,10 +17,10 @@ from itertools import product
 import numpy as np
 
 from sned.devices import cold
-from sned.devices.cold import BYTES, Cold, cold_of, fetching
+from sned.devices.cold import BYTES, HAVE_WEIGHTS, Cold, cold_of, fetched_us
 from sned.devices.grids import Point
 from sned.devices.kernels import FloatArray, Workload
-from sned.devices.layout import Chosen, Family, Launch, kernel_times
+from sned.devices.layout import Chosen, Family, Launch, kernel_times, launches
 from sned.devices.probe import nodes, yardstick
 from sned.devices.recipes import RECIPES
 from sned.devices.store import Store, key_of
@@ -74,18 +74,19 @@ class OpTables:
             coordinates = RECIPES[launch.family.recipe].coordinates(launch.widths, self.block)
             return self.tables[launch.place](coordinates)
 
-        times = kernel_times(work, sizes, self.block, time)
-        held = {
-            index: kernel.weights.at(sizes) * BYTES
-            for index, kernel in enumerate(work.kernels)
-            if kernel.weights.factor
-        }
-        far = self.cold.reach(np.sum(list(held.values()), axis=0), times.sum(axis=0))
-        for index, own in held.items():
-            kernel = work.kernels[index]
-            uses = float(np.max(kernel.macs.at(sizes) * BYTES / np.maximum(own, 1.0)))
-            times[index] += self.cold.lost_us(far, own, fetching(kernel.kind, kernel.statics, uses))
-        return times
+        made = launches(work, sizes, self.block)
+        times = kernel_times(len(work.kernels), len(sizes), made, time)
+        footprint = np.zeros(len(sizes))
+        for kernel in work.kernels:
+            if kernel.weights.factor:
+                footprint += kernel.weights.at(sizes) * BYTES
+        far = self.cold.reach(footprint, times.sum(axis=0))
+
+        def fetch(launch: Launch, chosen: Chosen) -> FloatArray:
+            return fetched_us(self.cold, launch.family, launch.widths, far[chosen])
+
+        weighty = (launch for launch in made if launch.family.recipe in HAVE_WEIGHTS)
+        return times + kernel_times(len(work.kernels), len(sizes), weighty, fetch)
 
 
 def measure(

@@ -12,7 +12,7 @@ installed version makes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -87,18 +87,18 @@ def launches(workload: Workload, sizes: FloatArray, block: int) -> list[Launch]:
 
 
 def kernel_times(
-    workload: Workload, sizes: FloatArray, block: int, time: Callable[[Launch, Chosen], FloatArray]
+    kernels: int, plans: int, made: Iterable[Launch], time: Callable[[Launch, Chosen], FloatArray]
 ) -> FloatArray:
     """Add up the times of launches by kernel: `[kernels, P]`.
 
     Args:
-        workload: the network.
-        sizes: `[P, S]`, from `Workload.sizes_of`.
-        block: as for `launches`.
+        kernels: of the network.
+        plans: how many, `P`.
+        made: launches, for these plans.
         time: of a launch in the plans that are chosen, with its widths in those only.
     """
-    times = np.zeros((len(workload.kernels), len(sizes)))
-    for launch in launches(workload, sizes, block):
+    times = np.zeros((kernels, plans))
+    for launch in made:
         if launch.where.all():
             times[launch.kernel] += time(launch, slice(None))
         elif launch.where.any():

@@ -22,9 +22,9 @@ from sned.runtime import session_options
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-Fetching = Literal["window", "points", "rows", "row"]
-"""How an op goes through its weights: a convolution with a window, one without, a product of rows, or of one row (or
-place), which does little but fetch them."""
+Fetching = Literal["window", "points", "plain window", "plain points", "rows", "row"]
+"""How an op goes through its weights: a convolution with a window, one without, the same of images that are not kept in
+blocks, a product of rows, or of one row (or place), which does little but fetch them."""
 
 FETCHING: tuple[Fetching, ...] = get_args(Fetching)
 
@@ -71,7 +71,8 @@ def chain(fetching: Fetching, megabytes: float, block: int, *, short: bool = Fal
     """
     nodes: list[NodeProto] = []
     weights: list[TensorProto] = []
-    width, kernel = (64, 3) if fetching == "window" else (_WIDTH, 1)
+    width, kernel = (64, 3) if fetching.endswith("window") else (_WIDTH, 1)
+    block = 1 if fetching.startswith("plain") else block
     width = width // 2 if short else width
     rows = _ROWS.get(fetching)
     for _ in range(chain_length(megabytes, short=short)):

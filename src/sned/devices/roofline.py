@@ -20,7 +20,7 @@ import numpy as np
 from sned.devices.demand import Demand, demand
 from sned.devices.figures import Figures
 from sned.devices.kernels import FloatArray, Workload
-from sned.devices.layout import Chosen, Family, Launch, kernel_times
+from sned.devices.layout import Chosen, Family, Launch, kernel_times, launches
 
 EFFICIENCY: Mapping[str, float] = {
     "blocked_conv": 0.8, "direct_conv": 0.5, "plain_conv": 0.6, "gemm": 0.6, "matmul": 0.4, "deconv": 0.4,
@@ -77,7 +77,7 @@ class Roofline:
         def time(launch: Launch, chosen: Chosen) -> FloatArray:
             return self.launch_us(launch.family, launch.widths, footprint[chosen])
 
-        return kernel_times(work, sizes, self.block, time)
+        return kernel_times(len(work.kernels), len(sizes), launches(work, sizes, self.block), time)
 
     def footprint(self, work: Workload, sizes: FloatArray) -> FloatArray:
         """Bytes of all weights that a run reads: by the next run they have pushed each other out."""
