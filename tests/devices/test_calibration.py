@@ -20,7 +20,7 @@ from sned.devices.calibration import (
 )
 from sned.devices.design import design
 from sned.devices.figures import figures
-from sned.devices.fitted import fit
+from sned.devices.fitted import excess, fit
 from sned.devices.probe import environment
 from sned.devices.recipes import RECIPES
 from sned.devices.roofline import Roofline
@@ -184,6 +184,21 @@ def test_a_machine_that_is_slower_today_is_told_as_such(
         cost = cost_model(graph, host, basis="calibrated", calibrations=tmp_path)
         latencies.append(float(cost.evaluate(sizes(graph)).latency_ms[0]))
     assert latencies[1] == pytest.approx(1.5 * latencies[0])
+
+
+def test_those_that_took_longer_than_others_say_are_found(phone: Device) -> None:
+    """A busy minute: every twentieth op takes a third longer, whatever its shape."""
+    clean = [sample.timed() for sample in made_up(phone, count=2400).samples]
+    busy = [place % 20 == 7 for place in range(len(clean))]
+    samples = [
+        replace(sample, microseconds=1.33 * sample.microseconds) if odd else sample
+        for sample, odd in zip(clean, busy, strict=True)
+    ]
+    longer = excess(samples, Roofline(figures(phone)))
+    worst = np.argsort(-longer)[: sum(busy)]
+    assert np.mean([busy[place] for place in worst]) > 0.8
+    assert np.median(longer[busy]) == pytest.approx(np.log(1.33), abs=0.05)
+    assert np.median(np.abs(longer[~np.array(busy)])) < 0.02
 
 
 def test_some_disturbed_samples_do_no_harm(phone: Device) -> None:

@@ -258,7 +258,7 @@ def parse_calibration(held: Any, *, origin: str = "calibration") -> Calibration:
         wrong = first["msg"][:1].lower() + first["msg"][1:]
         raise DeviceError(
             f"'{origin}' is not a calibration of version {VERSION}: `{place}`: {wrong}. "
-            "The format is in docs/calibration-format.md."
+            "The format is in docs/calibration-format.md; a calibration of an older version has to be made again."
         ) from error
 
 
