@@ -57,7 +57,6 @@ OPS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 _LISTS = ("kernel", "stride", "padding", "dilation", "spatial", "output")
 
 NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Micro = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

@@ -85,8 +85,8 @@ class OpTables:
         def fetch(launch: Launch, chosen: Chosen) -> FloatArray:
             return fetched_us(self.cold, launch.family, launch.widths, far[chosen])
 
-        weighty = (launch for launch in made if launch.family.recipe in HAVE_WEIGHTS)
-        return times + kernel_times(len(work.kernels), len(sizes), weighty, fetch)
+        reading = (launch for launch in made if launch.family.recipe in HAVE_WEIGHTS)
+        return times + kernel_times(len(work.kernels), len(sizes), reading, fetch)
 
 
 def measure(
