@@ -7,8 +7,8 @@
 
 None of these networks had a part in the calibration, which is of single ops: run `sned devices calibrate host` (and
 again with `--threads 2`) first. Each network and its prunings are exported and timed against each other in ONNX
-Runtime, in three processes after each other, of which the median counts: a network is up to a tenth quicker or slower
-from one process to the next, depending on where its memory happens to lie. The first of the three says how far a
+Runtime, in three processes after each other, of which the median counts: now and then a network is a tenth
+quicker or slower from one process to the next. The first of the three says how far a
 single measurement agrees with that. So that other programs on the machine matter less, a time is the 10th percentile
 of its samples (as in the calibration: other work only adds to a time), and with one thread that for which the thread
 had a core. Predictions are

@@ -47,7 +47,7 @@ DISTURBED = 0.35
 """Logarithm of how much longer than the others say that is."""
 
 DENSITY = (24, 24, 8)
-"""Points an axis of a table, for each number of axes; of more axes as many as of the most."""
+"""Points on each axis of a table: by how many widths plans change, the last for more of them, too."""
 
 ONE_ROW = "gemm of one row"
 

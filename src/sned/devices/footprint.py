@@ -66,8 +66,7 @@ def energy_mj(
         figures: of the device.
         latency_ms: `[P]`, during which idle power flows.
     """
-    weights = [kernel.weights.at(sizes) for kernel in work.kernels if kernel.weights.factor]
-    stored = np.sum(weights, axis=0) * figures.bytes if weights else np.zeros(len(sizes))
+    stored = work.weights_of(sizes) * figures.bytes
     picojoules = stored * figures.byte_pj[np.searchsorted(figures.sizes, stored)]
     for kernel in work.kernels:
         if kernel.macs.factor:

@@ -76,11 +76,7 @@ class OpTables:
 
         made = launches(work, sizes, self.block)
         times = kernel_times(len(work.kernels), len(sizes), made, time)
-        footprint = np.zeros(len(sizes))
-        for kernel in work.kernels:
-            if kernel.weights.factor:
-                footprint += kernel.weights.at(sizes) * BYTES
-        far = self.cold.reach(footprint, times.sum(axis=0))
+        far = self.cold.reach(work.weights_of(sizes) * BYTES, times.sum(axis=0))
 
         def fetch(launch: Launch, chosen: Chosen) -> FloatArray:
             return fetched_us(self.cold, launch.family, launch.widths, far[chosen])

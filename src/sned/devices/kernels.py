@@ -140,6 +140,14 @@ class Workload:
         """`[1, S]`: the sizes when every group keeps as little as it may."""
         return self.sizes_of(np.array([self.group_least], dtype=np.float64))
 
+    def weights_of(self, sizes: FloatArray) -> FloatArray:
+        """Elements of all weights that a run reads, `[P]` for `sizes[P, S]`."""
+        total: FloatArray = np.zeros(len(sizes))
+        for kernel in self.kernels:
+            if kernel.weights.factor:
+                total += kernel.weights.at(sizes)
+        return total
+
     def range(self, extent: Extent) -> tuple[int, int]:
         """Smallest and largest value of an extent under any plan."""
         return round(float(extent.at(self.least)[0])), round(float(extent.at(self.dense)[0]))

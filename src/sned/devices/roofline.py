@@ -81,8 +81,7 @@ class Roofline:
 
     def footprint(self, work: Workload, sizes: FloatArray) -> FloatArray:
         """Bytes of all weights that a run reads: by the next run they have pushed each other out."""
-        held = [kernel.weights.at(sizes) for kernel in work.kernels if kernel.weights.factor]
-        return np.sum(held, axis=0) * self.figures.bytes if held else np.zeros(len(sizes))
+        return work.weights_of(sizes) * self.figures.bytes
 
     def launch_us(self, family: Family, widths: tuple[FloatArray, ...], footprint: FloatArray) -> FloatArray:
         """Microseconds of one op of a family at `P` widths, in networks with so many bytes of weights."""
