@@ -32,7 +32,7 @@ def made_up(device: Device, block: int = 1, count: int = 400, **changes: Any) ->
         if shape.widths
     ]
     held = {
-        "format": "sned-calibration", "version": 2, "device": device.name, "runtime": "onnxruntime",
+        "format": "sned-calibration", "version": 3, "device": device.name, "runtime": "onnxruntime",
         "runtime_version": "1.0.0", "block": block, "call_us": 5.0,
         "samples": [sample.model_dump() for sample in samples],
     }  # fmt: skip

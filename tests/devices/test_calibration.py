@@ -114,7 +114,7 @@ def test_a_basis_that_is_not_to_be_had(phone: Device, graph: Graph, tmp_path: Pa
     ("change", "text"),
     [
         ({"format": "other"}, "`format`: input should be 'sned-calibration'"),
-        ({"version": 1}, "`version`: input should be 2"),
+        ({"version": 1}, "`version`: input should be 3"),
         ({"call_us": -1}, "`call_us`: input should be greater than or equal to 0"),
         ({"samples": []}, "`samples`: tuple should have at least 30 items"),
         ({"extra": 1}, "`extra`: extra inputs are not permitted"),

@@ -227,7 +227,7 @@ def away(**changes: Any) -> cold.Cold:
     held = cold.Cold(
         np.array([1e6, 4e6]),
         {"window": np.array([0.0, 1e-4])},
-        1.0,
+        {"window": 1.0, "rows": 1.0},
         np.array([1e3, 4e3]),
         np.array([2.0, 4.0]),
     )
@@ -262,7 +262,7 @@ def test_how_much_hangs_on_the_way_in_which_weights_are_gone_through() -> None:
     ("recipe", "kernel", "uses", "way"),
     [
         ("blocked_conv", (3, 3), 49.0, "window"), ("direct_conv", (1, 1), 49.0, "points"),
-        ("plain_conv", (1, 1), 1.0, "row"), ("plain_conv", (1, 1), 9.0, "plain points"),
+        ("plain_conv", (1, 1), 1.0, "place"), ("direct_conv", (1, 1), 1.0, "place"), ("plain_conv", (1, 1), 9.0, "plain points"),
         ("plain_grouped", (3, 1), 9.0, "plain window"), ("deconv", (2, 2), 9.0, "plain window"),
         ("gemm", (), 50.0, "rows"), ("gemm", (), 1.0, "row"), ("blocked_conv", (1, 3), 9.0, "window"),
     ],
@@ -272,34 +272,37 @@ def test_ways_to_go_through_weights(recipe: str, kernel: tuple[int, ...], uses: 
 
 
 def test_chains_tell_what_is_lost_by_bytes_and_by_time() -> None:
-    begin = 3.0
     streams = {
         "window": 200.0, "points": 90.0, "rows": 40.0, "row": 17.0, "plain window": 30.0, "plain points": 70.0,
+        "place": 20.0,
     }  # fmt: skip
-    late, soon = np.array([0, 0, 0, 0, 0.5, 0.8, 1]), np.array([0, 0.6, 0.7, 0.8, 0.9, 0.9, 1])
+    begins = {way: 3.0 + place for place, way in enumerate(streams)}
+    late, soon = np.array([0, 0, 0, 0, 0.5, 0.8, 0.9, 1]), np.array([0, 0.6, 0.7, 0.8, 0.9, 0.9, 0.9, 1])
     shares = {way: soon if way.startswith("plain") else late for way in streams}
     known = {
-        cold.chain_key(way, mb): (30.0 + share * (begin + stream)) * probe.chain_length(mb)
+        cold.chain_key(way, mb): (30.0 + share * (begins[way] + stream)) * probe.chain_length(mb)
         for way, stream in streams.items()
         for mb, share in zip(cold.FOOTPRINTS_MB, shares[way], strict=True)
     }
     known |= {
-        cold.chain_key(cold.SHORTER, mb): (9.0 + far * (begin + 200.0 / 4)) * probe.chain_length(mb) * 4
+        cold.chain_key(way, mb, long=True): (99.0 + far * (begins[way] + 4 * stream))
+        * probe.chain_length(mb, long=True)
+        for way, stream in streams.items()
         for mb, far in zip(cold.ends(), (0, 1), strict=True)
     }
     aged = np.array([0.0, 0.5, 0.5, 0.65, 0.8, 1.0])
     for age, share in zip(cold.AGES, aged, strict=True):
         known[cold.aged_key(age, bare=True)] = 100.0 * age
-        chained = (30.0 + share * (begin + streams["row"])) * probe.chain_length(probe.AGED_MB)
+        chained = (30.0 + share * (begins["row"] + streams["row"])) * probe.chain_length(probe.AGED_MB)
         known[cold.aged_key(age)] = 100.0 * age + chained
     found = cold.cold_of({name: took + 5.0 for name, took in known.items()}, 5.0, 100.0)
-    assert found.begin_us == pytest.approx(begin)
+    assert found.begin_us == pytest.approx(begins)
     for way, stream in streams.items():
         np.testing.assert_allclose(
             found.stream_us[way] * probe.CHAIN_BYTES,  # type: ignore[index]
             stream * shares[way], atol=1e-9,
         )  # fmt: skip
-    np.testing.assert_allclose(found.aged, [1, 2, 2, 2 * 2**0.5, 4, 8])
+    np.testing.assert_allclose(found.aged, [1, 2, 2, 2 * 2**0.5, 4, 16])
 
 
 @pytest.mark.parametrize("way", probe.FETCHING)

@@ -173,7 +173,7 @@ def _calibration(
     runtime, _, version = store.environment.runtime.partition(" ")
     return Calibration(
         format="sned-calibration",
-        version=2,
+        version=3,
         device=device.name,
         runtime=runtime,
         runtime_version=version,
@@ -185,7 +185,7 @@ def _calibration(
         cold=ColdWeights(
             footprint_bytes=tuple(cold.footprints),
             byte_us={way: tuple(each) for way, each in cold.stream_us.items()},
-            begin_us=cold.begin_us,
+            begin_us=dict(cold.begin_us),
             age_us=tuple(cold.ages_us),
             aged=tuple(cold.aged),
         ),

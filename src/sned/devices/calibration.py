@@ -24,7 +24,7 @@ from sned.devices.store import cache_folder
 from sned.errors import DeviceError, close_names
 from sned.files import atomic_write_text
 
-VERSION = 2
+VERSION = 3
 FEWEST_SAMPLES = 30
 
 _CONV = ("kernel", "stride", "padding", "dilation", "spatial", "output", "activation")
@@ -116,16 +116,16 @@ class ColdWeights(_Strict):
     Attributes:
         footprint_bytes: of all weights of a network, ascending.
         byte_us: microseconds that each byte of an op's weights takes longer at each footprint, for each way to go
-            through them: "window", "points", "plain window", "plain points", "rows", "row" (see
+            through them: "window", "points", "plain window", "plain points", "place", "rows", "row" (see
             `sned.devices.probe.Fetching`). Only the first is needed.
-        begin_us: microseconds an op loses besides from as far as weights get, whatever its size.
+        begin_us: microseconds an op loses besides from as far as weights get, whatever its size, for each way.
         age_us: microseconds from one run of a network to the next, ascending.
         aged: of how many times as many bytes the weights would be as far away by then.
     """
 
     footprint_bytes: tuple[Micro, ...]
     byte_us: dict[Fetching, tuple[NotNegative, ...]]
-    begin_us: NotNegative = 0.0
+    begin_us: dict[Fetching, NotNegative] = Field(default_factory=dict)
     age_us: tuple[Micro, ...] = (1.0,)
     aged: tuple[Annotated[float, Field(ge=1)], ...] = (1.0,)
 
@@ -152,11 +152,13 @@ class CompanyCost(_Strict):
 
     Attributes:
         begin_us: microseconds, whatever its size.
-        byte_us: microseconds for each byte that it reads or writes.
+        byte_us: microseconds for each byte that it reads or writes, as far as the nearest caches hold them.
+        beyond_us: the same of those that they do not hold.
     """
 
     begin_us: NotNegative = 0.0
     byte_us: NotNegative = 0.0
+    beyond_us: NotNegative = 0.0
 
 
 class Fit(_Strict):
@@ -179,7 +181,7 @@ class Calibration(_Strict):
     """Op times of a device in one runtime.
 
     Attributes:
-        format, version: "sned-calibration" and 2.
+        format, version: "sned-calibration" and 3.
         device: name in the catalogue.
         runtime: that ran the ops.
         runtime_version: of it.
@@ -198,7 +200,7 @@ class Calibration(_Strict):
     """
 
     format: Literal["sned-calibration"]
-    version: Literal[2]
+    version: Literal[3]
     device: str
     runtime: str
     runtime_version: str
@@ -225,7 +227,7 @@ class Calibration(_Strict):
 
     def company_lost(self) -> dict[Way, Company]:
         """What ops lose in company; nothing, where it was not measured."""
-        return {way: Company(cost.begin_us, cost.byte_us) for way, cost in self.company.items()}
+        return {way: Company(**dict(cost)) for way, cost in self.company.items()}
 
 
 def read_calibration(path: str | Path) -> Calibration:

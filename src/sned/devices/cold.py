@@ -20,7 +20,7 @@ from sned.devices.probe import (
     AGED_MB,
     CHAIN_BYTES,
     FETCHING,
-    SHORT,
+    LONG,
     Fetching,
     aged_chain,
     chain,
@@ -31,7 +31,7 @@ from sned.devices.timer import Probe
 BYTES = 4
 """Of a weight in float32, the only type that is timed."""
 
-FOOTPRINTS_MB = (0.3, 0.8, 2.0, 4.0, 8.0, 16.0, 32.0)
+FOOTPRINTS_MB = (0.3, 0.8, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 AGES = (2, 4, 8, 16, 32, 64)
 """Yardsticks that run between two uses of the same weights: 0.3 to 10 ms on a server, several times that on a board."""
 
@@ -44,14 +44,14 @@ class Cold:
         footprints: bytes of all weights of a network, ascending.
         stream_us: for each way to go through weights, microseconds that each byte takes longer at each footprint,
             never falling; those of convolutions with a window stand for a way that is missing.
-        begin_us: microseconds until the first weights of an op are there, from as far as they get.
+        begin_us: for each way, microseconds until the first weights of an op are there, from as far as they get.
         ages_us: microseconds from one run of a network to the next, ascending.
         aged: of how many times as many bytes the weights would be as far away by then, at least 1.
     """
 
     footprints: FloatArray
     stream_us: Mapping[Fetching, FloatArray]
-    begin_us: float
+    begin_us: Mapping[Fetching, float]
     ages_us: FloatArray
     aged: FloatArray
 
@@ -74,13 +74,15 @@ class Cold:
             own: `[P]`, bytes of the op's own.
             fetching: how it goes through them.
         """
-        each = self.stream_us.get(fetching, self.stream_us["window"])
+        way: Fetching = fetching if fetching in self.stream_us else "window"
+        each = self.stream_us[way]
         further = _interpolated(far, self.footprints, each) - _interpolated(own, self.footprints, each)
         further = np.maximum(further, 0.0)
-        return np.where(own > 0, further * own + self.begin_us * _shares(further, float(each[-1])), 0.0)
+        begin = self.begin_us.get(way, 0.0) * _shares(further, float(each[-1]))
+        return np.where(own > 0, further * own + begin, 0.0)
 
 
-NEAR = Cold(np.ones(1), {"window": np.zeros(1)}, 0.0, np.ones(1), np.ones(1))
+NEAR = Cold(np.ones(1), {"window": np.zeros(1)}, {}, np.ones(1), np.ones(1))
 """Nothing is lost, however far away weights are."""
 
 
@@ -93,29 +95,33 @@ def _interpolated(at: FloatArray, places: FloatArray, values: FloatArray) -> Flo
 def cold_of(known: Mapping[str, float], empty: float, yardstick_us: float) -> Cold:
     """What the ops of chains lose, each and a byte, as their weights grow and as time goes by."""
 
-    def lost(what: str, footprints: Sequence[float]) -> FloatArray:
+    def lost(way: Fetching, footprints: Sequence[float], *, long: bool = False) -> FloatArray:
         """By each op of a chain."""
-        counts = [chain_length(mb, short=what == SHORTER) for mb in footprints]
-        took = np.array([known[chain_key(what, mb)] - empty for mb in footprints])
+        counts = [chain_length(mb, long=long) for mb in footprints]
+        took = np.array([known[chain_key(way, mb, long=long)] - empty for mb in footprints])
         return _lost(took / counts)
 
     chains = {way: lost(way, FOOTPRINTS_MB) for way in FETCHING}
-    # A longer op loses `begin` and what all its bytes cost, a shorter one `begin` and a part of that.
-    begin = max(SHORT * lost(SHORTER, ends())[-1] - chains["window"][-1], 0.0) / (SHORT - 1)
+    begin = {way: _begin(each[-1], lost(way, ends(), long=True)[-1]) for way, each in chains.items()}
     old = np.array([known[aged_key(age)] - known[aged_key(age, bare=True)] for age in AGES])
     near = known[chain_key("row", AGED_MB)] - empty
     return Cold(
         footprints=np.array(FOOTPRINTS_MB) * 1e6,
-        stream_us={way: _without(begin, took) / CHAIN_BYTES for way, took in chains.items()},
+        stream_us={way: _without(begin[way], each) / CHAIN_BYTES for way, each in chains.items()},
         begin_us=begin,
         ages_us=np.array(AGES) * yardstick_us,
         aged=_as_far(_lost(np.array([near, *old]) / chain_length(AGED_MB))[1:], chains["row"]),
     )
 
 
+def _begin(lost: float, longer: float) -> float:
+    """What an op loses whatever its size: a longer one loses that and `LONG` times of the rest."""
+    return float(np.clip((LONG * lost - longer) / (LONG - 1), 0.0, lost))
+
+
 def _without(begin_us: float, lost: FloatArray) -> FloatArray:
     """What ops of a chain lose besides the time until they begin, which grows with all else."""
-    return lost * (1 - min(begin_us / lost[-1], 1.0)) if lost[-1] > 0 else lost
+    return lost * (1 - begin_us / lost[-1]) if lost[-1] > 0 else lost
 
 
 def _as_far(aged: FloatArray, lost: FloatArray) -> FloatArray:
@@ -127,10 +133,12 @@ def _as_far(aged: FloatArray, lost: FloatArray) -> FloatArray:
 
 def probes(block: int) -> list[Probe]:
     """The chains that tell it."""
+    chains = [(way, mb, False) for way in FETCHING for mb in FOOTPRINTS_MB]
+    chains += [(way, mb, True) for way in FETCHING for mb in ends()]
     made = [
-        Probe(chain_key(way, mb), partial(chain, way, mb, block)) for way in FETCHING for mb in FOOTPRINTS_MB
+        Probe(chain_key(way, mb, long=long), partial(chain, way, mb, block, long=long))
+        for way, mb, long in chains
     ]
-    made += [Probe(chain_key(SHORTER, mb), partial(chain, "window", mb, block, short=True)) for mb in ends()]
     return made + [
         Probe(aged_key(age, bare=bare), partial(aged_chain, age, block, bare=bare))
         for age in AGES
@@ -138,17 +146,14 @@ def probes(block: int) -> list[Probe]:
     ]
 
 
-SHORTER = "shorter"
-
-
 def ends() -> tuple[float, float]:
     """The fewest and the most weights that are timed."""
     return FOOTPRINTS_MB[0], FOOTPRINTS_MB[-1]
 
 
-def chain_key(what: str, megabytes: float) -> str:
-    """Name in a store of a chain of some way to go through weights, or of the `SHORTER` ops."""
-    return f"chain {what} {megabytes}"
+def chain_key(way: Fetching, megabytes: float, *, long: bool = False) -> str:
+    """Name in a store of a chain of some way to go through weights."""
+    return f"chain {'long ' if long else ''}{way} {megabytes}"
 
 
 def aged_key(yardsticks: int, *, bare: bool = False) -> str:
@@ -164,7 +169,7 @@ def _shares(parts: FloatArray, whole: float) -> FloatArray:
 def fetching(family: Family, uses: float) -> Fetching:
     """How an op goes through its weights, of which it `uses` each so often."""
     if uses < 2:
-        return "row"
+        return "row" if family.recipe == "gemm" else "place"
     if family.recipe == "gemm":
         return "rows"
     single = size_of(family, "kernel") == 1

@@ -1,9 +1,10 @@
 """What ops lose in company: alone, over and over, an op finds all it reads in the nearest cache; in a network not.
 
 Small synthetic networks are timed whole, and each of their ops alone in the same rounds. What a network takes longer
-than its ops, far-away weights counted, is put down to their number and to the bytes that they read and write, by least
-squares, for each way in which a runtime keeps its data. With several threads that is more: what one core wrote another
-reads. What is larger than the nearest caches is not found there alone either: such bytes lose nothing.
+than its ops, far-away weights counted, is put down to their number and to the bytes that they read and write, those
+that the nearest caches hold and those beyond, by least squares, for each way in which a runtime keeps its data. With
+several threads the near ones cost more: what one core wrote another reads. Those beyond come from further away than
+alone: a network writes into memory that it used some ops ago.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ OPS = 24
 WEIGHTS = 300_000
 """Of a network at most: what more weights cost is measured apart."""
 
-MACS = 6e7
-ELEMENTS = 150_000
-"""Of an activation at most."""
+MACS = 1.2e8
+ELEMENTS = (150_000, 1_000_000)
+"""Of an activation at most, of every other network: the nearest caches hold the former."""
+
+ROWS = ((49, 96), (64, 128), (128, 96), (197, 64), (784, 64), (1024, 32), (197, 192), (784, 96), (3136, 64))
+"""Their number and width in the networks that have no images."""
 
 Way = Literal["blocked", "plain", "grouped", "rows"]
 """How the data of an op are kept and gone through: images in blocks, images as they are (at once, or a group of
@@ -52,10 +56,12 @@ def way_of(recipe: str) -> Way:
 
 @dataclass(frozen=True)
 class Company:
-    """Microseconds that an op of one way takes longer in a network than alone: an op, and a byte that it moves."""
+    """Microseconds that an op of one way takes longer in a network than alone: an op, and each byte that it moves, near
+    or beyond the nearest caches."""
 
     begin_us: float = 0.0
     byte_us: float = 0.0
+    beyond_us: float = 0.0
 
 
 def lost_us(
@@ -63,14 +69,19 @@ def lost_us(
 ) -> FloatArray:
     """Microseconds that ops of a family lose in company at `P` widths, given as one `[P]` array an axis."""
     company = held.get(way_of(family.recipe), Company())
-    return np.asarray(company.begin_us + company.byte_us * _near(family, widths, figures))
+    near, beyond = _moved(family, widths, figures)
+    return np.asarray(company.begin_us + company.byte_us * near + company.beyond_us * beyond)
 
 
-def _near(family: Family, widths: Sequence[FloatArray], figures: Figures) -> FloatArray:
-    """Bytes that an op alone finds in the nearest caches: all that it moves, none where that is twice their size."""
+def _moved(family: Family, widths: Sequence[FloatArray], figures: Figures) -> tuple[FloatArray, FloatArray]:
+    """Bytes that an op moves, those that it finds alone in the nearest caches and those beyond.
+
+    All are near up to the size of these caches, none from twice that on.
+    """
     asked = demand(family, widths, figures.tile)
     moved = (asked.moved + asked.weights) * BYTES
-    return np.asarray(moved * np.clip(2 - moved / figures.near_bytes, 0.0, 1.0))
+    near = moved * np.clip(2 - moved / figures.near_bytes, 0.0, 1.0)
+    return near, moved - near
 
 
 def company_of(
@@ -89,10 +100,10 @@ def company_of(
         cold: what far-away weights cost, which is counted apart.
         figures: of the device.
     """
-    rows: dict[Way, list[tuple[float, float, float]]] = {}
+    rows: dict[Way, list[tuple[float, ...]]] = {}
     for name in networks.keys() & took_us.keys():
         ops = networks[name]
-        moved = sum(float(_near(op.family, op.columns, figures)[0]) for op in ops)
+        near, beyond = np.sum([_moved(op.family, op.columns, figures) for op in ops], axis=0)[:, 0]
         weights = sum(float(demand(op.family, op.columns, figures.tile).weights[0]) for op in ops) * BYTES
         way = way_of(ops[0].family.recipe)
         far = cold.reach(np.array([weights]), np.array([took_us[name]]))
@@ -102,17 +113,17 @@ def company_of(
             if op.family.recipe in HAVE_WEIGHTS
         )
         lost = took_us[name] - sum(map(alone_us, ops)) - fetched
-        rows.setdefault(way, []).append((len(ops), moved, lost))
+        rows.setdefault(way, []).append((len(ops), near, beyond, lost))
     return {way: _fitted(np.array(held)) for way, held in rows.items()}
 
 
 def _fitted(rows: FloatArray) -> Company:
     """Relative to what was lost, so that short networks count as much as long ones."""
-    scale = np.array([1.0, 1e-5])
-    weight = 1 / np.maximum(rows[:, 1] * scale[1] + rows[:, 0], 1e-9)
-    found, _ = nnls(rows[:, :2] * scale * weight[:, None], rows[:, 2] * weight)
-    begin, byte = found * scale
-    return Company(float(begin), float(byte))
+    scale = np.array([1.0, 1e-5, 1e-5])
+    scaled = rows[:, :3] * scale
+    weight = 1 / np.maximum(scaled.sum(axis=1), 1e-9)
+    found, _ = nnls(scaled * weight[:, None], rows[:, 3] * weight)
+    return Company(*map(float, found * scale))
 
 
 def probes(networks: Mapping[str, Sequence[Shape]], block: int) -> list[Probe]:
@@ -136,20 +147,23 @@ def small_networks(block: int, seed: int = 0) -> dict[str, tuple[Shape, ...]]:
     """A few networks of each way, drawn at random."""
     rng = np.random.default_rng(seed)
     made: dict[str, tuple[Shape, ...]] = {}
-    for place, side in enumerate((56, 28, 14, 7) * 2):
+    for place, side in enumerate((56, 112, 28, 56, 14, 28, 7, 14)):
+        elements = ELEMENTS[place % 2]
         if block > 1:
-            made[f"network blocked {place}"] = tuple(_convolutions(rng, side, "blocked", block))
-        made[f"network plain {place}"] = tuple(_convolutions(rng, side, "plain", block))
-        made[f"network grouped {place}"] = tuple(_depthwise(rng, side))
-    for place, (m, width) in enumerate(((49, 96), (64, 128), (128, 96), (197, 64), (784, 64), (1024, 32))):
+            made[f"network blocked {place}"] = tuple(_convolutions(rng, side, elements, "blocked", block))
+        made[f"network plain {place}"] = tuple(_convolutions(rng, side, elements, "plain", block))
+        made[f"network grouped {place}"] = tuple(_depthwise(rng, side, elements))
+    for place, (m, width) in enumerate(ROWS):
         made[f"network rows {place}"] = tuple(_rows(m, width))
     return made
 
 
-def _convolutions(rng: np.random.Generator, side: int, way: str, block: int) -> Iterator[Shape]:
+def _convolutions(
+    rng: np.random.Generator, side: int, elements: int, way: str, block: int
+) -> Iterator[Shape]:
     """1 × 1 and 3 × 3 convolutions, depthwise ones between them in blocks; channels in whole blocks, or odd."""
     multiple = block if way == "blocked" else 1
-    most = min(256, ELEMENTS // side**2)
+    most = min(256, elements // side**2)
     weights = macs = 0.0
     given = _channels(rng, most, multiple)
     for place in range(OPS):
@@ -165,9 +179,9 @@ def _convolutions(rng: np.random.Generator, side: int, way: str, block: int) -> 
         given = made
 
 
-def _depthwise(rng: np.random.Generator, side: int) -> list[Shape]:
+def _depthwise(rng: np.random.Generator, side: int, elements: int) -> list[Shape]:
     """Depthwise convolutions of odd channels, which are gone through one after the other."""
-    channels = _channels(rng, min(256, ELEMENTS // side**2), 1)
+    channels = _channels(rng, min(256, elements // side**2), 1)
     window = sliding(3, 1, side)
     return [shape_of("plain_depthwise", (1, channels), activation="", multiplier=1, **window)] * (OPS // 2)
 

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from sned.devices.grids import Point
 from sned.devices.kernels import FloatArray, Static
-from sned.devices.layout import Family
+from sned.devices.layout import MERGED_IN_PLAIN, Family
 from sned.devices.recipes import RECIPES
 from sned.devices.store import key_of
 
@@ -100,9 +100,10 @@ class _Draw:
         """Of an image."""
         return self.one_of(*SIDES, shares=_SIDE_SHARES)
 
-    def activation(self) -> str:
+    def activation(self, recipe: str) -> str:
         """Of a convolution, more often none than not; one that clips at zero costs as much as none."""
-        return str(self._apart.choice(["", "", "", "", "HardSwish", "Clip", "Sigmoid"]))
+        drawn = str(self._apart.choice(["", "", "", "", "HardSwish", "Clip", "Sigmoid"]))
+        return "" if recipe.startswith("plain") and drawn not in MERGED_IN_PLAIN else drawn
 
     def text(self, *values: str) -> str:
         """One of some names."""
@@ -148,7 +149,7 @@ def _conv(recipe: str) -> Callable[[_Draw], Shape]:
             least, min(2048, MACS / (ci * kernel**2 * _places(window)), ELEMENTS / _places(window))
         )
         widths = (1.0, float(ci), float(max(co, 2)))
-        return Shape(_family(recipe, activation=d.activation(), **window), widths)
+        return Shape(_family(recipe, activation=d.activation(recipe), **window), widths)
 
     return draw
 
@@ -162,7 +163,7 @@ def _direct(d: _Draw) -> Shape:
         window = sliding(d.one_of(3, 3, 3, 7, 5), d.one_of(1, 2, 2), d.one_of(224, 112, 64, 32, 192))
         most = 96
     widths = (1.0, float(d.one_of(1, 3, 3, 3)), float(d.between(8, most)))
-    return Shape(_family("direct_conv", activation=d.activation(), **window), widths)
+    return Shape(_family("direct_conv", activation=d.activation("direct_conv"), **window), widths)
 
 
 def _narrow(d: _Draw) -> Shape:
@@ -171,7 +172,7 @@ def _narrow(d: _Draw) -> Shape:
     window = sliding(1 if side == 1 else d.one_of(1, 3), 1 if side == 1 else d.one_of(1, 1, 2), side)
     most = 1024 if side == 1 else 192
     widths = (1.0, float(d.between(2, d.block - 1)), float(d.between(8, most)))
-    return Shape(_family("direct_conv", activation=d.activation(), **window), widths)
+    return Shape(_family("direct_conv", activation=d.activation("direct_conv"), **window), widths)
 
 
 def _depthwise(recipe: str) -> Callable[[_Draw], Shape]:
@@ -180,7 +181,7 @@ def _depthwise(recipe: str) -> Callable[[_Draw], Shape]:
         window = sliding(d.one_of(3, 3, 5, 7), d.one_of(1, 1, 2), side)
         extra: dict[str, Static] = {"multiplier": 1} if recipe == "plain_depthwise" else {}
         widths = (1.0, float(d.channels(side, d.block)))
-        return Shape(_family(recipe, activation=d.activation(), **window, **extra), widths)
+        return Shape(_family(recipe, activation=d.activation(recipe), **window, **extra), widths)
 
     return draw
 

@@ -203,6 +203,26 @@ def _conv_statics(kernel: Kernel) -> dict[str, Static]:
     return {**kernel.statics, "activation": _without_cost(kernel.activation)}
 
 
+def _plain_convolution(
+    layout: Layout,
+    index: int,
+    recipe: str,
+    where: BoolArray,
+    widths: tuple[FloatArray, ...],
+    /,
+    **statics: Static,
+) -> None:
+    """A convolution of images as they are; an activation that only blocked ones take in is an op of its own."""
+    activation, kernel = statics["activation"], layout.workload.kernels[index]
+    if activation in MERGED_IN_PLAIN or not activation:
+        layout.launch(index, recipe, where, widths, **statics)
+        return
+    layout.launch(index, recipe, where, widths, **{**statics, "activation": ""})
+    value = layout.workload.values[kernel.output]
+    elements = layout.at(value.batch) * layout.at(value.channels) * float(np.prod(value.inner, initial=1.0))
+    layout.launch(index, "elementwise", where, (elements,), op=str(activation), inputs=1)
+
+
 def _merge_targets(workload: Workload, add: Kernel) -> list[Kernel]:
     """The convolutions that the runtime may let do this addition, in the order in which it looks at them.
 
@@ -239,7 +259,7 @@ def _conv(layout: Layout, index: int, kernel: Kernel) -> None:
     if planar and most >= layout.block:
         layout.launch(index, "blocked_conv", blocked, (n, ci, co), **statics)
     if not planar or (most > layout.block and least != most) or most % ALIGNMENT:
-        layout.launch(index, "plain_conv", ~(direct | blocked), (n, ci, co), **statics)
+        _plain_convolution(layout, index, "plain_conv", ~(direct | blocked), (n, ci, co), **statics)
     layout.write(kernel.output, direct | blocked)
 
 
@@ -256,7 +276,9 @@ def _depthwise(layout: Layout, index: int, kernel: Kernel) -> None:
     least, most = layout.workload.range(kernel.extents["co"])
     if not planar or least != most or most % ALIGNMENT:
         multiplier = max(1, round(most / layout.workload.range(kernel.extents["ci"])[1]))
-        layout.launch(index, "plain_depthwise", ~blocked, (n, c), multiplier=multiplier, **statics)
+        _plain_convolution(
+            layout, index, "plain_depthwise", ~blocked, (n, c), multiplier=multiplier, **statics
+        )
     layout.write(kernel.output, blocked)
 
 
@@ -278,7 +300,7 @@ def _grouped(layout: Layout, index: int, kernel: Kernel) -> None:
     widths = (n, groups, per_group, co / groups)
     if possible:
         layout.launch(index, "blocked_grouped", direct | blocked, widths, **statics)
-    layout.launch(index, "plain_grouped", ~(direct | blocked), widths, **statics)
+    _plain_convolution(layout, index, "plain_grouped", ~(direct | blocked), widths, **statics)
     layout.write(kernel.output, direct | blocked)
 
 

@@ -22,17 +22,17 @@ from sned.runtime import session_options
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-Fetching = Literal["window", "points", "plain window", "plain points", "rows", "row"]
+Fetching = Literal["window", "points", "plain window", "plain points", "place", "rows", "row"]
 """How an op goes through its weights: a convolution with a window, one without, the same of images that are not kept in
-blocks, a product of rows, or of one row (or place), which does little but fetch them."""
+blocks, one of a single place, a product of rows, or of one row, which (like one place) does little but fetch them."""
 
 FETCHING: tuple[Fetching, ...] = get_args(Fetching)
 
 CHAIN_BYTES = 64 * 64 * 9 * 4
 """Bytes of the weights of each op of a chain: 64 channels and a window of 3 × 3, or 192 channels without one."""
 
-SHORT = 4
-"""So many ops of a chain of short ones have as many weights as one of another."""
+LONG = 4
+"""Of how many times as many weights the ops of a chain of long ones are: twice as wide."""
 
 AGED_MB = 4.0
 """Of the weights of an `aged_chain`: less than the last cache holds."""
@@ -41,9 +41,9 @@ _SIDE, _WIDTH = 7, 192
 _ROWS: Mapping[Fetching, int] = {"rows": 32, "row": 1}
 
 
-def chain_length(megabytes: float, *, short: bool = False) -> int:
+def chain_length(megabytes: float, *, long: bool = False) -> int:
     """Ops of a chain whose weights fill about so much."""
-    return max(1, round(megabytes * 1e6 / CHAIN_BYTES)) * (SHORT if short else 1)
+    return max(1, round(megabytes * 1e6 / (CHAIN_BYTES * (LONG if long else 1))))
 
 
 def nodes(count: int) -> ModelProto:
@@ -60,27 +60,28 @@ def yardstick(block: int) -> ModelProto:
     return model_of(nodes, {"t0": (1, 64, 16, 16)}, "t1", weights)
 
 
-def chain(fetching: Fetching, megabytes: float, block: int, *, short: bool = False) -> ModelProto:
+def chain(fetching: Fetching, megabytes: float, block: int, *, long: bool = False) -> ModelProto:
     """As many small ops in a row, with weights of their own: how fast weights come from afar.
 
     Args:
         fetching: how the ops go through their weights.
         megabytes: of all weights, about.
         block: of the runtime's layout.
-        short: more and smaller ops, half as wide: they show what it costs to begin.
+        long: fewer and larger ops, twice as wide: they show what it costs to begin.
     """
     nodes: list[NodeProto] = []
     weights: list[TensorProto] = []
     width, kernel = (64, 3) if fetching.endswith("window") else (_WIDTH, 1)
     block = 1 if fetching.startswith("plain") else block
-    width = width // 2 if short else width
+    width = 2 * width if long else width
     rows = _ROWS.get(fetching)
-    for _ in range(chain_length(megabytes, short=short)):
+    for _ in range(chain_length(megabytes, long=long)):
         if rows is None:
             _add_convolution(nodes, weights, block, width, kernel)
         else:
             _add_product(nodes, weights, width)
-    shape = (1, width, _SIDE, _SIDE) if rows is None else (rows, width)
+    side = 1 if fetching == "place" else _SIDE
+    shape = (1, width, side, side) if rows is None else (rows, width)
     return model_of(nodes, {"t0": shape}, f"t{len(nodes)}", weights)
 
 
