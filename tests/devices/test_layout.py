@@ -20,7 +20,7 @@ from sned.devices.probe import block_size
 from sned.graph import trace
 from sned.runtime import session_options
 from sned.surgery import apply
-from tests.devices.networks import Encoder, Mixed, Residual, plan_of, random_counts, sizes, trained
+from tests.devices.networks import Encoder, Mixed, Residual, Swish, plan_of, random_counts, sizes, trained
 
 BLOCKED = "blocked "
 OPERATORS = {
@@ -30,6 +30,7 @@ OPERATORS = {
     "reorder_input": BLOCKED + "ReorderInput", "reorder_output": BLOCKED + "ReorderOutput",
     "concat": "Concat", "gemm": "Gemm", "reduce": "ReduceMean", "norm": "BatchNormalization",
 }  # fmt: skip
+DECOMPOSED = {"HardSwish": ["HardSigmoid", "Mul"]}
 
 
 def operators_predicted(made: list[Launch], plan: int = 0) -> Counter[str]:
@@ -38,7 +39,7 @@ def operators_predicted(made: list[Launch], plan: int = 0) -> Counter[str]:
         if launch.where[plan]:
             op = str(dict(launch.family.statics).get("op", ""))
             pooled = BLOCKED + op if launch.family.recipe == "blocked_pool" else op
-            names.append(OPERATORS.get(launch.family.recipe, pooled))
+            names += DECOMPOSED.get(op, [OPERATORS.get(launch.family.recipe, pooled)])
     return Counter(names)
 
 
@@ -57,7 +58,7 @@ def operators_made(model: nn.Module, inputs: torch.Tensor, folder: Path) -> Coun
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("make", [Residual, Mixed])
+@pytest.mark.parametrize("make", [Residual, Mixed, Swish])
 def test_the_kernels_are_those_that_the_runtime_makes(make: type[nn.Module], tmp_path: Path) -> None:
     model, inputs = trained(make()), torch.randn(1, 3, 16, 16)
     graph = trace(model, inputs)

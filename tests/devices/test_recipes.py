@@ -37,7 +37,7 @@ CASES: list[tuple[str, dict[str, Any], tuple[float, ...], tuple[float, ...]]] = 
     ("blocked_conv", CONV, (1, 1, 1), (1, 64, 100)),
     ("blocked_conv", {**CONV, "activation": "Clip"}, (1, 32, 32), (1, 32, 32)),
     ("plain_conv", CONV, (1, 1, 1), (1, 66, 30)),
-    ("plain_conv", {**CONV, "activation": "HardSwish"}, (1, 1, 1), (1, 18, 18)),
+    ("plain_conv", {**CONV, "activation": "HardSigmoid"}, (1, 1, 1), (1, 18, 18)),
     ("plain_conv", CONV_1D, (1, 2, 2), (1, 5, 5)),
     ("blocked_depthwise", CONV, (1, 1), (1, 60)),
     ("plain_depthwise", {**CONV, "multiplier": 2}, (1, 2), (1, 60)),
