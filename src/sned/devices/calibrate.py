@@ -11,7 +11,7 @@ from itertools import chain
 
 import numpy as np
 
-from sned.devices.calibration import OPS, Calibration, ColdWeights, CompanyCost, Fit, Sample
+from sned.devices.calibration import OPS, VERSION, Calibration, ColdWeights, CompanyCost, Fit, Sample
 from sned.devices.cold import cold_of
 from sned.devices.company import company_of, probes, small_networks
 from sned.devices.design import Shape, design
@@ -173,7 +173,7 @@ def _calibration(
     runtime, _, version = store.environment.runtime.partition(" ")
     return Calibration(
         format="sned-calibration",
-        version=3,
+        version=VERSION,
         device=device.name,
         runtime=runtime,
         runtime_version=version,

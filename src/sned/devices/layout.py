@@ -213,14 +213,13 @@ def _plain_convolution(
     **statics: Static,
 ) -> None:
     """A convolution of images as they are; an activation that only blocked ones take in is an op of its own."""
-    activation, kernel = statics["activation"], layout.workload.kernels[index]
+    activation = statics["activation"]
     if activation in MERGED_IN_PLAIN or not activation:
         layout.launch(index, recipe, where, widths, **statics)
         return
     layout.launch(index, recipe, where, widths, **{**statics, "activation": ""})
-    value = layout.workload.values[kernel.output]
-    elements = layout.at(value.batch) * layout.at(value.channels) * float(np.prod(value.inner, initial=1.0))
-    layout.launch(index, "elementwise", where, (elements,), op=str(activation), inputs=1)
+    made = layout.workload.values[layout.workload.kernels[index].output]
+    layout.launch(index, "elementwise", where, (layout.at(made.elements),), op=str(activation), inputs=1)
 
 
 def _merge_targets(workload: Workload, add: Kernel) -> list[Kernel]:
