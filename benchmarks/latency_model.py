@@ -63,8 +63,8 @@ TORCHVISION = (
 
 LOWEST, SEED = 0.4, 0
 PROCESSES = 3
-RANKED = (0.4, 1.0)
-"""Of the dense network's latency: prunings between these have to be put in the right order."""
+RANKED, FEWEST_RANKED = (0.4, 1.0), 5
+"""Of the dense network's latency: prunings between these have to be put in the right order, if they are not too few."""
 
 BUDGETS = (0.5, 0.6, 0.7, 0.8)
 BUDGETED = (
@@ -346,11 +346,12 @@ def _told(records: list[Record], threads: int) -> str:
     lines = [f"{len(records)} predictions, {len(names)} networks, {threads} thread(s)"]
     for which in ("once", "calibrated", "anchored", "estimated"):
         ratio = np.array([record[f"{which}_ms"] / record["measured_ms"] for record in records])
-        ranks = [rank for name in names if np.isfinite(rank := rank_correlation(_of(records, name), which))]
-        ranked = f"rank correlation {np.min(ranks):.3f} to {np.max(ranks):.3f}" if ranks else "no ranks"
+        all_of = [rank_correlation(_of(records, name), which) for name in names]
+        near = [rank_correlation(near_dense(_of(records, name)), which) for name in names]
         lines.append(
             f"  {which:10} within 10 % {_within(ratio, 0.1)}, 20 % {_within(ratio, 0.2)}, a factor of 2 "
-            f"{(np.abs(np.log2(ratio)) <= 1).mean():6.1%}; median ratio {np.median(ratio):.3f}; {ranked}"
+            f"{(np.abs(np.log2(ratio)) <= 1).mean():6.1%}; median ratio {np.median(ratio):.3f}; least rank correlation "
+            f"{_least(all_of)}, from {RANKED[0]} to {RANKED[1]} of the dense latency {_least(near)}"
         )
     return "\n".join(lines)
 
@@ -359,13 +360,22 @@ def _of(records: Iterable[Record], name: str) -> list[Record]:
     return [record for record in records if record["network"] == name]
 
 
-def rank_correlation(records: list[Record], which: str) -> float:
-    """Spearman's, of one network's prunings between 0.4 and 1.0 of its dense latency; nan where they are too few."""
+def near_dense(records: list[Record]) -> list[Record]:
+    """One network's prunings between 0.4 and 1.0 of its dense latency; none where they are too few to rank."""
     dense = next((record["measured_ms"] for record in records if record["pruning"] == 0), np.nan)
     near = [record for record in records if RANKED[0] <= record["measured_ms"] / dense <= RANKED[1]]
-    if len(near) < 5:
-        return float("nan")
-    return float(spearmanr([r["measured_ms"] for r in near], [r[f"{which}_ms"] for r in near]).statistic)
+    return near if len(near) >= FEWEST_RANKED else []
+
+
+def rank_correlation(records: list[Record], which: str) -> float:
+    """Spearman's correlation; nan for none."""
+    measured, told = ([record[f"{name}_ms"] for record in records] for name in ("measured", which))
+    return float(spearmanr(measured, told).statistic) if records else float("nan")
+
+
+def _least(ranks: Iterable[float]) -> str:
+    known = [rank for rank in ranks if np.isfinite(rank)]
+    return f"{min(known):.3f}" if known else "not known"
 
 
 def _within(ratio: Array, share: float) -> str:

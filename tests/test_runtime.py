@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +7,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from sned import runtime
 from sned.errors import MeasureError, NotFoundError
-from sned.runtime import open_session, session_options
+from sned.runtime import away_from_workers, open_session, session_options
 
 
 def doubling_model() -> bytes:
@@ -47,6 +49,58 @@ def test_threads_stay_awake_where_the_runtime_can_say_for_how_long(
                 options.get_session_config_entry(entry)
         else:
             assert options.get_session_config_entry(entry) == value
+
+
+@pytest.mark.parametrize(
+    ("processors", "siblings", "threads", "pinned"),
+    [
+        ({0, 1}, {}, 2, "2"),
+        ({0, 1, 2, 3}, {0: "0-1", 1: "0-1", 2: "2-3", 3: "2-3"}, 2, "3"),
+        ({0, 1, 2, 3}, {0: "0-1", 1: "0-1", 2: "2-3", 3: "2-3"}, 4, "3;2;4"),
+        ({0, 1, 2, 3}, {0: "0,2", 1: "1,3", 2: "0,2", 3: "1,3"}, 3, "2;3"),
+        ({5, 9}, {}, 2, "10"),
+        ({0, 1}, {}, 1, None),
+        ({0, 1}, {}, 3, None),
+    ],
+)
+def test_each_thread_beside_the_calling_one_is_pinned_to_a_core_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, processors: set[int], siblings: dict[int, str], threads: int,
+    pinned: str | None,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: processors, raising=False)
+    monkeypatch.setattr(runtime, "CORES", tmp_path)
+    for processor, held in siblings.items():
+        folder = tmp_path / f"cpu{processor}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(held)
+    entry = "session.intra_op_thread_affinities"
+    options = session_options(threads)
+    if pinned is None:
+        with pytest.raises(RuntimeError, match="does not have"):
+            options.get_session_config_entry(entry)
+    else:
+        assert options.get_session_config_entry(entry) == pinned
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not tell of its processors")
+def test_threads_lie_where_they_were_pinned_and_the_calling_one_moves_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    processors = sorted(os.sched_getaffinity(0))
+    if len(processors) < 2:
+        pytest.skip("there is one processor")
+    tasks = Path("/proc/self/task")
+    before = set(tasks.iterdir())
+    session = open_session(doubling_model(), threads=2)
+    [y] = session.run(None, {"x": np.ones((1, 2), np.float32)})
+    assert y.tolist() == [[2, 2]]
+    made = [os.sched_getaffinity(int(task.name)) for task in set(tasks.iterdir()) - before]
+    [pinned] = [may_use for may_use in made if len(may_use) == 1]
+    moved: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda task, to: moved.append(to))
+    away_from_workers(2)()
+    away_from_workers(1)()
+    assert moved == [set(processors) - pinned, set(processors)]
 
 
 def test_threads_below_one_are_refused() -> None:

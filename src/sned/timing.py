@@ -10,6 +10,7 @@ import numpy as np
 
 from sned.errors import MeasureError
 from sned.progress import SILENT, Progress
+from sned.runtime import away_from_workers
 
 NOISY_SPREAD = 0.25
 """A p90 this fraction above the median means that the machine was busy with something else."""
@@ -69,7 +70,8 @@ def interleaved(
         functions: what to time, by name; called without arguments. Setting the threads is the caller's job.
         runs: rounds, at least 1: samples of each function.
         warmup: rounds before those that count, at least 0; after a quarter of `max_seconds` no other is begun.
-        threads: how many threads the callables use; only noted in the result.
+        threads: how many threads the callables use; with several the calling one is moved ahead of each sample to a
+            processor that no other is pinned to (`sned.runtime.away_from_workers`).
         min_sample_ms: callables faster than this are called several times a sample and averaged, because the
             clock and the call itself cost about 0.1 µs. 0: one call a sample.
         settle_ms: calls before each sample that are not timed, for so long; 0: none. What runs between two samples
@@ -97,6 +99,7 @@ def interleaved(
         return {}
     names = list(functions)
     rng = np.random.default_rng(seed)
+    move_away = away_from_workers(threads)
     with progress.task("timing", total=runs) as advance, _without_collector():
         warm = time.perf_counter() + max_seconds / 4
         for done in range(warmup):
@@ -111,6 +114,7 @@ def interleaved(
                 break
             for place in rng.permutation(len(names)):
                 name = names[place]
+                move_away()
                 _settle(functions[name], settle_ms, settle_calls)
                 samples[name].append(_sample_ms(functions[name], calls[name], clock))
             advance(1)

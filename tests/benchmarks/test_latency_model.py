@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.latency_model import plan_of, random_plans, rank_correlation, subjects, summary
+from benchmarks.latency_model import near_dense, plan_of, random_plans, rank_correlation, subjects, summary
 from sned.graph import trace
 from tests.devices.networks import Mixed, trained
 
@@ -31,14 +31,16 @@ def test_what_records_come_to() -> None:
     assert "4 budgets, 2 thread(s): at most 1.05 of what was asked 75.0%; under 0.85 of it 25.0%" in summary(
         budgets
     )
+    assert "least rank correlation not known, from" in summary([record(0, 1.0, 1.0)])
     assert summary([]) == "No records yet."
 
 
 def test_ranks_are_of_prunings_near_the_dense_network() -> None:
     records = [record(place, 10.0 - place, 10.0 - place) for place in range(6)]
-    records.append(record(6, 1.0, 99.0))  # a tenth of the dense latency: not ranked
-    assert rank_correlation(records, "calibrated") == pytest.approx(1.0)
-    assert np.isnan(rank_correlation(records[:4], "calibrated"))
+    records.append(record(6, 1.0, 99.0))  # a tenth of the dense latency
+    assert rank_correlation(near_dense(records), "calibrated") == pytest.approx(1.0)
+    assert rank_correlation(records, "calibrated") == pytest.approx(1 - 6 * (6 * 1 + 36) / (7 * (49 - 1)))
+    assert np.isnan(rank_correlation(near_dense(records[:4]), "calibrated"))
 
 
 def test_prunings_are_plans_of_the_network() -> None:

@@ -108,6 +108,15 @@ def test_every_recipe_has_a_way() -> None:
     assert ways["plain_depthwise"] == ways["plain_grouped"] == "grouped"
     assert ways["plain_pool"] == ways["deconv"] == "plain"
     assert ways["gemm"] == ways["elementwise"] == "rows"
+    assert ways["reshape"] == ways["copy"] == ways["concat"] == "moved"
+
+
+def test_what_only_moves_data_is_in_no_network_and_loses_nothing() -> None:
+    held = {way_of(op.family.recipe) for ops in small_networks(16).values() for op in ops}
+    assert held == {"blocked", "plain", "grouped", "rows"}
+    slice_ = Family("copy", (("op", "Slice"),))
+    lost = lost_us(slice_, (np.array([1e5]),), FIGURES, dict.fromkeys(held, Company(1.0, 1.0, 1.0)))
+    np.testing.assert_array_equal(lost, [0.0])
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,58 @@ def test_one_sample_beyond_a_cache_does_not_say_what_is_beyond_it() -> None:
     assert float(fitted.op_us(large.family, large.columns)[0]) == pytest.approx(gemm_us(large), rel=0.4)
 
 
+def sets_us(shape: Shape) -> float:
+    """Of a convolution into blocks of 16 by two threads: lines of sets of four blocks, the busier one's."""
+    _, inputs, outputs = shape.widths
+    held = statics(shape)
+    (lines, places), window = held["output"], prod(held["kernel"])
+    blocks = -(-int(outputs) // 16)
+    pieces = [min(4, blocks - first) for first in range(0, blocks, 4) for _ in range(lines)]
+    half = -(-len(pieces) // 2)
+    busier = max(sum(pieces[:half]), sum(pieces[half:]))
+    return float(2 + busier * 16 * places * window * inputs / 60_000)
+
+
+def test_what_the_busier_of_two_threads_does_is_told() -> None:
+    two = Roofline(figures(find_device("laptop-i5-1135g7"), threads=2, block=16), 16)
+    shapes = [shape for shape in design(16, 2400) if shape.family.recipe == "direct_conv"]
+    shapes = [shape for shape in shapes if statics(shape)["activation"] == ""]
+    fitted = fit([Timed(shape, sets_us(shape)) for shape in shapes[::2]], two)
+    told = shapes[1::2]
+    ratio = np.array([float(fitted.op_us(s.family, s.columns)[0]) / sets_us(s) for s in told])
+    assert len(told) > 40
+    assert np.mean(np.abs(ratio - 1) < 0.1) > 0.95
+
+
+def reordered_us(shape: Shape) -> float:
+    """Elements, and those of a last block whose lines, a page apart, do not all find room in 12 ways."""
+    _, channels = shape.widths
+    places, last = statics(shape)["inner"], channels % 16
+    crowded = last * places if last > 12 and places % 1024 == 0 else 0
+    return float(0.3 + channels * places / 9_000 + crowded / 1_500)
+
+
+def test_channels_that_lie_whole_pages_apart_are_told_to_push_each_other_out() -> None:
+    blocked = Roofline(figures(find_device("laptop-i5-1135g7"), threads=1, block=16), 16)
+    shapes = [
+        shape_of("reorder_output", (1, channels), inner=side * side)
+        for side in (7, 14, 16, 24, 28, 32, 56, 64)
+        for channels in range(9, 100, 5)
+    ]
+    crowded = shape_of("reorder_output", (1, 31), inner=1024)
+    roomy = shape_of("reorder_output", (1, 28), inner=1024)
+    fitted = fit([Timed(shape, reordered_us(shape)) for shape in shapes], blocked)
+    for shape in (crowded, roomy):
+        told = float(fitted.op_us(shape.family, shape.columns)[0])
+        assert told == pytest.approx(reordered_us(shape), rel=0.15)
+    few = [shape for shape in shapes if statics(shape)["inner"] != 1024 and statics(shape)["inner"] != 4096]
+    fitted = fit([Timed(shape, reordered_us(shape)) for shape in few], blocked)
+    longer = float(fitted.op_us(crowded.family, crowded.columns)[0]) - 31 / 28 * float(
+        fitted.op_us(roomy.family, roomy.columns)[0]
+    )
+    assert longer == pytest.approx(15 * 1024 / 1_500, rel=0.5)
+
+
 def test_of_few_samples_the_usual_ratio_is_told() -> None:
     shapes = [shape for shape in design(1, 600) if shape.family.recipe == "gemm" and shape.widths[0] > 1]
 

@@ -23,7 +23,7 @@ def timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Timer, list[
 
     def interleaved(functions: Mapping[str, object], **_: Any) -> dict[str, Latency]:
         def latency(name: str) -> Latency:
-            quick = 2.0 if name == YARDSTICK else lengths.pop(0)
+            quick = 2.0 if name.startswith(YARDSTICK) else lengths.pop(0)
             return Latency(quick, quick, quick, runs=3, threads=1)
 
         return {name: latency(name) for name in functions}
@@ -42,6 +42,22 @@ def test_of_what_is_timed_twice_the_less_counts(
         timer.time([OP], lambda _: None, left=1)
     assert timer.relative["op"] == 2.5
     assert Store.open(environment(1), tmp_path).yardsticks["op"] == 2.5
+
+
+def test_a_turn_of_the_yardstick_that_was_disturbed_makes_nothing_shorter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = iter([2.0, 3.0, 2.0, 2.0] * 2)
+
+    def interleaved(functions: Mapping[str, object], **_: Any) -> dict[str, Latency]:
+        taken = {name: next(slow) if name.startswith(YARDSTICK) else 5.0 for name in functions}
+        return {name: Latency(took, took, took, runs=3, threads=1) for name, took in taken.items()}
+
+    monkeypatch.setattr("sned.devices.timer.interleaved", interleaved)
+    timer = Timer(Store.open(environment(1), tmp_path), 1, time.perf_counter() + 60)
+    timer.time([OP], lambda _: None, left=1)
+    assert timer.microseconds == {"op": 5000.0, YARDSTICK: 2000.0}
+    assert timer.yardstick_us == 2000.0
 
 
 def test_a_later_deadline_gives_more_time(timed: tuple[Timer, list[float]]) -> None:

@@ -38,13 +38,13 @@ ELEMENTS = (150_000, 1_000_000)
 ROWS = ((49, 96), (64, 128), (128, 96), (197, 64), (784, 64), (1024, 32), (197, 192), (784, 96), (3136, 64))
 """Their number and width in the networks that have no images."""
 
-Way = Literal["blocked", "plain", "grouped", "rows"]
+Way = Literal["blocked", "plain", "grouped", "rows", "moved"]
 """How the data of an op are kept and gone through: images in blocks, images as they are (at once, or a group of
-channels after the other), or rows."""
+channels after the other), or rows; or whether they are only moved, which is alike alone and in company."""
 
 _WAYS: Mapping[str, Way] = {
     "plain_conv": "plain", "plain_pool": "plain", "deconv": "plain", "plain_depthwise": "grouped",
-    "plain_grouped": "grouped",
+    "plain_grouped": "grouped", "concat": "moved", "copy": "moved", "reshape": "moved",
 }  # fmt: skip
 _BLOCKED = ("direct", "blocked", "reorder")
 

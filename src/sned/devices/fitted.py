@@ -31,6 +31,7 @@ from sned.devices.kernels import BoolArray, FloatArray
 from sned.devices.layout import Family
 from sned.devices.recipes import RECIPES
 from sned.devices.roofline import Roofline
+from sned.devices.sharing import unevenness
 from sned.devices.table import Table
 
 FEWEST = 12
@@ -51,8 +52,11 @@ DENSITY = (24, 24, 8)
 
 ONE_ROW = "gemm of one row"
 
-BEFORE_CACHES = 7
-"""Terms ahead of those of what a level of cache does not hold."""
+PAGE = 4096
+"""Bytes that a way of the nearest cache holds, nearly everywhere: what lies as far apart shares the same few lines."""
+
+LINE = 64
+"""Bytes that come and go together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +94,7 @@ class Fitted:
             if known in self.models:
                 of = kinds == kind
                 own = [width[of] for width in widths]
-                prior = _own_prior(_terms(self.roofline, family, own), self.rates[known])
+                prior = _own_prior(_terms(self.roofline, family, own)[0], self.rates[known])
                 ratio = self.models[known](_features(family, own, self.roofline.block, self.names[known]))
                 times[of] = prior * np.exp(ratio)
         return times
@@ -172,8 +176,9 @@ class _Learnt:
 def _learnt(held: Sequence[Timed], roofline: Roofline) -> _Learnt:
     texts = sorted({str(v) for sample in held for _, v in sample.shape.family.statics if isinstance(v, str)})
     took = np.array([max(sample.microseconds, LEAST_US) for sample in held])
-    terms = np.concatenate([_terms(roofline, s.shape.family, s.shape.columns) for s in held])
-    rates = _rates(terms, took, _told(roofline, terms.shape[1]))
+    each, told = zip(*(_terms(roofline, s.shape.family, s.shape.columns) for s in held), strict=True)
+    terms = np.concatenate(each)
+    rates = _rates(terms, took, told[0])
     rows = np.concatenate([_features(s.shape.family, s.shape.columns, roofline.block, texts) for s in held])
     target = np.log(took / _own_prior(terms, rates))
     return _Learnt(rates, tuple(texts), rows, target, np.log(took / terms[:, -1]))
@@ -190,7 +195,7 @@ def _kinds(family: Family, widths: Sequence[FloatArray]) -> NDArray[np.str_]:
 def _rates(terms: FloatArray, took: FloatArray, told: FloatArray) -> FloatArray:
     """Microseconds for each term, at least 0, by relative error: `terms[N, K]` to `[K]`.
 
-    A term that few samples have would answer for whatever these were disturbed by: it is what the profile has `told`.
+    A term that few samples have would answer for whatever these were disturbed by: it is what the profile `told`.
     Of few samples in all the roofline alone is reckoned with, which is the last.
     """
     if len(took) < FEWEST:
@@ -206,34 +211,43 @@ def _rates(terms: FloatArray, took: FloatArray, told: FloatArray) -> FloatArray:
     return rates
 
 
-def _told(roofline: Roofline, count: int) -> FloatArray:
-    """What the profile says of `count` terms: a byte that a level of cache does not hold takes longer by so much; of
-    all others nothing."""
-    each = 1 / roofline.figures.bytes_per_us
-    told = np.zeros(count)
-    beyond = np.tile(np.maximum(np.diff(each), 0.0), 2)
-    told[BEFORE_CACHES : BEFORE_CACHES + len(beyond)] = beyond
-    return told
-
-
 def _own_prior(terms: FloatArray, rates: FloatArray) -> FloatArray:
     return np.asarray(np.maximum(terms @ rates, LEAST_US))
 
 
-def _terms(roofline: Roofline, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
-    """`[P, K]`: what ops of a family do that may take time; last what the roofline of the device says of them."""
+def _terms(roofline: Roofline, family: Family, widths: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
+    """`[P, K]`: what ops of a family do that may take time, last what the roofline of the device says of them; and
+    `[K]`: microseconds that the profile tells of each, 0 where it tells none."""
     f = roofline.figures
     asked = demand(family, widths, f.tile)
+    uneven = unevenness(family, widths, roofline.block, f.threads)
+    shared = (asked.padded, asked.macs, asked.operations, asked.read, asked.written)
+    work = [*(each * uneven for each in shared), asked.weights]
     beyond = [  # what a level of cache does not hold
         np.maximum(elements * f.bytes - size, 0.0)
         for elements in (asked.moved, asked.weights)
         for size in f.sizes
     ]
-    work = [asked.padded, asked.macs, asked.operations, asked.read, asked.written, asked.weights, *beyond]
+    own = [*_of_each_group(family, widths, asked.macs, f.tile), *_crowded(family, widths, roofline)]
     prior = _prior(roofline, family, widths)
-    return np.stack(
-        [np.ones_like(prior), *work, *_of_each_group(family, widths, asked.macs, f.tile), prior], axis=1
-    )
+    byte_us = 1 / f.bytes_per_us
+    further = np.maximum(np.diff(byte_us), 0.0)
+    crowded = [2 * LINE * byte_us[1]] if family.recipe == "reorder_output" else [0.0] * len(own)
+    told = [0.0] * (1 + len(work)), further, further, crowded, [0.0]
+    return np.stack([np.ones_like(prior), *work, *beyond, *own, prior], axis=1), np.concatenate(told)
+
+
+def _crowded(family: Family, widths: Sequence[FloatArray], roofline: Roofline) -> list[FloatArray]:
+    """Elements of a last block of channels that push each other out of the nearest cache, place after place, when
+    images are put back from blocks into channels that lie whole pages apart: each brings a line in and out."""
+    if family.recipe != "reorder_output":
+        return []
+    f = roofline.figures
+    images, channels = widths
+    places = float(str(family["inner"]))
+    last = channels % roofline.block
+    ways = f.sizes[0] / f.threads / PAGE if len(f.sizes) else np.inf
+    return [images * last * places * ((last > ways) & (places * f.bytes % PAGE == 0))]
 
 
 def _of_each_group(

@@ -15,7 +15,7 @@ from sned.devices.layout import Family
 from sned.errors import WriteError
 from sned.files import atomic_write_text
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever what is measured under a key changes, so that old figures are not mistaken for new ones."""
 
 

@@ -38,6 +38,10 @@ DISTURBED = 0.25
 """A median this fraction above the 10th percentile means that half of the samples were disturbed."""
 
 YARDSTICK = "yardstick"
+TURNS = tuple(f"{YARDSTICK}, turn {turn}" for turn in range(4))
+"""The yardstick is timed so often a round: everything else is divided by what it takes, and must not be by what other
+programs add to that."""
+
 CALLED = ("call", "yardstick called")
 """What is timed as users call it."""
 
@@ -79,7 +83,7 @@ class Timer:
         self._store = store
         self._deadline = deadline
         self._threads = store.environment.threads
-        self._yardstick = {YARDSTICK: runner(yardstick(block), self._threads)}
+        self._yardstick = runner(yardstick(block), self._threads)
         self._lengths_ms: list[float] = []
         self._interleaved({}, 0.1, RUNS)
 
@@ -118,7 +122,7 @@ class Timer:
 
     def _interleaved(self, runners: Mapping[str, Runner], seconds: float, runs: int) -> None:
         times = interleaved(
-            {**runners, **self._yardstick},
+            {**runners, **dict.fromkeys(TURNS, self._yardstick)},
             runs=runs,
             warmup=1,
             threads=self._threads,
@@ -130,12 +134,14 @@ class Timer:
         )
         # Other work on the machine only adds to a time, so the quicker samples say more of the op; how long
         # the yardstick takes on the whole is its median, as it will be that of the network.
-        self._lengths_ms.append(times[YARDSTICK].median_ms)
-        quick = {key: latency.p10_ms for key, latency in times.items()}
-        for key, time_ms in quick.items():
-            relative = time_ms / quick[YARDSTICK]
+        turns = [times.pop(name) for name in TURNS]
+        self._lengths_ms.append(float(np.median([turn.median_ms for turn in turns])))
+        yardstick_ms = float(np.median([turn.p10_ms for turn in turns]))
+        self.relative[YARDSTICK] = 1.0
+        for key, latency in times.items():
+            relative = latency.p10_ms / yardstick_ms
             self.relative[key] = min(relative, self.relative.get(key, relative))
-            if times[key].median_ms > (1 + DISTURBED) * time_ms:
+            if latency.median_ms > (1 + DISTURBED) * latency.p10_ms:
                 self.disturbed.add(key)
             else:
                 self._store.yardsticks[key] = min(relative, self._store.yardsticks.get(key, relative))
