@@ -8,10 +8,11 @@
 None of these networks had a part in the calibration, which is of single ops: run `sned devices calibrate host` (and
 again with `--threads 2`) first. Each network and its prunings are exported and timed against each other in ONNX
 Runtime, in three processes after each other, of which the median counts: now and then a network is a tenth
-quicker or slower from one process to the next. The first of the three says how far a
-single measurement agrees with that. So that other programs on the machine matter less, a time is the 10th percentile
-of its samples (as in the calibration: other work only adds to a time), and with one thread that for which the thread
-had a core. Predictions are
+quicker or slower from one process to the next. The first of the three says how far a single measurement agrees with
+that. On a machine that others share, up to nine processes are run, until three of them found the yardstick (an op that
+is timed in the same rounds) as quick as any did. So that other programs matter less, a time is the 10th percentile of
+its samples (as in the calibration: other work only adds to a time), and with one thread that for which the thread had a
+core. Predictions are
 
     calibrated   from the calibration alone, nothing of the network was timed; at the pace of the machine in the same
                  rounds, told by the op that the calibration was timed against
@@ -26,7 +27,7 @@ import fnmatch
 import gc
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -63,6 +64,13 @@ TORCHVISION = (
 
 LOWEST, SEED = 0.4, 0
 PROCESSES = 3
+TRIES, BUSY = 3, 0.03
+"""Processes are repeated, up to so often, in which the yardstick took this much longer than in the quickest so far."""
+
+RULED_MS = 10
+"""Of a sample of the yardstick at most: it is as long as that of the whole network, since in a short moment a machine
+may do nothing else (its clock interrupts it every few milliseconds), in a long one hardly."""
+
 RANKED, FEWEST_RANKED = (0.4, 1.0), 5
 """Of the dense network's latency: prunings between these have to be put in the right order, if they are not too few."""
 
@@ -164,7 +172,10 @@ def _predictions(options: argparse.Namespace) -> Iterator[Record]:
 def _network(name: str, options: argparse.Namespace) -> list[Record]:
     model, example, graph = _traced(name)
     plans = random_plans(graph, options.prunings)
-    times = _measured(model, graph, example, plans, options)
+    earlier = [
+        r["yardstick_ms"] for r in _read(options.out) if r.get("threads") == options.threads if "pruning" in r
+    ]
+    times = _measured(model, graph, example, plans, options, quickest=min(earlier, default=float("inf")))
     records = [
         {
             "kind": "prediction", "network": name, "pruning": place, "prunings": options.prunings,
@@ -237,7 +248,13 @@ def random_plans(graph: Graph, count: int) -> Array:
 
 
 def _measured(
-    model: nn.Module, graph: Graph, example: Any, plans: Array, options: argparse.Namespace
+    model: nn.Module,
+    graph: Graph,
+    example: Any,
+    plans: Array,
+    options: argparse.Namespace,
+    *,
+    quickest: float,
 ) -> dict[str, list[float]]:
     """Milliseconds of each plan's network and of the yardstick, in each of some processes."""
     files, given = {}, {}
@@ -251,13 +268,22 @@ def _measured(
             else:
                 given = dict(feeds(sned.export_onnx(small, example, path), example))
             files[str(place)] = path
-        rounds = []
-        for seed in range(PROCESSES):
+        rounds: list[dict[str, float]] = []
+        while len(rounds) < PROCESSES * TRIES and len(_quiet(rounds, quickest)) < PROCESSES:
             with ProcessPoolExecutor(1, get_context("spawn")) as alone:
                 rounds.append(
-                    alone.submit(_timed, files, given, options.threads, options.seconds, seed).result()
+                    alone.submit(_timed, files, given, options.threads, options.seconds, len(rounds)).result()
                 )
+    if len(_quiet(rounds, quickest)) < PROCESSES:
+        print(f"The machine was busy all the while: see how far single measurements agree ({TRIES} tries).")
+    chosen = sorted(rounds, key=lambda times: times[YARDSTICK])[:PROCESSES]
+    rounds = [times for times in rounds if times in chosen]
     return {name: [times[name] for times in rounds] for name in rounds[0]}
+
+
+def _quiet(rounds: Sequence[Mapping[str, float]], quickest: float) -> list[Mapping[str, float]]:
+    limit = (1 + BUSY) * min([quickest, *(times[YARDSTICK] for times in rounds)])
+    return [times for times in rounds if times[YARDSTICK] <= limit]
 
 
 def _timed(
@@ -268,16 +294,26 @@ def _timed(
         n: partial(open_session(path, threads=threads).run, None, given) for n, path in files.items()
     }
     rule = runner(yardstick(block_size()), threads)
+    calls = max(1, round(min(RULED_MS, _quickest_ms(runners["0"])) / _quickest_ms(rule)))
     rules = [
         f"{YARDSTICK} {n}" for n in files
     ]  # of few rounds, one sample in each may meet a slow moment every time
-    runners |= dict.fromkeys(rules, rule)
+    runners |= dict.fromkeys(rules, partial(_again_and_again, rule, calls))
     times = interleaved(
         runners, runs=40, threads=threads, min_sample_ms=SAMPLE_MS, max_seconds=seconds,
         settle_ms=SETTLE_MS, seed=seed, clock=processor_clock(threads),
     )  # fmt: skip
     quick = {name: latency.p10_ms for name, latency in times.items()}
-    return {**quick, YARDSTICK: float(np.median([quick[name] for name in rules]))}
+    return {**quick, YARDSTICK: float(np.median([quick[name] for name in rules])) / calls}
+
+
+def _quickest_ms(function: Callable[[], object]) -> float:
+    return interleaved({"": function}, runs=5)[""].p10_ms
+
+
+def _again_and_again(function: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        function()
 
 
 def plan_of(graph: Graph, counts: Array) -> sned.Plan:
