@@ -125,22 +125,17 @@ class Coupling:
         """A number for each unit: units of one number form a group; -1 for those that stay or own no parameter."""
         stays = np.asarray(self._covers @ self._frozen_atoms.astype(np.int64)).ravel() > 0
         stays |= self._lopsided()
-        owned = _matrix(
-            [(self._atom[p.labels], np.full(p.labels.size, i)) for i, p in enumerate(self._positions)],
-            (self._atoms, max(len(self._positions), 1)),
-            count=True,
-        )
-        counts = (self._covers.astype(np.int64) @ owned).tocsr()
-        direct = (
-            _matrix([(self._unit, np.arange(self._atoms))], self._covers.shape).astype(np.int64) @ owned
-        ).tocsr()
         rng = np.random.default_rng(0)
-        weights = rng.integers(1, 2**62, (2, len(self._positions) or 1), dtype=np.int64)
-        with np.errstate(over="ignore"):
-            hashed = np.asarray(counts @ weights[0]).ravel() + np.asarray(direct @ weights[1]).ravel()
-        empty = np.diff(counts.indptr) == 0
+        weights = rng.integers(1, 2**62, (2, len(self._positions)), dtype=np.int64)
+        each = np.diff(self._bounds)
+        alone, covered = np.zeros((2, self._atoms), np.int64)
+        np.add.at(covered, self._line, np.repeat(weights[0], each))
+        np.add.at(alone, self._line, np.repeat(weights[1], each))
+        hashed = self._covers @ covered
+        np.add.at(hashed, self._unit, alone)
+        positions = self._covers @ np.bincount(self._line, minlength=self._atoms)
         _, signature = np.unique(hashed, return_inverse=True)
-        return np.where(stays | empty, -1, signature)
+        return np.where(stays | (positions == 0), -1, signature)
 
     def _lopsided(self) -> BoolArray:
         """Units whose slabs would take unequal shares of rows that must lose equally many."""
@@ -213,9 +208,10 @@ class Coupling:
             if len(set(sizes.tolist())) > 1:
                 self._stay(units)
                 continue
-            positions = owned[units].indices
-            if sizes[0] > 1 and _differ(positions, line):
-                drafts.append((units, cells, self._slices(positions.reshape(len(units), -1))))
+            first, end = owned.indptr[units], owned.indptr[units[0] + 1]
+            lines = owned.indices[first[:, None] + np.arange(end - first[0])]
+            if sizes[0] > 1 and _differ(lines.ravel(), line):
+                drafts.append((units, cells, self._slices(lines)))
             else:
                 self._stay(units)
         drafts.sort(
@@ -242,10 +238,15 @@ class Coupling:
         """Where each axis of a parameter begins when all their positions stand in one line."""
         return np.cumsum([0, *(p.labels.size for p in self._positions)])
 
+    @cached_property
+    def _line(self) -> IntArray:
+        """The atom of every position in line."""
+        labels = np.concatenate([np.zeros(0, np.int64), *(p.labels for p in self._positions)])
+        return np.asarray(self._atom[labels])
+
     def _owned(self) -> sparse.csr_matrix:
         """`[units, positions in line]`: what leaves with each unit."""
-        atoms = np.concatenate([self._atom[p.labels] for p in self._positions] or [np.zeros(0, np.int64)])
-        held = _matrix([(atoms, np.arange(atoms.size))], (self._atoms, atoms.size))
+        held = _matrix([(self._line, np.arange(self._line.size))], (self._atoms, self._line.size))
         owned = (self._covers @ held).tocsr()
         owned.sort_indices()
         return owned
@@ -299,11 +300,12 @@ class Coupling:
 
     def kept_positions(self, keep: Keep) -> dict[str, dict[int, IntArray]]:
         """For every axis of a parameter that loses something, the indices that stay."""
+        there = np.flatnonzero(keep.stays[self._line])
+        ends = np.searchsorted(there, self._bounds)
         kept: dict[str, dict[int, IntArray]] = {}
-        for p in self._positions:
-            stays = keep.stays[self._atom[p.labels]]
-            if not stays.all():
-                kept.setdefault(p.parameter, {})[p.axis] = np.flatnonzero(stays)
+        for i in np.flatnonzero(np.diff(ends) < np.diff(self._bounds)):
+            p, start = self._positions[i], self._bounds[i]
+            kept.setdefault(p.parameter, {})[p.axis] = there[ends[i] : ends[i + 1]] - start
         return kept
 
     def terms(self, tensor: int, axis: int, size: int) -> tuple[Term, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -24,11 +24,10 @@ def call(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     fills = _fills(func)
     if not (fills or _makes_new(func)):
         return func(*args, **kwargs)
-    given = list(_flat((args, tuple(kwargs.items()))))
-    tensors = [value for value in given if isinstance(value, torch.Tensor)]
-    if not tensors or any(type(t) is not torch.Tensor or not t.is_meta for t in tensors):
+    try:
+        key = (func, _described(args), _described(tuple(kwargs.items())))
+    except _NotPlain:
         return func(*args, **kwargs)
-    key = (func, *map(_described, given))
     if (found := _known.get(key)) is not None and fills:
         return args[0]
     if found is None:
@@ -46,10 +45,13 @@ def call(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 @cache
 def _makes_new(func: Any) -> bool:
-    """Whether an op neither writes to what it is given nor returns a view of it, and returns tensors alone."""
+    """Whether an op takes tensors, neither writes to them nor returns a view of one, and returns tensors alone."""
     schema = func._schema
     free = all(held.alias_info is None for held in (*schema.arguments, *schema.returns))
-    return free and bool(schema.returns) and all(str(held.type) == "Tensor" for held in schema.returns)
+    given = any("Tensor" in str(held.type) for held in schema.arguments)
+    return (
+        free and given and bool(schema.returns) and all(str(held.type) == "Tensor" for held in schema.returns)
+    )
 
 
 @cache
@@ -59,20 +61,16 @@ def _fills(func: Any) -> bool:
     return torch.Tag.pointwise in func.tags and schema.name.endswith("_") and len(schema.returns) == 1
 
 
-def _flat(value: Any) -> Iterator[Any]:
-    """Leaves in order, with a mark where a nest begins and ends."""
-    if isinstance(value, tuple | list):
-        yield "("
-        for item in value:
-            yield from _flat(item)
-        yield ")"
-    else:
-        yield value
+class _NotPlain(Exception):
+    """A tensor that has values, or is of a class of its own."""
 
 
 def _described(value: Any) -> Any:
+    """What an op is given, as far as the shapes of its results can hang on it."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_described, value))
     if isinstance(value, torch.Tensor):
+        if type(value) is not torch.Tensor or not value.is_meta:
+            raise _NotPlain
         return value.shape, value.stride(), value.dtype
-    if isinstance(value, Sized):
-        return int, int(value)
-    return type(value), value
+    return (int, int(value)) if isinstance(value, Sized) else (type(value), value)

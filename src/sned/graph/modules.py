@@ -17,6 +17,7 @@ def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         met.add(id(module))
         yield path, module
-        inside = f"{path}." if path else ""
-        held = [(inside + name, child) for name, child in module._modules.items() if child is not None]
-        waiting += reversed(held)
+        if module._modules:
+            inside = f"{path}." if path else ""
+            held = [(inside + name, child) for name, child in module._modules.items() if child is not None]
+            waiting += reversed(held)

@@ -15,7 +15,7 @@ import torch
 
 from sned.graph.coupling import Keep
 from sned.graph.example import ArgsAndKwargs, Inputs, arguments, tensors_in
-from sned.graph.ir import Graph, Op, Ref
+from sned.graph.ir import Graph, IntArray, Op, Ref
 from sned.graph.plan import Plan
 from sned.graph.provenance import Source, TensorAxis
 from sned.graph.sizes import Sizes, filled
@@ -25,15 +25,17 @@ State = Mapping[str, torch.Tensor]
 
 def slice_state(state: State, plan: Plan) -> dict[str, torch.Tensor]:
     """Every tensor of `state`, cut down to what the plan keeps."""
-    sliced = dict(state)
-    for name, axes in plan.kept.items():
-        tensor = sliced[name]
-        for axis, kept in axes.items():
-            tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
-        sliced[name] = tensor
+    sliced = {**state, **{name: cut_down(state[name], axes) for name, axes in plan.kept.items()}}
     for name, mask in plan.masks.items():
         sliced[name] = sliced[name] * torch.from_numpy(mask).to(sliced[name].device)
     return sliced
+
+
+def cut_down(tensor: torch.Tensor, axes: Mapping[int, IntArray]) -> torch.Tensor:
+    """What remains of a tensor when some of its axes keep the given indices alone."""
+    for axis, kept in axes.items():
+        tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
+    return tensor
 
 
 def made_up(graph: Graph, plan: Plan, sliced: State) -> dict[str, torch.Tensor]:
@@ -42,6 +44,8 @@ def made_up(graph: Graph, plan: Plan, sliced: State) -> dict[str, torch.Tensor]:
     The replay uses the recorded factors and needs none of this.
     """
     state = dict(sliced)
+    if not graph.rescales:
+        return state
     sizes = sizes_of(graph, plan)
     for rescale in graph.rescales:
         news: dict[Source, int] = {

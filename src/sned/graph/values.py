@@ -7,6 +7,7 @@ weights, so they are followed on the CPU while everything else is recorded on th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class Values:
 
     def answers(self, func: Any, args: tuple[Any, ...]) -> bool:
         """Whether the op asks for values, and they are known."""
-        if ASKS.isdisjoint(func.tags):
+        if not _asks(func):
             return False
         given = list(_tensors(args))
         return bool(given) and all(id(t) in self._held for t in given)
@@ -47,8 +48,9 @@ class Values:
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         """Do to the values what `func`, which made `result`, did to the tensors; or forget those that it wrote to."""
-        given = list(_tensors((args, tuple(kwargs.values()))))
-        if all(id(t) in self._held for t in given) and self._followed(func, given, list(_tensors(result))):
+        arguments = (args, tuple(kwargs.values()))
+        held = all(id(t) in self._held for t in _tensors(arguments))
+        if held and self._followed(func, list(_tensors(arguments)), list(_tensors(result))):
             for tensor, value in zip(_tensors(result), _tensors(self._run(func, args, kwargs)), strict=True):
                 self._held[id(tensor)] = value
         elif func._schema.is_mutable:
@@ -87,6 +89,11 @@ class Values:
         if gone is not None:
             place = gone.untyped_storage().data_ptr()
             self._held = {i: v for i, v in self._held.items() if v.untyped_storage().data_ptr() != place}
+
+
+@cache
+def _asks(func: Any) -> bool:
+    return not ASKS.isdisjoint(func.tags)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -67,7 +67,9 @@ def repair_attributes(model: nn.Module, graph: Graph, sizes: Sizes) -> tuple[Rep
 
 
 def check_sizes(model: nn.Module, graph: Graph, sizes: Sizes) -> None:
-    """Record the pruned `model` on tensors like those of the trace and hold it, op by op, against the plan.
+    """Record the pruned `model`, a copy, on tensors like those of the trace and hold it, op by op, against the plan.
+
+    The copy is of no use afterwards: the pass may have left things in it.
 
     Raises:
         Unrepaired: a number could not be traced to an attribute; names the op and the module.
@@ -271,6 +273,7 @@ def _first_difference(model: nn.Module, graph: Graph, sizes: Sizes) -> Differenc
             into=partial,
             device=graph.recorded.device,
             sources=False,
+            thrown_away=True,
         )
         made = [recording.tensors[number].shape for number in recording.outputs]
         if made == [sizes.shape(number) for number in graph.outputs]:

@@ -6,7 +6,7 @@ groups that it depends on are frozen, with the reason, and the rehearsal starts 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -17,8 +17,9 @@ from torch import nn
 from sned.graph import Graph, Group, Op, Plan
 from sned.graph.build import FIXED, build
 from sned.graph.example import Example, Inputs, describe
+from sned.graph.ir import IntArray
 from sned.graph.modules import modules_of
-from sned.graph.replay import sizes_of, slice_state
+from sned.graph.replay import cut_down, sizes_of
 from sned.graph.trace import state_of, uncollected
 from sned.graph.trace import trace_example as recorded_example
 from sned.surgery.attributes import Unrepaired, check_sizes, repair_attributes
@@ -152,23 +153,21 @@ def _some(group: Group, share: float) -> list[int]:
 
 
 def _rehearse(graph: Graph, plan: Plan) -> None:
-    state = {
-        name: tensor if _whole(tensor) else tensor.to("meta")
-        for name, tensor in state_of(graph.model).items()
-    }
-    device = graph.recorded.device
     empty = {
-        name: tensor if _whole(tensor) else torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
-        for name, tensor in slice_state(state, plan).items()
+        name: _without_values(tensor, plan.kept.get(name, {}), graph.recorded.device)
+        for name, tensor in state_of(graph.model).items()
     }
     small, sizes = twin(graph.model, empty), sizes_of(graph, plan)
     repair_attributes(small, graph, sizes)
     check_sizes(small, graph, sizes)
 
 
-def _whole(tensor: torch.Tensor) -> bool:
-    """Whether a tensor holds whole numbers, whose values a forward pass may ask for."""
-    return not tensor.is_floating_point()
+def _without_values(tensor: torch.Tensor, axes: Mapping[int, IntArray], device: str) -> torch.Tensor:
+    """A tensor of the size that is kept; whole numbers remain, since a forward pass may ask for their values."""
+    if not tensor.is_floating_point():
+        return cut_down(tensor, axes)
+    shape = [len(axes[axis]) if axis in axes else size for axis, size in enumerate(tensor.shape)]
+    return torch.zeros(shape, dtype=tensor.dtype, device=device)
 
 
 def _alike(graph: Graph, op: Op) -> set[int]:
