@@ -269,19 +269,20 @@ def _measured(
                 given = dict(feeds(sned.export_onnx(small, example, path), example))
             files[str(place)] = path
         rounds: list[dict[str, float]] = []
-        while len(rounds) < PROCESSES * TRIES and len(_quiet(rounds, quickest)) < PROCESSES:
+        while len(rounds) < PROCESSES * TRIES and len(quiet(rounds, quickest)) < PROCESSES:
             with ProcessPoolExecutor(1, get_context("spawn")) as alone:
                 rounds.append(
                     alone.submit(_timed, files, given, options.threads, options.seconds, len(rounds)).result()
                 )
-    if len(_quiet(rounds, quickest)) < PROCESSES:
+    if len(quiet(rounds, quickest)) < PROCESSES:
         print(f"The machine was busy all the while: see how far single measurements agree ({TRIES} tries).")
     chosen = sorted(rounds, key=lambda times: times[YARDSTICK])[:PROCESSES]
     rounds = [times for times in rounds if times in chosen]
     return {name: [times[name] for times in rounds] for name in rounds[0]}
 
 
-def _quiet(rounds: Sequence[Mapping[str, float]], quickest: float) -> list[Mapping[str, float]]:
+def quiet(rounds: Sequence[Mapping[str, float]], quickest: float) -> list[Mapping[str, float]]:
+    """Those in which the yardstick took hardly longer than in the quickest of all, these and earlier ones."""
     limit = (1 + BUSY) * min([quickest, *(times[YARDSTICK] for times in rounds)])
     return [times for times in rounds if times[YARDSTICK] <= limit]
 

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.latency_model import near_dense, plan_of, random_plans, rank_correlation, subjects, summary
+from benchmarks.latency_model import (
+    near_dense,
+    plan_of,
+    quiet,
+    random_plans,
+    rank_correlation,
+    subjects,
+    summary,
+)
+from sned.devices.timer import YARDSTICK
 from sned.graph import trace
 from tests.devices.networks import Mixed, trained
 
@@ -17,6 +26,13 @@ def record(
         "kind": "prediction", "network": network, "pruning": place, "threads": threads, "measured_ms": measured,
         "once_ms": measured * 1.01, **told_ms,
     }  # fmt: skip
+
+
+def test_busy_processes_do_not_count() -> None:
+    rounds = [{YARDSTICK: took} for took in (1.0, 1.02, 1.05, 1.6)]
+    assert quiet(rounds, float("inf")) == rounds[:2]
+    assert quiet(rounds, 0.98) == rounds[:1]  # an earlier one found the machine quicker
+    assert quiet([], 1.0) == []
 
 
 def test_what_records_come_to() -> None:
