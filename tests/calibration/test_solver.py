@@ -1,9 +1,13 @@
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from sned.calibration import kept_error, least_squares
-from sned.calibration.solver import LeastSquares, factor, squared_error
+from sned.calibration.solver import LeastSquares, factor, squared_error, times
 
 
 def data(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -117,3 +121,59 @@ def test_squared_error_from_moments_is_that_of_the_data() -> None:
     energy = torch.from_numpy((y**2).mean(0))
     got = squared_error(m["second"], m["cross"], energy, torch.from_numpy(weight))
     np.testing.assert_allclose(got.numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_factor_is_that_of_centred_moments_with_a_ridge(dtype: torch.dtype) -> None:
+    x, y = data()
+    m = moments(x, y)
+    second = m["second"].to(dtype)
+    before = second.clone()
+    lower, used = factor(second, 0.1, mean=m["mean"])
+    centred = np.cov(x.T, ddof=0)
+    expected = np.linalg.cholesky(centred + 0.1 * centred.diagonal().mean() * np.eye(6))
+    assert used == 0.1
+    np.testing.assert_allclose(
+        lower.numpy(), expected, rtol=1e-5 if dtype is torch.float32 else 1e-9, atol=1e-6
+    )
+    assert torch.equal(second, before)
+
+
+def test_products_with_wide_moments_are_exact_though_they_go_by_blocks() -> None:
+    rng = np.random.default_rng(0)
+    second, weight, mean = rng.normal(size=(2500, 2500)), rng.normal(size=(2, 3, 2500)), rng.normal(size=2500)
+    single = torch.from_numpy(second).float()
+    wide = single.numpy().astype(np.float64)
+    np.testing.assert_allclose(times(torch.from_numpy(weight), single), weight @ wide, rtol=1e-9, atol=1e-9)
+    got = times(torch.from_numpy(weight[0]), single, torch.from_numpy(mean))
+    np.testing.assert_allclose(got, weight[0] @ (wide - np.outer(mean, mean)), rtol=1e-9, atol=1e-8)
+
+
+def bytes_to_solve(width: int) -> int:
+    """By how much the memory of this process grows at most while it solves with moments `[width, width]`."""
+    one = torch.ones(8, 8) + torch.eye(8)
+    LeastSquares(one, mean=one[0], prior=one[:4]).fit(
+        one[:4], one[:4, 0]
+    )  # code and threads are there from now on
+    second = torch.full((width, width), 2.0)
+    second.diagonal().add_(1.0)
+    cross, mean = torch.ones(4, width), torch.ones(width)
+    before = held("VmRSS")
+    fit = LeastSquares(second, mean=mean, prior=cross).fit(cross, cross[:, 0])
+    assert torch.isfinite(fit.weight).all()
+    return held("VmHWM") - before
+
+
+def held(which: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(which))
+    return int(line.split()[1]) * 1024
+
+
+STATUS = Path("/proc/self/status")
+
+
+@pytest.mark.skipif(not STATUS.is_file(), reason="the system does not say how much memory a process holds")
+def test_wide_moments_are_solved_with_one_matrix_beside_them() -> None:
+    width = 4000
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        assert alone.submit(bytes_to_solve, width).result() < 1.7 * 8 * width**2

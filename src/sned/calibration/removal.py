@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sned.calibration.solver import RIDGE, FloatArray, factor
+from sned.calibration.solver import RIDGE, FloatArray, factor, times
 from sned.graph.ir import IntArray
 
 _ROUNDS = 16
@@ -100,14 +100,12 @@ class _Elimination:
         rows = torch.from_numpy(np.ascontiguousarray(problem.rows))
         entries = torch.arange(problem.second.shape[0])
         order = torch.cat([rows.flatten(), entries[~torch.isin(entries, rows.flatten())]])
-        second = problem.second.detach()[order][:, order].double()
-        if problem.mean is not None:
-            mean = problem.mean.detach().double()[order]
-            second.addr_(mean, mean, alpha=-1)
+        second = problem.second.detach()[order[:, None], order]
+        mean = None if problem.mean is None else problem.mean.detach().double()[order]
         weight = problem.weight.detach().double()[:, order]
-        energy = float((weight @ second * weight).sum())
+        energy = float((times(weight, second, mean) * weight).sum())
         scale = problem.share / energy if energy > 0 else 0.0
-        lower, _ = factor(second, ridge)
+        lower, _ = factor(second, ridge, mean=mean)
         del second  # wide ones take hundreds of megabytes
         if len(lower) >= _WIDE:
             weight, lower = weight.float(), lower.float()

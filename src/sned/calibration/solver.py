@@ -24,6 +24,10 @@ _ATTEMPTS = 8
 """How often the ridge is made ten times larger before a matrix is given up as not a moment at all."""
 
 
+_BLOCK = 1024
+"""Rows of moments that are made float64 at a time."""
+
+
 @dataclass(frozen=True, eq=False)
 class Fit:
     """A solution: `weight` `[outputs, width]`, `bias` `[outputs]`, and the `ridge` that it took."""
@@ -33,31 +37,47 @@ class Fit:
     ridge: float
 
 
-def factor(second: Tensor, ridge: float) -> tuple[Tensor, float]:
-    """Cholesky factor of `second + ridge * mean(diag(second)) * I` in float64, and the ridge that it took.
+def factor(second: Tensor, ridge: float, *, mean: Tensor | None = None) -> tuple[Tensor, float]:
+    """Cholesky factor of `H + ridge * mean(diag(H)) * I` in float64, and the ridge that it took.
 
     A ridge that does not do (constant channels, fewer patches than entries) is made ten times larger until
     one does.
 
+    Args:
+        second: `[width, width]`, symmetric: `H`, or with `mean` what becomes it.
+        ridge: relative to the mean of the diagonal, >= 0.
+        mean: `[width]`, float64: `H` is `second - mean meanᵀ`.
+
     Raises:
         ValueError: no ridge does: the matrix holds NaN or is far from positive semi-definite.
     """
-    matrix = second.double()
-    diagonal = matrix.diagonal().clone()
+    diagonal = second.diagonal().double() - (0 if mean is None else mean.square())
     scale = float(diagonal.mean())
     if scale <= 0:  # entries that never change leave nothing, or rounding of either sign
-        scale = max(float(matrix.abs().max()), torch.finfo(torch.float32).tiny)
-    try:
-        for attempt in range(_ATTEMPTS):
-            used = ridge * 10.0**attempt if ridge else (10.0 ** (attempt - 12) if attempt else 0.0)
-            # In place, for a copy of a wide one takes hundreds of megabytes; it is put back below.
-            matrix.diagonal().copy_(diagonal + used * scale)
-            lower, failed = torch.linalg.cholesky_ex(matrix)
-            if not int(failed):
-                return lower, used
-    finally:
-        matrix.diagonal().copy_(diagonal)
+        scale = max(float(diagonal.abs().max()), torch.finfo(torch.float32).tiny)
+    for attempt in range(_ATTEMPTS):
+        used = ridge * 10.0**attempt if ridge else (10.0 ** (attempt - 12) if attempt else 0.0)
+        matrix = second.to(torch.float64, copy=True)
+        if mean is not None:
+            matrix.addr_(mean, mean, alpha=-1)
+        matrix.diagonal().add_(used * scale)
+        # In place, for another wide one takes hundreds of megabytes; LAPACK goes by columns, and these are its rows.
+        lower, failed = matrix.mT, torch.zeros((), dtype=torch.int32, device=second.device)
+        torch.linalg.cholesky_ex(lower, out=(lower, failed))
+        if not int(failed):
+            return lower, used
     raise ValueError("second moments must be symmetric, positive semi-definite and free of NaN")
+
+
+def times(weight: Tensor, second: Tensor, mean: Tensor | None = None) -> Tensor:
+    """`W (second - mean meanᵀ)` in float64, `[..., outputs, width]`; without `mean` `W second`.
+
+    A wide `second` in float32 is made float64 a block of rows at a time.
+    """
+    weight = weight.double()
+    blocks = zip(weight.split(_BLOCK, dim=-1), second.split(_BLOCK, dim=-2), strict=True)
+    product = sum((part @ rows.double() for part, rows in blocks), weight.new_zeros(()))
+    return product if mean is None else torch.addr(product, weight @ mean, mean, alpha=-1)
 
 
 def least_squares(
@@ -101,13 +121,10 @@ class LeastSquares:
         prior: Tensor | None = None,
         ridge: float = RIDGE,
     ) -> None:
-        h = second.double()
         self._mean = None if mean is None else mean.double()
-        if self._mean is not None:
-            h = torch.addr(h, self._mean, self._mean, alpha=-1)
-        self._lower, self._ridge = factor(h, ridge)
+        self._lower, self._ridge = factor(second, ridge, mean=self._mean)
         self._prior = None if prior is None else prior.double()
-        self._expected = None if self._prior is None else self._prior @ h
+        self._expected = None if self._prior is None else times(self._prior, second, self._mean)
 
     def fit(self, cross: Tensor, target_mean: Tensor | None = None) -> Fit:
         """The best weights and bias for a target; `target_mean` where the bias is solved for."""
@@ -117,7 +134,9 @@ class LeastSquares:
             c = torch.addr(c, t, self._mean, alpha=-1)
         if self._expected is not None:
             c = c - self._expected
-        weight = torch.cholesky_solve(c.T, self._lower).T
+        # In two steps, for `cholesky_solve` copies the factor.
+        half = torch.linalg.solve_triangular(self._lower, c.T, upper=False)
+        weight = torch.linalg.solve_triangular(self._lower.mT, half, upper=True).T
         if self._prior is not None:
             weight = self._prior + weight
         bias = weight.new_zeros(len(weight)) if self._mean is None or t is None else t - weight @ self._mean
@@ -126,8 +145,8 @@ class LeastSquares:
 
 def squared_error(second: Tensor, cross: Tensor, energy: Tensor, weight: Tensor) -> Tensor:
     """`E|y - V x|²` of each output, `[..., outputs]`, from moments; never below 0."""
-    h, c, v = second.double(), cross.double(), weight.double()
-    return (energy.double() - 2 * (v * c).sum(-1) + (v @ h * v).sum(-1)).clamp(min=0)
+    c, v = cross.double(), weight.double()
+    return (energy.double() - 2 * (v * c).sum(-1) + (times(v, second) * v).sum(-1)).clamp(min=0)
 
 
 def kept_error(second: Tensor, weight: Tensor, kept: IntArray, *, ridge: float = RIDGE) -> float:

@@ -48,7 +48,8 @@ def thinned(
         float64 `[outputs, width]`.
     """
     lower, used = factor(second, ridge)
-    cost = torch.cholesky_inverse(lower).diagonal()
+    cost = torch.cholesky_inverse(lower).diagonal().clone()
+    del lower  # wide ones take hundreds of megabytes
     kind = torch.float32 if len(second) > WIDE else torch.float64
     h = second.to(kind)
     h = h + torch.eye(len(h), dtype=kind) * (used * h.diagonal().mean())
