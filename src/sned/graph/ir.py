@@ -80,6 +80,11 @@ class Op:
         """Numbers of the tensors read, in the order of the arguments."""
         return tuple(ref.id for ref in refs((self.args, tuple(self.kwargs.values()))))
 
+    @cached_property
+    def grows(self) -> bool:
+        """Whether an argument depends on the batch size."""
+        return _grows((self.args, tuple(self.kwargs.values())))
+
 
 def refs(value: Any) -> Iterator[Ref]:
     """Every `Ref` inside nested tuples and lists, in order."""
@@ -88,6 +93,10 @@ def refs(value: Any) -> Iterator[Ref]:
     elif isinstance(value, tuple | list):
         for item in value:
             yield from refs(item)
+
+
+def _grows(value: Any) -> bool:
+    return isinstance(value, Affine) or (isinstance(value, (tuple, list)) and any(map(_grows, value)))
 
 
 @dataclass(frozen=True)

@@ -67,10 +67,11 @@ class _NotPlain(Exception):
 
 def _described(value: Any) -> Any:
     """What an op is given, as far as the shapes of its results can hang on it."""
-    if isinstance(value, tuple | list):
+    kind = type(value)
+    if kind is torch.Tensor and value.is_meta:
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, (tuple, list)):
         return tuple(map(_described, value))
     if isinstance(value, torch.Tensor):
-        if type(value) is not torch.Tensor or not value.is_meta:
-            raise _NotPlain
-        return value.shape, value.stride(), value.dtype
-    return (int, int(value)) if isinstance(value, Sized) else (type(value), value)
+        raise _NotPlain
+    return (int, int(value)) if kind is Sized else (kind, value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -197,6 +197,7 @@ def _split(inputs: Inputs) -> bool:
     )
 
 
+@cache
 def overload(target: str) -> Any:
     """The callable op of a recorded name: `aten.add.Tensor` is `torch.ops.aten.add.Tensor`."""
     namespace, name, version = target.split(".")

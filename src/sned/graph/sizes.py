@@ -81,7 +81,7 @@ class Sizes:
     def plain(self, op: Op) -> tuple[Any, ...]:
         """The arguments of `op` at this batch size, without a plan."""
         if op.index not in self._plain:
-            self._plain[op.index] = filled(op.args, self._batch)
+            self._plain[op.index] = filled(op.args, self._batch) if op.grows else op.args
         return self._plain[op.index]
 
     def arguments(self, op: Op) -> ArgsAndKwargs:
@@ -89,14 +89,15 @@ class Sizes:
         if op.index not in self._arguments:
             args, resizer = self.plain(op), RESIZERS.get(op.name)
             resized = resizer(self, op, args) if resizer else args
-            self._arguments[op.index] = resized, filled(op.kwargs, self._batch)
+            self._arguments[op.index] = resized, filled(op.kwargs, self._batch) if op.grows else op.kwargs
         return self._arguments[op.index]
 
     def integers(self, op: Op) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Every integer among the arguments of `op`, in order: without a plan, and under this one."""
         if op.index not in self._integers:
             plain, (args, _) = self.plain(op), self.arguments(op)
-            self._integers[op.index] = tuple(integers_in(plain)), tuple(integers_in(args))
+            old = tuple(integers_in(plain))
+            self._integers[op.index] = old, old if args is plain else tuple(integers_in(args))
         return self._integers[op.index]
 
 

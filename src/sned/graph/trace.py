@@ -88,11 +88,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _plain(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return Ref(self._read(value))
-        if isinstance(value, tuple | list):
-            return tuple(self._plain(item) for item in value)
-        if isinstance(value, Sized | SizedFloat):
-            return int(value) if isinstance(value, Sized) else float(value)
-        return value
+        if isinstance(value, (tuple, list)):
+            return tuple(map(self._plain, value))
+        if isinstance(value, Sized):
+            return int(value)
+        return float(value) if isinstance(value, SizedFloat) else value
 
     def _read(self, tensor: torch.Tensor) -> int:
         known = id(tensor) in self._numbers or id(tensor) in self._names
@@ -156,7 +156,9 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {
         f"{path}.{leaf}" if path else leaf: tensor
         for path, module in modules_of(model)
-        for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
+        for table in (module._parameters, module._buffers)
+        if table
+        for leaf, tensor in table.items()
         if tensor is not None
     }
 

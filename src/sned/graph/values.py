@@ -48,12 +48,14 @@ class Values:
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         """Do to the values what `func`, which made `result`, did to the tensors; or forget those that it wrote to."""
+        if args and isinstance(args[0], torch.Tensor) and id(args[0]) not in self._held and not _writes(func):
+            return  # nearly always
         arguments = (args, tuple(kwargs.values()))
         held = all(id(t) in self._held for t in _tensors(arguments))
         if held and self._followed(func, list(_tensors(arguments)), list(_tensors(result))):
             for tensor, value in zip(_tensors(result), _tensors(self._run(func, args, kwargs)), strict=True):
                 self._held[id(tensor)] = value
-        elif func._schema.is_mutable:
+        elif _writes(func):
             for argument, value in zip(func._schema.arguments, args, strict=False):
                 for tensor in _tensors(value) if argument.is_write else ():
                     self._forget(tensor)
@@ -94,6 +96,11 @@ class Values:
 @cache
 def _asks(func: Any) -> bool:
     return not ASKS.isdisjoint(func.tags)
+
+
+@cache
+def _writes(func: Any) -> bool:
+    return bool(func._schema.is_mutable)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

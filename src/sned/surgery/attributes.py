@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -150,14 +150,24 @@ def _wanted(graph: Graph, sizes: Sizes, use: Use, news: Mapping[Source, int]) ->
         if number is not None and use.from_end <= len(sizes.recorded(number)):
             axis = len(sizes.recorded(number)) - use.from_end
             return sizes.shape(number)[axis] if sizes.recorded(number)[axis] == use.value else None
-    given = [sizes.integers(op) for op in ops]
-    if all(old == new for old, new in given) and any(use.value in old for old, _ in given):
-        return use.value  # nothing changes here
+    if _unchanged(ops, sizes, use.value):
+        return use.value
     if (aligned := {new for op in ops for new in _aligned(op, sizes, use)}) and len(aligned) == 1:
         return next(iter(aligned))
     named = {new for op in ops for old, new in _named(op, sizes, use.formula) if old == use.value}
     found = named or {new for op in ops for old, new in _numbers(op, sizes) if old == use.value}
     return next(iter(found)) if len(found) == 1 else None
+
+
+def _unchanged(ops: Sequence[Op], sizes: Sizes, value: int) -> bool:
+    """Whether a number is among the integers of some ops, and all of these stay."""
+    met = False
+    for op in ops:
+        old, new = sizes.integers(op)
+        if old is not new and old != new:
+            return False
+        met = met or value in old
+    return met
 
 
 def _aligned(op: Op, sizes: Sizes, use: Use) -> Iterator[int]:
@@ -223,13 +233,12 @@ def _assign(
 
 def _tidy(model: nn.Module) -> Iterator[Repair]:
     for path, module in modules_of(model):
-        for kind, fields in TIDY.items():
-            for attribute, (parameter, axis) in fields.items() if isinstance(module, kind) else ():
-                tensor = getattr(module, parameter, None)
-                old = getattr(module, attribute, None)
-                if tensor is not None and isinstance(old, int) and tensor.shape[axis] != old:
-                    setattr(module, attribute, tensor.shape[axis])
-                    yield Repair(path, attribute, old, tensor.shape[axis])
+        for attribute, parameter, axis in _fields(type(module)):
+            tensor = getattr(module, parameter, None)
+            old = getattr(module, attribute, None)
+            if tensor is not None and isinstance(old, int) and tensor.shape[axis] != old:
+                setattr(module, attribute, tensor.shape[axis])
+                yield Repair(path, attribute, old, tensor.shape[axis])
         if isinstance(module, nn.modules.conv._ConvNd) and module.weight is not None:
             first, second = module.weight.shape[:2]
             inputs, outputs = (
@@ -240,6 +249,17 @@ def _tidy(model: nn.Module) -> Iterator[Repair]:
                 if old != new:
                     setattr(module, attribute, new)
                     yield Repair(path, attribute, old, new)
+
+
+@cache
+def _fields(kind: type[nn.Module]) -> tuple[tuple[str, str, int], ...]:
+    """What modules of a class have among `TIDY`: attribute, parameter, axis."""
+    return tuple(
+        (attribute, *described)
+        for layer, fields in TIDY.items()
+        if issubclass(kind, layer)
+        for attribute, described in fields.items()
+    )
 
 
 LAYOUT = frozenset({"clone", "contiguous", "alias", "expand"})

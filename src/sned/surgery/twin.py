@@ -37,10 +37,15 @@ def twin(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     memo.update((id(module), small) for module, small in copies)
     try:
         for module, small in copies:
-            vars(small).update(
-                (name, value if type(value) in _ATOMS else _copied(value, memo))
-                for name, value in vars(module).items()
-            )
+            held = vars(small)
+            for name, value in vars(module).items():
+                kind = type(value)
+                if kind in _ATOMS:
+                    held[name] = value
+                elif value or kind not in _TABLES or id(value) in memo:
+                    held[name] = _copied(value, memo)
+                else:  # most of what a module holds: tables of hooks without a hook
+                    held[name] = memo[id(value)] = kind()
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(
@@ -58,6 +63,7 @@ def _plain(kind: type[nn.Module]) -> bool:
 _COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__new__", "__slots__")
 """What a class may define to be copied in its own way; what convolutions set is for old files."""
 
+_TABLES = (dict, OrderedDict, set)
 _ATOMS = frozenset({bool, int, float, str, type(None)})
 
 
@@ -68,7 +74,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if id(value) in memo:
         return memo[id(value)]
-    if kind in (dict, OrderedDict, set) and all(type(key) in _ATOMS for key in value):
+    if kind in _TABLES and all(type(key) in _ATOMS for key in value):
         table = memo[id(value)] = kind()
         if value:
             table.update(value if kind is set else ((k, _copied(v, memo)) for k, v in value.items()))
