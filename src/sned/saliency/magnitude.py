@@ -52,10 +52,10 @@ def _powers(values: torch.Tensor, axis: int, power: int) -> torch.Tensor:
     others = [other for other in range(values.ndim) if other != axis]
     if axis == 0:
         return torch.linalg.vector_norm(values, power, others) ** power if others else values.abs() ** power
-    total = values.new_zeros(values.shape[axis])
+    total = values.new_zeros(values.shape[1:])
     for part in torch.split(values, max(1, PART // max(values[:1].numel(), 1))):
-        total += (part.abs() if power == 1 else part.square()).sum(others)
-    return total
+        total += (part.abs() if power == 1 else part.square()).sum(0)
+    return total.sum([other - 1 for other in others[1:]]) if others[1:] else total
 
 
 def _all(name: str, evidence: Evidence, power: int) -> Scores:
