@@ -75,7 +75,7 @@ def times(weight: Tensor, second: Tensor, mean: Tensor | None = None) -> Tensor:
     A wide `second` in float32 is made float64 a block of rows at a time.
     """
     weight = weight.double()
-    blocks = zip(weight.split(_BLOCK, dim=-1), second.split(_BLOCK, dim=-2), strict=True)
+    blocks = zip(torch.split(weight, _BLOCK, dim=-1), torch.split(second, _BLOCK, dim=-2), strict=True)
     product = sum((part @ rows.double() for part, rows in blocks), weight.new_zeros(()))
     return product if mean is None else torch.addr(product, weight @ mean, mean, alpha=-1)
 

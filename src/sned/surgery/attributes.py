@@ -233,7 +233,8 @@ def _assign(
 
 def _tidy(model: nn.Module) -> Iterator[Repair]:
     for path, module in modules_of(model):
-        for attribute, parameter, axis in _fields(type(module)):
+        kind: Any = type(module)
+        for attribute, parameter, axis in _fields(kind):
             tensor = getattr(module, parameter, None)
             old = getattr(module, attribute, None)
             if tensor is not None and isinstance(old, int) and tensor.shape[axis] != old:
@@ -252,7 +253,7 @@ def _tidy(model: nn.Module) -> Iterator[Repair]:
 
 
 @cache
-def _fields(kind: type[nn.Module]) -> tuple[tuple[str, str, int], ...]:
+def _fields(kind: type) -> tuple[tuple[str, str, int], ...]:
     """What modules of a class have among `TIDY`: attribute, parameter, axis."""
     return tuple(
         (attribute, *described)
