@@ -21,6 +21,8 @@ pytest.importorskip("accelerate")
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
+import atexit
+import os
 import sys
 from pathlib import Path
 
@@ -33,6 +35,14 @@ from tests.training.networks import digits
 torch.set_num_threads(1)
 import torch.distributed as dist
 out = Path(sys.argv[1])
+
+
+def threads():  # what is registered before training runs after what training registers
+    names = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
+    (out / f"threads-{os.environ['RANK']}.txt").write_text("".join(names))
+
+
+atexit.register(threads)
 tuned = sned.finetune(masked_net(), digits(0, 640), validation=digits(640, 801), folder=out / "run", **GIVEN)
 dense = masked_net()
 small = sned.apply(dense, sned.plan(sned.trace(dense, digits(0, 2)[0]), sparsity=0.5))
@@ -40,7 +50,6 @@ taught = sned.finetune(small, digits(0, 640), teacher=dense, distillation={"rela
 torch.save({"state": taught.model.state_dict(), "terms": taught.history[-1].terms}, out / f"taught-{dist.get_rank()}.pt")
 state = {"state": tuned.model.state_dict(), "history": [(e.loss, e.metric) for e in tuned.history]}
 torch.save({**state, "world": dist.get_world_size(), "backend": dist.get_backend()}, out / f"{dist.get_rank()}.pt")
-dist.destroy_process_group()
 """
 
 GIVEN = {"epochs": 3, "batch_size": 64, "learning_rate": 0.1, "device": "cpu", "save_every": 7}
@@ -82,6 +91,8 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     for (loss, metric), epoch in zip(first["history"], alone.history, strict=True):
         assert loss == pytest.approx(epoch.loss, rel=1e-5)
         assert metric == pytest.approx(epoch.metric, abs=1 / 161 + 1e-9)
+    left = [(tmp_path / f"threads-{rank}.txt").read_text(encoding="utf-8") for rank in (0, 1)]
+    assert not any("gloo" in names for names in left), "the processes have not left their group"
     first, second = (torch.load(tmp_path / f"taught-{rank}.pt") for rank in (0, 1))
     assert set(first["terms"]) == {"labels", "logits", "relations"}
     assert first["terms"] == second["terms"]

@@ -89,7 +89,10 @@ class Sizes:
         if op.index not in self._arguments:
             args, resizer = self.plain(op), RESIZERS.get(op.name)
             resized = resizer(self, op, args) if resizer else args
-            self._arguments[op.index] = resized, filled(op.kwargs, self._batch) if op.grows else dict(op.kwargs)
+            self._arguments[op.index] = (
+                resized,
+                filled(op.kwargs, self._batch) if op.grows else dict(op.kwargs),
+            )
         return self._arguments[op.index]
 
     def integers(self, op: Op) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 
 from sned.errors import NotFoundError, UserError
 from sned.training.data import Place
@@ -32,12 +35,29 @@ def make_accelerator(precision: str = "auto", device: str | torch.device | None 
     AcceleratorState._reset_state()
     on_cpu = not torch.cuda.is_available() or (device is not None and torch.device(device).type == "cpu")
     chosen = _auto(on_cpu) if precision == "auto" else precision
+    joined = _joined()
+    if not joined and dist.is_available():
+        # Defaults in this module name the group of the moment when it is first imported, and so would hold it for
+        # good: its threads would outlive `destroy_process_group`, and now and then abort the process as it ends.
+        import_module("torch.distributed.nn.functional")
     try:
-        return Accelerator(cpu=on_cpu, mixed_precision=chosen)
+        accelerator = Accelerator(cpu=on_cpu, mixed_precision=chosen)
     except ValueError as error:
         raise UserError(
             f"`precision` {precision!r} cannot be had on this device: {error}. Use 'no'."
         ) from error
+    if _joined() and not joined:
+        atexit.register(_leave)
+    return accelerator
+
+
+def _joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _leave() -> None:
+    if _joined():
+        dist.destroy_process_group()
 
 
 def _auto(on_cpu: bool) -> str:
