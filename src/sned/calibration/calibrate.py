@@ -34,8 +34,8 @@ FURTHER_BYTES = 2**29
 
 LARGEST_BATCH = 64
 
-ACTIVATION_VALUES = 2**23
-"""Numbers in the largest activation of one batch (32 MB)."""
+ACTIVATION_VALUES = 2**22
+"""Numbers in the largest activation of one batch (16 MB)."""
 
 
 @dataclass(frozen=True, eq=False)
