@@ -245,7 +245,8 @@ def test_a_model_of_one_batch_size_takes_whole_batches_only() -> None:
 
 def test_batches_shrink_with_the_activations() -> None:
     wide = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 3, 1))
-    assert batch_size(trace(wide, torch.zeros(2, 3, 256, 256))) == 2
+    assert batch_size(trace(wide, torch.zeros(2, 3, 256, 256))) == 1
+    assert batch_size(trace(wide, torch.zeros(2, 3, 128, 128))) == 4
     assert batch_size(trace(wide, torch.zeros(2, 3, 8, 8))) == 64
 
 
