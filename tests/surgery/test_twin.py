@@ -36,6 +36,7 @@ class Held(nn.Module):
         self.shared = self.one.table = {"n": 1}
         self.empty = self.two.empty = OrderedDict[str, int]()
         self.pair = ([1], 2)
+        self.grid = torch.arange(3.0)
         self.parents = [self]
         self.calls = 0
         self.one.register_forward_hook(self.count)
@@ -92,6 +93,8 @@ def test_everything_is_copied_once_and_nothing_is_shared_with_the_original() -> 
     assert made.names == model.names
     assert made.names is not model.names
     assert made.pair[0] is not model.pair[0]
+    assert torch.equal(made.grid, model.grid)
+    assert made.grid is not model.grid
     assert made.shared is made.one.table
     assert made.shared is not model.shared
     assert made.empty is made.two.empty

@@ -47,10 +47,10 @@ class Walk:
 
     def start(self, inputs: Inputs) -> Live:
         """The cut ahead of the first op."""
-        live = dict(zip(self.graph.inputs, tensors_in(arguments(inputs)), strict=True)) | dict(
+        given = dict(zip(self.graph.inputs, tensors_in(arguments(inputs)), strict=True)) | dict(
             self.graph.constants
-        )
-        return {number: value.clone() for number, value in live.items()}  # ops may write into them
+        )  # copies, for ops may write into them
+        return {number: value.to(self._replay.device, copy=True) for number, value in given.items()}
 
     def advance(self, live: Live, batch: int, start: int, stop: int) -> None:
         """Run ops `start` to `stop` (not included) on a cut, dropping what no later op reads."""
@@ -96,7 +96,7 @@ class Walk:
     def _call(self, op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any], live: Live, batch: int) -> None:
         named = {name: self._filled(value, live, batch) for name, value in kwargs.items()}
         if "device" in named:  # recorded on meta
-            named["device"] = next((t.device for t in self.state.values()), torch.device("cpu"))
+            named["device"] = self._replay.device
         result = overload(op.target)(*self._filled(args, live, batch), **named)
         listed: Sequence[Any] = result if isinstance(result, tuple | list) else (result,)
         for number, value in zip(op.outputs, listed, strict=True):

@@ -19,6 +19,7 @@ from sned.graph.ir import Graph, IntArray, Op, Ref
 from sned.graph.plan import Plan
 from sned.graph.provenance import Source, TensorAxis
 from sned.graph.sizes import Sizes, filled
+from sned.graph.trace import device_of
 
 State = Mapping[str, torch.Tensor]
 
@@ -94,7 +95,7 @@ class Replay:
         self.plan = plan
         self.state: dict[str, torch.Tensor] = slice_state(state, plan) if plan and not cut else dict(state)
         self.keep = keep_of(graph, plan)
-        self.device = next((t.device for t in self.state.values()), torch.device("cpu"))
+        self.device = device_of(self.state)
         self._arguments: dict[int, list[ArgsAndKwargs]] = {}
 
     def sizes(self, batch: int) -> Sizes:
@@ -163,7 +164,7 @@ class Replay:
         """A tensor that the forward holds itself; an empty one may have been made on the meta device."""
         if value.is_meta:
             return torch.empty(value.shape, dtype=value.dtype, device=self.device)
-        return value.clone()
+        return value.to(self.device, copy=True)
 
     def _call(
         self, op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any], live: dict[int, torch.Tensor]

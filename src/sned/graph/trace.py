@@ -30,9 +30,6 @@ from sned.graph.provenance import Sized, SizedFloat, Watch, functions_opened, in
 from sned.graph.recording import BATCHES, Call, Recorded, Recording
 from sned.graph.values import Values
 
-DEVICES = ("meta", "cpu")
-"""Where a pass is recorded: without values, and where a model reads values, with them."""
-
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes every ATen call into a `Recording`, with the path of the module that made it.
@@ -161,6 +158,11 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
         for leaf, tensor in table.items()
         if tensor is not None
     }
+
+
+def device_of(state: Mapping[str, torch.Tensor]) -> torch.device:
+    """Where the tensors of a network are; the CPU where it has none."""
+    return next((tensor.device for tensor in state.values()), torch.device("cpu"))
 
 
 @contextmanager
@@ -370,7 +372,9 @@ def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
     tensors; then it runs on real ones. Returns the recording, whether any batch size will do, and the device used.
     """
     first_error: Exception | None = None
-    for device in DEVICES:
+    home = device_of(state_of(model))
+    devices = ("meta", "cpu" if home.type == "meta" else str(home))
+    for device in devices:
         for batches in (BATCHES, (None,)):
             try:
                 recordings = [
@@ -378,7 +382,7 @@ def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
                     for batch in batches
                 ]
             except Exception as error:  # noqa: BLE001 (the user's forward may raise anything)
-                first_error = error if device == DEVICES[-1] or first_error is None else first_error
+                first_error = error if device == devices[-1] or first_error is None else first_error
                 continue
             if len(recordings) == 1:
                 return recordings[0], False, device

@@ -21,7 +21,6 @@ from sned.export import export_onnx
 from sned.files import atomic_write_text
 from sned.graph import Graph, Plan
 from sned.graph.example import Inputs
-from sned.graph.trace import state_of
 from sned.measure import Latency, agreement, evaluated
 from sned.memory import reused
 from sned.pipeline.asked import RULES_ALONE, Evaluate, check_names, checked, default_search, one_of, rules_of
@@ -36,6 +35,7 @@ from sned.report import Report, to_html, to_json
 from sned.report.compose import Findings, Network, compose
 from sned.saliency import Evidence
 from sned.search import Found, Problem, Rules, search
+from sned.surgery.home import CPU, asked_at, home_of, moved, moved_inputs, values_of
 from sned.surgery.keras import is_keras
 
 RESUME = ".resume"
@@ -105,7 +105,7 @@ def plan(
 
         graph.model.pull()
         calibration = calibration_of(calibration, *graph.example.args)
-    state = state_of(graph.model)
+    state = values_of(graph.model)
     learnt = calibrate(graph, state, calibration, progress=progress) if calibration is not None else None
     scores = scored(Evidence(graph, state, learnt, checked(labels, learnt), progress=progress), saliency)
     problem = Problem(graph, scores, rules=respected, sparsity=asked.sparsity)
@@ -137,7 +137,8 @@ def prune(
     gained.
 
     Args:
-        model: any trained `nn.Module`, or a Keras 3 model on any backend; it is not touched.
+        model: any trained `nn.Module`, or a Keras 3 model on any backend; it is not touched. One that is on a GPU is
+            worked on as a copy on the CPU; `evaluate` and `finetune` get it where it was, and so does the caller.
         example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; for a Keras model what
             `model.predict` takes.
         budget: what may remain, and on which device; None where rules or `without` alone say what goes.
@@ -200,6 +201,10 @@ def prune(
         model, evaluate = network_for(model, example_inputs), evaluate_of(evaluate)
         example_inputs = inputs_of(example_inputs)
         calibration = calibration_of(calibration, *example_inputs)
+    home = home_of(model)
+    if home != CPU:
+        model, example_inputs = moved(model, CPU), moved_inputs(example_inputs, CPU)
+        evaluate = evaluate and asked_at(home, evaluate)
     with reused(), _folder(out) as folder:
         resume = Resume(None if out is None else folder / RESUME)
         study = study_of(
@@ -220,7 +225,7 @@ def prune(
         chosen = choose(study, search_by, evaluate, base)
         result = _finish(study, chosen, evaluate, base, match_seconds, finetune, stays=out is not None)
         resume.clear()
-        return result
+        return result if home == CPU else replace(result, model=moved(result.model, home))
 
 
 def _finish(

@@ -17,6 +17,7 @@ from sned.repair.match import FURTHER, check_seconds, match_on
 from sned.repair.repair import load_state
 from sned.repair.thin import thin
 from sned.surgery import trace
+from sned.surgery.home import CPU, home_of, moved, moved_inputs
 from sned.surgery.keras import is_keras
 from sned.surgery.masks import hold_masks
 from sned.surgery.pytorch import pruned
@@ -98,6 +99,8 @@ def sparsify(
 
         model, example_inputs = network_for(model, example_inputs), inputs_of(example_inputs)
         calibration = calibration_of(calibration, *example_inputs)
+    home = home_of(model)
+    model, example_inputs = moved(model, CPU), moved_inputs(example_inputs, CPU)
     graph = trace(model, example_inputs)
     state = state_of(model)
     further = FURTHER if match_seconds is not None else 0
@@ -122,5 +125,7 @@ def sparsify(
         from sned.surgery.keras.road import handed
 
         small = handed(small)
+    else:
+        small = moved(small, home)
     zeros = {name: float(1 - mask.mean()) for name, mask in masks.items()}
     return Sparse(small, plan, pattern, found.sparsity, zeros, best.divergence.key, note)

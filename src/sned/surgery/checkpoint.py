@@ -72,7 +72,7 @@ def _unique_state(model: nn.Module) -> dict[str, torch.Tensor]:
     for name, tensor in state_of(model).items():
         first.setdefault(id(tensor), name)
     state = state_of(model)
-    return {name: state[name].detach().contiguous() for name in first.values()}
+    return {name: state[name].detach().cpu().contiguous() for name in first.values()}
 
 
 def _digest(state: dict[str, torch.Tensor]) -> str:

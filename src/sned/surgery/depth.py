@@ -15,7 +15,7 @@ from sned.errors import PlanError, SurgeryError, close_names
 from sned.graph.example import copied, tensors_in
 from sned.graph.ir import Graph
 from sned.graph.layers import Layer
-from sned.graph.trace import mode_of, plain_kernels, state_of
+from sned.graph.trace import device_of, mode_of, plain_kernels, state_of
 from sned.surgery.probe import trace_example
 from sned.surgery.twin import twin
 
@@ -104,7 +104,7 @@ def _stand_in(layer: Layer) -> nn.Module:
 def _check(small: nn.Module, graph: Graph, chosen: Sequence[Layer]) -> None:
     """Both compute the same when hooks overrule what the model's own layers return."""
     model: nn.Module = graph.model
-    device = next((t.device for t in state_of(model).values()), torch.device("cpu"))
+    device = device_of(state_of(model))
     if device.type == "meta":
         return
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda value: value.to(device), graph.example.random())

@@ -42,7 +42,7 @@ def twin(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
                 kind = type(value)
                 if kind in _ATOMS:
                     held[name] = value
-                elif value or kind not in _TABLES or id(value) in memo:
+                elif kind not in _TABLES or value or id(value) in memo:
                     held[name] = _copied(value, memo)
                 else:  # most of what a module holds: tables of hooks without a hook
                     held[name] = memo[id(value)] = kind()

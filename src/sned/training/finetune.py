@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sned.errors import TrainingError, UserError, close_names
-from sned.graph.trace import state_of
+from sned.graph.trace import device_of, state_of
 from sned.progress import SILENT, Progress
 from sned.surgery.keras import is_keras
 from sned.training.checkpoint import identity
@@ -205,7 +205,7 @@ def _trained(
         check_log(log)
     with own_randomness():
         data, validation = _data(given, recipe, accelerator)
-        home = next((tensor.device for tensor in state_of(model).values()), torch.device("cpu"))
+        home = device_of(state_of(model))
         work = copy.deepcopy(model).to(accelerator.device)
         metric = metric_of(recipe)
         before = None if validation is None else judged(work, validation, metric, accelerator)
