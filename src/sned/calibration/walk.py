@@ -47,10 +47,12 @@ class Walk:
 
     def start(self, inputs: Inputs) -> Live:
         """The cut ahead of the first op."""
-        given = dict(zip(self.graph.inputs, tensors_in(arguments(inputs)), strict=True)) | dict(
-            self.graph.constants
-        )  # copies, for ops may write into them
-        return {number: value.to(self._replay.device, copy=True) for number, value in given.items()}
+        given = dict(zip(self.graph.inputs, tensors_in(arguments(inputs)), strict=True))
+        # Copies, for ops may write into them.
+        return {
+            number: value.to(self._replay.device, copy=True)
+            for number, value in {**given, **self.graph.constants}.items()
+        }
 
     def advance(self, live: Live, batch: int, start: int, stop: int) -> None:
         """Run ops `start` to `stop` (not included) on a cut, dropping what no later op reads."""
