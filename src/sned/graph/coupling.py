@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from sned.graph.flow import Cells, Relations, Why
 from sned.graph.ir import BoolArray, Frozen, Group, IntArray, Slices, Term
 from sned.graph.labels import Box, Boxes, covering
+from sned.graph.relations import Cells, Relations, Why
 
 UNEQUAL = Why("cells", "", "its parts must lose equally many, but they are not alike")
 

@@ -107,3 +107,8 @@ def squeezed(array: IntArray, keep: Sequence[int]) -> IntArray:
     """The first entry along every axis that is not in `keep`, with size 1 left in its place."""
     index = tuple(slice(None) if axis in keep else slice(0, 1) for axis in range(array.ndim))
     return array[index]
+
+
+def upright(values: IntArray, axis: int, rank: int) -> IntArray:
+    """One value for each index of an axis, as an array of the given rank."""
+    return values.reshape([-1 if a == axis else 1 for a in range(rank)])

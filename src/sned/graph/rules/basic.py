@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from sned.graph.flow import Flow
 from sned.graph.ir import Op, refs
+from sned.graph.joins import join, pointwise
 from sned.graph.rules.registry import Arguments, resize, rule
+from sned.graph.views import take
 
 if TYPE_CHECKING:
     from sned.graph.sizes import Sizes
@@ -29,7 +31,7 @@ def elementwise(flow: Flow, op: Op) -> None:
     """Axes meet from the right, with broadcasting."""
     inputs = list(refs((op.args, tuple(op.kwargs.values()))))
     if any(n is not None for n in op.outputs):
-        boxes = flow.pointwise(op, inputs)
+        boxes = pointwise(flow, op, inputs)
         for output, number in enumerate(op.outputs):
             if number is not None:
                 flow.put(op, boxes, output)
@@ -75,8 +77,8 @@ def glu(flow: Flow, op: Op) -> None:
     axis, half = given % len(shape), shape[given] // 2
     out = [half if a == axis else size for a, size in enumerate(shape)]
     letters = [chr(97 + a) for a in range(len(shape))]
-    halves = [flow.take(flow.of(ref), axis, slice(i * half, (i + 1) * half, 1), shape[axis]) for i in (0, 1)]
-    flow.put(op, flow.join([(boxes, out, letters) for boxes in halves], letters))
+    halves = [take(flow, flow.of(ref), axis, slice(i * half, (i + 1) * half, 1), shape[axis]) for i in (0, 1)]
+    flow.put(op, join(flow, [(boxes, out, letters) for boxes in halves], letters))
 
 
 @rule("_weight_norm_interface")
@@ -85,7 +87,7 @@ def weight_norm(flow: Flow, op: Op) -> None:
     v, g = op.args[0], op.args[1]
     letters = [chr(97 + a) for a in range(len(flow.shape(v)))]
     flow.put(
-        op, flow.join([(flow.of(v), flow.shape(v), letters), (flow.of(g), flow.shape(g), letters)], letters)
+        op, join(flow, [(flow.of(v), flow.shape(v), letters), (flow.of(g), flow.shape(g), letters)], letters)
     )
 
 

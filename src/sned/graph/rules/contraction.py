@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from sned.graph.flow import Flow
 from sned.graph.ir import Op, Ref
+from sned.graph.joins import join
 from sned.graph.labels import Boxes
 from sned.graph.rules.basic import unknown
 from sned.graph.rules.registry import Arguments, resize, rule
+from sned.graph.views import reshape
 
 if TYPE_CHECKING:
     from sned.graph.sizes import Sizes
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 def product(flow: Flow, left: Ref, a: str, right: Ref, b: str, out: str) -> Boxes:
     """An einsum of two tensors: `product(flow, x, "ij", w, "jk", "ik")`."""
-    return flow.join([(flow.of(left), flow.shape(left), a), (flow.of(right), flow.shape(right), b)], out)
+    return join(flow, [(flow.of(left), flow.shape(left), a), (flow.of(right), flow.shape(right), b)], out)
 
 
 def plus(flow: Flow, boxes: Boxes, shape: tuple[int, ...], bias: Ref | None) -> Boxes:
@@ -26,8 +28,8 @@ def plus(flow: Flow, boxes: Boxes, shape: tuple[int, ...], bias: Ref | None) -> 
         return boxes
     letters = [chr(97 + a) for a in range(len(shape))]
     other = flow.shape(bias)
-    return flow.join(
-        [(boxes, shape, letters), (flow.of(bias), other, letters[len(letters) - len(other) :])], letters
+    return join(
+        flow, [(boxes, shape, letters), (flow.of(bias), other, letters[len(letters) - len(other) :])], letters
     )
 
 
@@ -114,25 +116,25 @@ def convolution(flow: Flow, op: Op) -> None:
     first, second, *window = flow.shape(weight)
     if transposed:  # weight [inputs, outputs of a group, ...]
         outputs = second
-        w = flow.reshape(
-            flow.of(weight), (first, second, *window), (groups, first // groups, second, *window)
+        w = reshape(
+            flow, flow.of(weight), (first, second, *window), (groups, first // groups, second, *window)
         )
         w_shape, w_letters = (groups, first // groups, second, *window), ["g", "i", "o", *kernel]
     else:
         outputs = first // groups
-        w = flow.reshape(flow.of(weight), (first, second, *window), (groups, outputs, second, *window))
+        w = reshape(flow, flow.of(weight), (first, second, *window), (groups, outputs, second, *window))
         w_shape, w_letters = (groups, outputs, second, *window), ["g", "o", "i", *kernel]
     x_shape = (batch, groups, channels // groups, *size)
-    boxes = flow.reshape(flow.of(x), (batch, channels, *size), x_shape)
+    boxes = reshape(flow, flow.of(x), (batch, channels, *size), x_shape)
     out = result_shape(flow, op)
     split = (out[0], groups, outputs, *out[2:])
-    made = flow.join(
-        [(boxes, x_shape, ["b", "g", "i", *passing]), (w, w_shape, w_letters)], ["b", "g", "o", *space]
+    made = join(
+        flow, [(boxes, x_shape, ["b", "g", "i", *passing]), (w, w_shape, w_letters)], ["b", "g", "o", *space]
     )
-    merged = flow.reshape(made, split, out)
+    merged = reshape(flow, made, split, out)
     if bias is not None:
         letters = ["b", "c", *space]
-        merged = flow.join([(merged, out, letters), (flow.of(bias), flow.shape(bias), ["c"])], letters)
+        merged = join(flow, [(merged, out, letters), (flow.of(bias), flow.shape(bias), ["c"])], letters)
     flow.put(op, merged)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sned.graph.flow import Flow
 from sned.graph.ir import Op, Ref
+from sned.graph.joins import join
 from sned.graph.labels import Box, Boxes, covering
 from sned.graph.rules.registry import argument, rule
 
@@ -48,7 +49,7 @@ def gather(flow: Flow, op: Op) -> None:
         if (box := covering(flow.of(ref), axis)) is not None:
             flow.freeze(flow.axis(box, axis), "picked by an index tensor")
     operands = [(flow.of(r), flow.shape(r), letters) for r in refs if len(flow.shape(r)) == rank]
-    flow.put(op, flow.join(operands, letters))
+    flow.put(op, join(flow, operands, letters))
 
 
 @rule("index")

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from sned.graph.flow import Flow
 from sned.graph.ir import Op, Ref
+from sned.graph.joins import join
 from sned.graph.labels import Boxes
 from sned.graph.rules.reduction import span
 from sned.graph.rules.registry import Arguments, resize, rule
+from sned.graph.views import reshape
 
 if TYPE_CHECKING:
     from sned.graph.sizes import Sizes
@@ -22,7 +24,7 @@ def per_axis(flow: Flow, ref: Ref, others: list[Ref | None], axes: list[int]) ->
     for other in others:
         if other is not None:
             operands.append((flow.of(other), flow.shape(other), [letters[a] for a in axes]))
-    return flow.join(operands, letters)
+    return join(flow, operands, letters)
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
@@ -59,15 +61,15 @@ def group_norm(flow: Flow, op: Op) -> None:
     ref, groups = op.args[0], op.args[6]
     batch, channels, *size = shape = flow.shape(ref)
     split = (batch, groups, channels // groups, *size)
-    boxes = flow.reshape(flow.of(ref), shape, split)
+    boxes = reshape(flow, flow.of(ref), shape, split)
     for box in boxes:
         if 2 in box.axes:
             flow.spans(box.ids if box.free == 2 and box.slabs else flow.axis(box, 2))
-    merged = flow.reshape(boxes, split, shape)
+    merged = reshape(flow, boxes, split, shape)
     letters = [chr(97 + a) for a in range(len(shape))]
     operands = [(merged, shape, letters)]
     operands += [(flow.of(a), flow.shape(a), ["b"]) for a in op.args[1:3] if isinstance(a, Ref)]
-    flow.put(op, flow.join(operands, letters))
+    flow.put(op, join(flow, operands, letters))
 
 
 @resize("native_group_norm")

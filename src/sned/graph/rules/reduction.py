@@ -7,6 +7,7 @@ from typing import Any
 
 from sned.graph.flow import Flow
 from sned.graph.ir import Op, Ref
+from sned.graph.joins import join, pointwise
 from sned.graph.labels import Boxes, covering
 from sned.graph.rules.registry import argument, rule
 
@@ -31,7 +32,7 @@ def reduce(flow: Flow, ref: Ref, axes: Sequence[int], *, keepdim: bool) -> Boxes
     shape = flow.shape(ref)
     letters = [chr(97 + a) for a in range(len(shape))]
     out = [None if a in axes else letter for a, letter in enumerate(letters) if keepdim or a not in axes]
-    return flow.join([(flow.of(ref), shape, letters)], out)
+    return join(flow, [(flow.of(ref), shape, letters)], out)
 
 
 def _reduce_op(flow: Flow, op: Op, position: int, *, exact: bool) -> None:
@@ -58,7 +59,7 @@ def total(flow: Flow, op: Op) -> None:
 def statistic(flow: Flow, op: Op) -> None:
     """Statistics that change when positions go, even zero ones. `max(a, b)` of two tensors is elementwise."""
     if len(op.args) > 1 and isinstance(op.args[1], Ref):
-        flow.put(op, flow.pointwise(op, op.args[:2]))
+        flow.put(op, pointwise(flow, op, op.args[:2]))
         return
     _reduce_op(flow, op, 1, exact=False)
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from sned.graph.flow import Flow
 from sned.graph.ir import Op
+from sned.graph.joins import concatenate, join
 from sned.graph.labels import Box, covering
 from sned.graph.rules.registry import Arguments, argument, resize, rule
+from sned.graph.views import pick, reshape, take
 
 if TYPE_CHECKING:
     from sned.graph.sizes import Sizes
@@ -27,7 +29,7 @@ def _out_shape(flow: Flow, op: Op, output: int = 0) -> tuple[int, ...]:
 def view(flow: Flow, op: Op) -> None:
     """Any row-major change of shape."""
     ref = op.args[0]
-    flow.put(op, flow.reshape(flow.of(ref), flow.shape(ref), _out_shape(flow, op)))
+    flow.put(op, reshape(flow, flow.of(ref), flow.shape(ref), _out_shape(flow, op)))
 
 
 @resize("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy")
@@ -77,7 +79,7 @@ def split(flow: Flow, op: Op) -> None:
     start = 0
     for output in range(len(op.outputs)):
         stop = start + _out_shape(flow, op, output)[axis]
-        flow.put(op, flow.take(flow.of(ref), axis, slice(start, stop, 1), shape[axis]), output)
+        flow.put(op, take(flow, flow.of(ref), axis, slice(start, stop, 1), shape[axis]), output)
         start = stop
 
 
@@ -109,7 +111,7 @@ def unbind(flow: Flow, op: Op) -> None:
     ref = op.args[0]
     axis = int(argument(op, 1, "dim", 0)) % len(flow.shape(ref))
     for output in range(len(op.outputs)):
-        flow.put(op, flow.select(flow.of(ref), axis, output), output)
+        flow.put(op, pick(flow, flow.of(ref), axis, output), output)
 
 
 @rule("select")
@@ -119,7 +121,7 @@ def select(flow: Flow, op: Op) -> None:
     shape = flow.shape(ref)
     axis = given % len(shape)
     number = index if isinstance(index, int) else 0
-    flow.put(op, flow.select(flow.of(ref), axis, number % shape[axis]))
+    flow.put(op, pick(flow, flow.of(ref), axis, number % shape[axis]))
 
 
 @resize("select")
@@ -140,7 +142,7 @@ def slice_(flow: Flow, op: Op) -> None:
     shape = flow.shape(ref)
     axis = int(argument(op, 1, "dim", 0)) % len(shape)
     index = _range(op, shape[axis])
-    flow.put(op, flow.take(flow.of(ref), axis, index, shape[axis]))
+    flow.put(op, take(flow, flow.of(ref), axis, index, shape[axis]))
 
 
 def _range(op: Op, size: int) -> slice:
@@ -175,7 +177,7 @@ def cat(flow: Flow, op: Op) -> None:
     """Tensors one after the other along an axis; legacy empty tensors are skipped."""
     parts = [ref for ref in op.args[0] if flow.shape(ref) != (0,)]
     axis = int(argument(op, 1, "dim", 0)) % len(flow.shape(parts[0]))
-    flow.put(op, flow.concatenate([(flow.of(ref), flow.shape(ref)) for ref in parts], axis))
+    flow.put(op, concatenate(flow, [(flow.of(ref), flow.shape(ref)) for ref in parts], axis))
 
 
 @rule("stack")
@@ -186,7 +188,7 @@ def stack(flow: Flow, op: Op) -> None:
     axis = int(argument(op, 1, "dim", 0)) % (rank + 1)
     letters = [chr(97 + a) for a in range(rank)]
     out: list[str | None] = [*letters[:axis], None, *letters[axis:]]
-    flow.put(op, flow.join([(flow.of(ref), flow.shape(ref), letters) for ref in refs], out))
+    flow.put(op, join(flow, [(flow.of(ref), flow.shape(ref), letters) for ref in refs], out))
 
 
 @rule("as_strided_", "as_strided")

@@ -6,8 +6,10 @@ import numpy as np
 
 from sned.graph.flow import Flow
 from sned.graph.ir import Op, Ref
+from sned.graph.joins import concatenate
 from sned.graph.labels import Box, Boxes, covering, line
 from sned.graph.rules.registry import rule
+from sned.graph.views import reshape, take
 
 POOLS = {
     "max_pool2d_with_indices": 2, "max_pool3d_with_indices": 3, "avg_pool2d": 2, "avg_pool3d": 3, "avg_pool1d": 1,
@@ -99,8 +101,8 @@ def pad(flow: Flow, op: Op) -> None:
     for i in range(0, len(amounts), 2):
         axis, before, after = len(shape) - 1 - i // 2, int(amounts[i]), int(amounts[i + 1])
         if before < 0 or after < 0:
-            boxes = flow.take(
-                boxes, axis, slice(max(-before, 0), shape[axis] - max(-after, 0), 1), shape[axis]
+            boxes = take(
+                flow, boxes, axis, slice(max(-before, 0), shape[axis] - max(-after, 0), 1), shape[axis]
             )
             shape[axis] -= max(-before, 0) + max(-after, 0)
         ends = [max(before, 0), max(after, 0)]
@@ -109,7 +111,7 @@ def pad(flow: Flow, op: Op) -> None:
             edges = [[*shape[:axis], n, *shape[axis + 1 :]] for n in ends]
             others = tuple(line_like(flow, box) for box in boxes if axis not in box.axes)
             parts = [(others, edges[0])] * bool(ends[0]) + parts + [(others, edges[1])] * bool(ends[1])
-            boxes = flow.concatenate(parts, axis)
+            boxes = concatenate(flow, parts, axis)
         shape[axis] += sum(ends)
     flow.put(op, boxes)
 
@@ -128,10 +130,10 @@ def pixel_shuffle(flow: Flow, op: Op) -> None:
     *lead, channels, height, width = shape = flow.shape(ref)
     n, c = len(lead), channels // (r * r)
     split = (*lead, c, r, r, height, width)
-    boxes = flow.reshape(flow.of(ref), shape, split)
+    boxes = reshape(flow, flow.of(ref), shape, split)
     where = {**{a: a for a in range(n + 1)}, n + 1: n + 2, n + 2: n + 4, n + 3: n + 1, n + 4: n + 3}
     moved = tuple(box.moved(where, n + 5) for box in boxes)
-    flow.put(op, flow.reshape(moved, (*lead, c, height, r, width, r), (*lead, c, height * r, width * r)))
+    flow.put(op, reshape(flow, moved, (*lead, c, height, r, width, r), (*lead, c, height * r, width * r)))
 
 
 @rule("pixel_unshuffle")
@@ -140,8 +142,8 @@ def pixel_unshuffle(flow: Flow, op: Op) -> None:
     ref, r = op.args[0], op.args[1]
     *lead, c, height, width = shape = flow.shape(ref)
     n = len(lead)
-    boxes = flow.reshape(flow.of(ref), shape, (*lead, c, height // r, r, width // r, r))
+    boxes = reshape(flow, flow.of(ref), shape, (*lead, c, height // r, r, width // r, r))
     where = {**{a: a for a in range(n + 1)}, n + 1: n + 3, n + 2: n + 1, n + 3: n + 4, n + 4: n + 2}
     moved = tuple(box.moved(where, n + 5) for box in boxes)
     out = (*lead, c * r * r, height // r, width // r)
-    flow.put(op, flow.reshape(moved, (*lead, c, r, r, height // r, width // r), out))
+    flow.put(op, reshape(flow, moved, (*lead, c, r, r, height // r, width // r), out))

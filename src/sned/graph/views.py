@@ -1,0 +1,190 @@
+"""Labels of one tensor, seen in another shape or in part: views, slices, a single index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from sned.graph.flow import Flow
+from sned.graph.ir import IntArray
+from sned.graph.labels import Box, Boxes, covering, line, matching_runs, squeezed, upright, varying_axes
+
+
+def reshape(flow: Flow, boxes: Boxes, old: Sequence[int], new: Sequence[int]) -> Boxes:
+    """Boxes after a view of shape `old` as shape `new` (row-major)."""
+    runs = matching_runs(old, new)
+    boxes = _without_conflicts(flow, boxes, old, runs)
+    return tuple(moved for box in boxes if (moved := _reshaped(flow, box, old, new, runs)) is not None)
+
+
+def _without_conflicts(
+    flow: Flow, boxes: Boxes, old: Sequence[int], runs: list[tuple[tuple[int, ...], tuple[int, ...]]]
+) -> Boxes:
+    """Where two boxes run together into one axis, drop fillers, else make one rectangle of them."""
+    for left, right in runs:
+        inside = [box for box in boxes if box.axes & set(left)]
+        merging = len([a for a in left if old[a] > 1]) > 1 and bool(right)
+        if not merging or len(inside) < 2:
+            continue
+        for box in [b for b in inside if b.filler]:
+            flow.block(box.ids, "merged with another axis")
+        solid = [b for b in inside if not b.filler] or inside[:1]
+        boxes = tuple(b for b in boxes if b not in inside)
+        boxes += (solid[0] if len(solid) == 1 else _product(flow, solid),)
+    # A filler that is merged with an axis without labels is repeated values at fixed places.
+    return boxes
+
+
+def _product(flow: Flow, boxes: Sequence[Box]) -> Box:
+    """One rectangle with the labels of several boxes along its axes.
+
+    Free is the axis that was labelled last (dimensions come after heads in a parameter), whatever the order here,
+    so that two products of the same axes ask the same.
+    """
+    axes = sorted(axis for box in boxes for axis in box.axes)
+    labels = {axis: flow.axis(box, axis) for box in boxes for axis in box.axes}
+    rank = boxes[0].ids.ndim
+    shape = [len(labels[a]) if a in labels else 1 for a in range(rank)]
+    ids = flow.fresh(int(np.prod(shape))).reshape(shape)
+    free = max(axes, key=lambda axis: int(labels[axis][0]))
+    box = Box(ids, free, {a: labels[a] for a in axes if a != free})
+    flow.declare(box)
+    flow.unite(flow.axis(box, free), labels[free])
+    return box
+
+
+def _reshaped(
+    flow: Flow,
+    box: Box,
+    old: Sequence[int],
+    new: Sequence[int],
+    runs: list[tuple[tuple[int, ...], tuple[int, ...]]],
+) -> Box | None:
+    touched = [(left, right) for left, right in runs if box.axes & set(left)]
+    where = {a: b for left, right in touched if (pair := _renamed(left, right, old, new)) for a, b in [pair]}
+    if box.axes <= where.keys():
+        return box.moved(where, len(new))
+    _align_if_crossed(flow, box, [left for left, right in touched if len(right) < len(left)])
+    spread = [size if any(a in left for left, _ in touched) else 1 for a, size in enumerate(old)]
+    target = [size if any(b in right for _, right in touched) else 1 for b, size in enumerate(new)]
+
+    def carried(ids: IntArray) -> IntArray:
+        return np.broadcast_to(ids, spread).reshape(target)
+
+    full = carried(box.ids)
+    axes = varying_axes(full)
+    if not axes:
+        return None
+    position = np.arange(old[box.free]).reshape([-1 if a == box.free else 1 for a in range(len(old))])
+    free = max(set(varying_axes(carried(position))) & set(axes), default=axes[-1])
+    ids = squeezed(full, axes)
+    if len(axes) == 1:
+        return Box(ids, free, filler=box.filler)
+    return _rectangle(flow, ids, free, axes, [carried(upright(s, a, len(old))) for a, s in box.slabs.items()])
+
+
+def _rectangle(
+    flow: Flow, ids: IntArray, free: int, axes: Sequence[int], old_slabs: Sequence[IntArray]
+) -> Box:
+    """A rectangle from reshaped labels; slabs that still lie along one axis are kept, the others are made."""
+    kept: dict[int, IntArray] = {}
+    divided: list[IntArray] = []
+    for slab in old_slabs:
+        along = varying_axes(slab)
+        if len(along) == 1 and along[0] != free:
+            kept[along[0]] = squeezed(slab, along).reshape(-1)
+        elif along:
+            divided.append(slab)
+    slabs = {
+        axis: kept[axis] if axis in kept else _fresh_slab(flow, ids, axis) for axis in axes if axis != free
+    }
+    box = Box(ids, free, slabs)
+    flow.declare(box, kept)
+    for slab in divided:
+        flow.block(np.unique(slab), "a view divides this axis further")
+        for axis in set(varying_axes(slab)) - {free} - kept.keys():
+            lying = np.moveaxis(squeezed(slab, varying_axes(slab)), axis, 0)
+            flow.lie(slabs[axis], lying.reshape(len(slabs[axis]), -1))
+    return box
+
+
+def _fresh_slab(flow: Flow, ids: IntArray, axis: int) -> IntArray:
+    """A label for each index of an axis; indices with the same labels on them (a merged batch) share one."""
+    lying = np.moveaxis(ids, axis, 0).reshape(ids.shape[axis], -1)
+    if len(np.unique(lying[:, 0])) == len(lying):
+        return flow.fresh(len(lying))
+    _, index = np.unique(lying, axis=0, return_inverse=True)
+    return flow.fresh(int(index.max()) + 1)[index.reshape(-1)]
+
+
+def _align_if_crossed(flow: Flow, box: Box, merged: Iterable[tuple[int, ...]]) -> None:
+    """Rows may choose for themselves only while the free axis stays the innermost one of a merge."""
+    for axes in merged:
+        inside = sorted(box.axes & set(axes))
+        if len(inside) > 1 and box.free in inside and box.free != inside[-1]:
+            flow.axis(box, box.free)
+
+
+def take(flow: Flow, boxes: Boxes, axis: int, index: slice, size: int) -> Boxes:
+    """Boxes after `x[index]` along one axis."""
+    box = covering(boxes, axis)
+    if box is None or index == slice(0, size, 1):
+        return boxes
+    start, stop, step = index.indices(size)
+    if step > 1:
+        _every(flow, box, axis, step)
+    elif not box.filler:
+        flow.equal_parts(box, axis, [start, stop])
+    at: list[slice] = [slice(None)] * box.ids.ndim
+    at[axis] = index
+    slabs = {a: s[index] if a == axis else s for a, s in box.slabs.items()}
+    taken = _shrunk(Box(box.ids[tuple(at)], box.free, slabs, box.filler))
+    return tuple(b for b in boxes if b is not box) + taken
+
+
+def _every(flow: Flow, box: Box, axis: int, step: int) -> None:
+    """`x[start::step]`: the positions of one stride leave together, so that the next ones keep their phase."""
+    size = box.ids.shape[axis]
+    labels = flow.axis(box, axis)
+    if size % step:
+        flow.freeze(labels, f"a slice takes every {step} of {size} positions")
+        return
+    phases = labels.reshape(-1, step)
+    flow.tie(np.repeat(phases[:, 0], step), phases)
+
+
+def pick(flow: Flow, boxes: Boxes, axis: int, index: int) -> Boxes:
+    """Boxes after `x[index]` with a single number: the axis disappears, and that index cannot go."""
+    box = covering(boxes, axis)
+    rest = tuple(b for b in boxes if b is not box)
+    where = {a: a - (a > axis) for b in boxes for a in b.axes}
+    rank = boxes[0].ids.ndim - 1 if boxes else 0
+    moved = tuple(b.moved(where, rank) for b in rest)
+    if box is None:
+        return moved
+    if not box.filler:
+        flow.block(flow.axis(box, axis)[[index]], "selected by a constant index")
+    if not box.slabs:
+        return moved
+    if axis == box.free:
+        return moved + tuple(line(slab, where[a], rank) for a, slab in box.slabs.items())
+    slabs = {where[a]: slab for a, slab in box.slabs.items() if a != axis}
+    return (*moved, Box(np.asarray(box.ids.take(index, axis)), where[box.free], slabs))
+
+
+def _shrunk(box: Box) -> Boxes:
+    """A rectangle cut down to one index on an axis loses that axis."""
+    slabs = {a: s for a, s in box.slabs.items() if len(s) > 1}
+    if box.ids.shape[box.free] > 1:
+        return (Box(box.ids, box.free, slabs, box.filler),)
+    return tuple(line(slab, a, box.ids.ndim) for a, slab in slabs.items())
+
+
+def _renamed(
+    left: tuple[int, ...], right: tuple[int, ...], old: Sequence[int], new: Sequence[int]
+) -> tuple[int, int] | None:
+    """The axis and its new name where a run only adds or drops axes of size 1."""
+    a = [axis for axis in left if old[axis] > 1]
+    b = [axis for axis in right if new[axis] > 1]
+    return (a[0], b[0]) if len(a) == len(b) == 1 else None
