@@ -73,7 +73,7 @@ def test_few_inputs_do_both_and_that_is_said() -> None:
     _, report = repair(graph, state_of(model), graph.plan(REMOVED), calibration)
     assert (report.fitted, report.judged) == (3, 3)
     assert any("Only 3 calibration inputs" in note for note in report.notes)
-    assert any("Few patches for 1 layers (head first)" in note for note in report.notes)
+    assert any("Few patches for 1 layer (head first)" in note for note in report.notes)
 
 
 def test_random_inputs_leave_the_statistics_alone_and_that_is_said() -> None:

@@ -225,6 +225,12 @@ class Report:
     stages: dict[str, float] = field(default_factory=dict)
     format: int = FORMAT
 
+    def __str__(self) -> str:
+        """The table that `sned prune` shows, as plain text."""
+        from sned.report.table import to_text  # reads reports, so it comes after them
+
+        return to_text(self)
+
 
 _ADAPTER = TypeAdapter(Report)
 

@@ -1,12 +1,17 @@
 """The report as a table in a terminal."""
 
-from rich.console import Group, RenderableType
+import io
+
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from sned.report.deployments import deployments_table
 from sned.report.model import Report
 from sned.report.rows import Verdict, rows, verdicts
+
+WIDTH = 120
+"""Characters a line of plain text, at most."""
 
 _MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}
 
@@ -25,6 +30,14 @@ def to_table(report: Report) -> RenderableType:
     files = [deployments_table(report.deployments)] if report.deployments else []
     marks = [_mark(verdict) for verdict in verdicts(report)]
     return Group(*first, table, *files, *marks, *_warnings(report), *said)
+
+
+def to_text(report: Report) -> str:
+    """The same without colours, for `print`."""
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
+    with console.capture() as captured:
+        console.print(to_table(report))
+    return captured.get().rstrip()
 
 
 def noise(report: Report) -> str:
