@@ -2,7 +2,7 @@
 
     python examples/own_model.py
 
-Everything that is yours stands in the first half; sned needs the network, an example input, and some inputs without labels.
+Everything that is yours stands in the first half; sned needs the network, an example input, and inputs without labels.
 """
 
 from pathlib import Path

@@ -1,6 +1,7 @@
 import errno
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,37 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure:
         raise failure
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_link_points_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    target, link = tmp_path / "real" / "plan.json", tmp_path / "link.json"
+    target.write_text("old")
+    link.symlink_to(target)
+    atomic_write_text(link, "new")
+    with staged_path(link) as staged:
+        staged.write_text("newer")
+    assert link.is_symlink()
+    assert target.read_text() == "newer"
+    assert list((tmp_path / "real").iterdir()) == [target]
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for writer in (atomic_path, staged_path):
+        with pytest.raises(WriteError, match="no file but a device, a pipe or a socket"), writer(pipe):
+            pass
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_place_is_a_path() -> None:
+    with (
+        pytest.raises(WriteError, match="written to a path, got an object of type NoneType"),
+        atomic_path(None),
+    ):  # type: ignore[arg-type]
+        pass
 
 
 def test_text_is_utf8_with_plain_line_ends(tmp_path: Path) -> None:

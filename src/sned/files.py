@@ -23,7 +23,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it becomes `path` on success and is removed on any failure.
 
     Missing parent folders are made. Whatever stood at `path` stays untouched until the new file is whole,
-    Ctrl-C included. The yielded name keeps the suffix, for writers that go by it.
+    Ctrl-C included; where that is a link, what it points to is written. The yielded name keeps the suffix, for
+    writers that go by it.
 
     Args:
         path: where the file should end up.
@@ -35,7 +36,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with atomic_path("out/model.onnx") as beside:
             beside.write_bytes(data)
     """
-    final = Path(path)
+    final = _place(path)
     beside = final.with_name(f".{final.stem}.{secrets.token_hex(4)}.part{final.suffix}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ def staged_path(path: str | Path) -> Iterator[Path]:
             staged.write_text(graph)
             staged.with_suffix(".bin").write_bytes(weights)
     """
-    final = Path(path)
+    final = _place(path)
     folder = final.with_name(f".{final.stem}.{secrets.token_hex(4)}.part")
     staged = folder / final.name
     try:
@@ -94,6 +95,25 @@ def staged_path(path: str | Path) -> Iterator[Path]:
         raise WriteError(f"Could not write '{final}': {reason} No half-written file was left.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _place(path: str | Path) -> Path:
+    """Where a file is to stand in the end: behind a link, and never in the place of a device or a pipe.
+
+    Raises:
+        WriteError: something other than a file or a folder stands there.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise WriteError(f"A file is written to a path, got an object of type {type(path).__name__}.")
+    final = Path(path)
+    if final.is_symlink():
+        final = final.resolve()
+    if final.exists() and not (final.is_file() or final.is_dir()):
+        raise WriteError(
+            f"Could not write '{path}': what stands there is no file but a device, a pipe or a socket. "
+            "Choose another name."
+        )
+    return final
 
 
 def size_of(path: str | Path) -> int:

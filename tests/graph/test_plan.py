@@ -121,8 +121,8 @@ def test_json_that_is_no_plan(text: str) -> None:
 
 
 def test_a_format_of_the_future() -> None:
-    with pytest.raises(PlanError, match="reads plans of format 1, got 2"):
-        Plan.from_json(edited(format=2))
+    with pytest.raises(PlanError, match="reads plans of format 2, got 3"):
+        Plan.from_json(edited(format=3))
 
 
 def test_fingerprints_tell_structures_apart_and_not_weights() -> None:
@@ -133,3 +133,22 @@ def test_fingerprints_tell_structures_apart_and_not_weights() -> None:
     gated = nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 3))
     prints = {trace(model, torch.randn(2, 4)).fingerprint for model in (narrow, wide, gated)}
     assert len(prints) == 3
+
+
+@pytest.mark.parametrize(
+    "units", [["a"], [0.5], [True], [np.float64(1)], "0", [10**30], [-1], [[0]], 99, None]
+)
+def test_units_are_numbers_of_the_group(units: Any) -> None:
+    with pytest.raises(PlanError, match=r"Units of 'a1' are numbered 0 to 5, got"):
+        GRAPH.plan({"a1": units})
+
+
+def test_numpy_s_numbers_are_numbers() -> None:
+    assert (
+        GRAPH.plan({"a1": np.array([3, 1])}).removed == GRAPH.plan({"a1": [1, 3]}).removed == {"a1": (1, 3)}
+    )
+
+
+def test_what_goes_is_a_dict() -> None:
+    with pytest.raises(PlanError, match=r"a dict of unit numbers by group, such as .*, got list"):
+        GRAPH.plan([1])  # type: ignore[arg-type]

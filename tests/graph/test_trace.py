@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -253,3 +255,76 @@ def test_what_a_pass_hooks_on_and_keeps_is_taken_back() -> None:
     assert not model.ready
     assert not model.seen
     assert not model.a._forward_hooks
+
+
+class Answers:
+    """What a model may return: an object of a class that nothing else knows."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+class Slotted:
+    """The same without a table of attributes."""
+
+    __slots__ = ("logits",)
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+class Returning(nn.Module):
+    """A classifier that returns its answers in some way."""
+
+    def __init__(self, way: Any) -> None:
+        super().__init__()
+        self.way, self.a, self.b = way, nn.Linear(6, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.way(self.b(self.a(x).relu()))
+
+
+WAYS: dict[str, Any] = {
+    "an object": Answers,
+    "an object with slots": Slotted,
+    "a namespace": lambda y: SimpleNamespace(beside=3, logits=y),
+    "objects in a tuple": lambda y: (Answers(y),),
+    "the class": lambda y: y.argmax(1),
+    "the class and how sure": lambda y: y.softmax(1).max(1),
+    "the class alone": lambda y: torch.max(y, 1)[1],
+    "the least likely": lambda y: y.argmin(-1),
+    "the median's place": lambda y: y.median(1).indices,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_answers_protect_themselves_however_they_are_returned(way: str) -> None:
+    graph = trace(Returning(WAYS[way]), torch.randn(2, 6))
+    assert [group.name for group in graph.groups] == ["a"]
+    assert any(frozen.name == "b" for frozen in graph.frozen)
+
+
+def test_the_largest_value_alone_tells_no_place() -> None:
+    graph = trace(Returning(lambda y: y.max(1).values), torch.randn(2, 6))
+    assert {group.name: group.exact for group in graph.groups} == {"a": True, "b": False}
+
+
+@pytest.mark.parametrize("way", [lambda y: y.tolist(), lambda y: y.numpy(), lambda y: None])
+def test_a_model_that_returns_no_tensors(way: Any) -> None:
+    with pytest.raises(
+        ModelError, match=r"must return tensors, alone or in .* none was found in what Returning.forward"
+    ):
+        trace(Returning(way), torch.randn(2, 6))
+
+
+@pytest.mark.parametrize("given", ["model.pt", None, Residual, {"a.weight": torch.ones(1)}, print])
+def test_what_is_no_model(given: Any) -> None:
+    with pytest.raises(ModelError, match=r"`model` must be an `nn.Module` or a Keras 3 model, got"):
+        trace(given, IMAGE)
+
+
+def test_an_example_in_an_object_of_its_own() -> None:
+    with pytest.raises(
+        ModelError, match="in tuples, lists and dicts, but some are in an object of a class of its own"
+    ):
+        trace(Returning(WAYS["the class"]), (torch.randn(2, 6), Answers(torch.randn(2, 6))))

@@ -255,11 +255,11 @@ class Drifting(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.calls = nn.Linear(4, 8), nn.Linear(8, 3), 0
+        self.a, self.b, self.calls = nn.Linear(4, 8), nn.Linear(8, 3), torch.zeros(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.b(F.relu(self.a(x))) * self.calls
+        self.calls = self.calls + 1
+        return self.b(F.relu(self.a(x))) * self.calls.to(x.device)
 
 
 def test_a_result_that_differs_from_the_replay_is_not_handed_over() -> None:
@@ -411,3 +411,82 @@ def test_new_weights_after_the_trace_are_the_ones_cut() -> None:
     with torch.no_grad():
         model.a.weight.fill_(2.0)
     assert torch.equal(apply(model, plan).a.weight, torch.full((6, 5), 2.0))
+
+
+class Mixed(nn.Module):
+    """Chooses its own precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.body(x).float()
+
+
+def test_a_precision_that_the_forward_chooses_stays_its_own() -> None:
+    model, x = lively(Mixed()), torch.randn(2, 6)
+    small, graph, plan = halved(model, x)
+    assert distance(call(small, x), zeroed(model, graph, plan.removed, x)) < 0.05
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        wanted = small.body(x).float()
+        assert wanted.dtype is not small.body(x).dtype
+    assert torch.equal(call(small, x), wanted)
+
+
+def test_inference_mode_of_the_caller_does_not_matter() -> None:
+    model = lively(Residual())
+    with torch.inference_mode():
+        small, *_ = halved(model, IMAGE)
+    outside, *_ = halved(model, IMAGE)
+    assert size(small) == size(outside) < size(model)
+    assert all(not parameter.is_inference() for parameter in small.parameters())
+    small.train()(IMAGE).sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_an_example_that_the_original_does_not_take_is_the_example_s_fault(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    graph = trace(model, torch.ones(2, 6, dtype=dtype))
+    with pytest.raises(
+        ModelError, match=r"Sequential.forward raised .*Check the shape, the order and the dtype"
+    ):
+        apply(model, graph.plan({"0": [1]}))
+
+
+def test_weights_without_values_are_not_cut() -> None:
+    with torch.device("meta"):
+        model = Residual()
+    graph = trace(model, IMAGE)
+    with pytest.raises(
+        ModelError, match=r"'stem.weight' is on the meta device, where only shapes are known. Make"
+    ):
+        apply(model, graph.plan({"a1": [0]}))
+
+
+def test_channels_stay_last() -> None:
+    model = lively(Residual()).to(memory_format=torch.channels_last)
+    small, *_ = halved(model, IMAGE)
+    assert small.a1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not small.a1.weight.is_contiguous()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm])
+def test_weights_that_are_normalised_before_each_pass(norm: Any) -> None:
+    model = nn.Sequential(norm(nn.Conv1d(3, 16, 3)), nn.ReLU(), nn.Conv1d(16, 4, 1)).eval()
+    x = torch.randn(2, 3, 12)
+    small, _, plan = halved(model, x)
+    (gone,) = plan.removed.values()
+    whole = nn.Sequential(model[0], model[1], copy.deepcopy(model[2]))
+    with torch.no_grad():
+        whole[2].weight[:, list(gone)] = 0  # nobody hears the channels that go
+    assert distance(call(small, x), call(whole, x)) < 1e-5
+
+
+def test_what_is_no_plan() -> None:
+    with pytest.raises(
+        PlanError, match=r"`plan` must be a `Plan`, as `sned.plan` or `Plan.from_json` makes it, got str"
+    ):
+        apply(Residual(), "{}")  # type: ignore[arg-type]

@@ -410,3 +410,60 @@ def test_a_group_that_the_model_does_not_run_without_is_frozen_alone() -> None:
     graph = trace(model, SEQUENCE)
     assert [group.name for group in graph.groups] == ["b"]
     assert any("does not run without some of it" in frozen.reason for frozen in graph.frozen)
+
+
+class Hidden(nn.Module):
+    """Something is made of a hidden layer with a number that follows from its size."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.a, self.b = kind, nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(WITH_NUMBERS[self.kind](self.a(x)))
+
+
+WITH_NUMBERS: dict[str, Any] = {
+    "divided by its size": lambda h: h / h.size(1),
+    "times its size": lambda h: h.shape[1] * h,
+    "plus its size": lambda h: h + h.size(1),
+    "mean by hand": lambda h: h - h.sum(1, keepdim=True) / h.shape[1],
+    "groups as a literal": lambda h: F.group_norm(h, 4),
+    "a branch by its size": lambda h: h * 2 if h.size(1) > 10 else h,
+    "a branch that adds": lambda h: h if h.size(1) > 10 else h.relu(),
+}
+
+
+@pytest.mark.parametrize("kind", WITH_NUMBERS)
+def test_numbers_in_arithmetic_are_made_up_for_or_freeze(kind: str) -> None:
+    """Whatever is done about them, nothing is handed over that is wrong, and nothing is raised."""
+    model, x = lively(Hidden(kind)), torch.randn(2, 3, 4, 4)
+    graph = trace(model, x)
+    made_up = kind in ("divided by its size", "times its size")
+    assert [group.name for group in graph.groups] == (["a"] if made_up else [])
+    if not made_up:
+        assert any(frozen.name == "a" and "size" in frozen.reason for frozen in graph.frozen)
+        return
+    plan = graph.plan({"a": range(5)})
+    assert distance(call(apply(model, plan), x), zeroed(model, graph, plan.removed, x)) < 1e-4
+
+
+class Interleaved(nn.Module):
+    """Even and odd positions of one layer: values and gates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 24), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(y[..., ::2] * torch.sigmoid(y[..., 1::2]))
+
+
+@pytest.mark.parametrize("gone", [[0], [11], [0, 3, 4], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]])
+def test_strides_keep_their_phase_whatever_goes(gone: list[int]) -> None:
+    model = lively(Interleaved())
+    graph = trace(model, SEQUENCE)
+    small = apply(model, graph.plan({graph.groups[0].name: gone}))
+    expected = zeroed(model, graph, {graph.groups[0].name: gone}, SEQUENCE)
+    assert distance(call(small, SEQUENCE), expected) < 1e-5

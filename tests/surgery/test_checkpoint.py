@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from sned import apply, load, save, trace
-from sned.errors import CheckpointError, WriteError
+from sned import Plan, apply, load, save, trace
+from sned.errors import CheckpointError, ModelError, WriteError
 from tests.graph.networks import NETWORKS, Residual, Tied, tokens
 from tests.graph.oracle import call, halved, lively, state
 
@@ -42,13 +46,24 @@ def write(path: Path, header: dict[str, Any], rest: bytes) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + rest)
 
 
-def altered_plan(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the first stored plan in place."""
+def altered_plan(path: Path, change: Callable[[dict[str, Any]], None], *, hashed: bool = True) -> None:
+    """Change the first stored plan in place, as one would who knows how the file is hashed."""
     header, rest = header_of(path)
     plans = [json.loads(text) for text in json.loads(header["__metadata__"]["plans"])]
     change(plans[0])
-    header["__metadata__"]["plans"] = json.dumps([json.dumps(plan) for plan in plans])
+    text = header["__metadata__"]["plans"] = json.dumps([json.dumps(plan) for plan in plans])
+    if hashed:
+        header["__metadata__"]["sha256"] = hash_of(load_file(path), text)
     write(path, header, rest)
+
+
+def hash_of(tensors: dict[str, torch.Tensor], plans: str) -> str:
+    """The hash that `save` writes: the plans, then of each tensor its name, dtype and shape, and its bytes."""
+    told = hashlib.sha256(plans.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return told.hexdigest()
 
 
 def refused(path: Path, match: str = r"(small|none)\.safetensors") -> None:
@@ -258,10 +273,57 @@ def test_a_hostile_plan(saved: Path, change: Callable[[dict[str, Any]], None]) -
     refused(saved)
 
 
-def test_a_huge_example_costs_nothing(saved: Path) -> None:
-    huge = {"tuple": [{"tensor": [[2, 3, 10**7, 10**7], "float32", 0, 0]}]}
-    altered_plan(saved, lambda plan: plan["example"].update(args=huge))
-    assert load(Residual(), saved).fc.weight.shape == (5, 6)
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_a_huge_example_costs_nothing(saved: Path, dtype: str) -> None:
+    altered_plan(saved, lambda plan: example(plan, [[2, 3, 10**7, 10**7], dtype, 0, 9]))
+    refused(saved, match=r"claim [\d,]+ bytes, and at most 536,870,912 are made")
+
+
+def test_a_plan_that_was_altered(saved: Path) -> None:
+    """By someone who changed it as a whole, masks and all, and nothing else."""
+    nothing = Plan.from_json(json.dumps(plans_of(saved)[0]))
+    masks = {"fc.weight": np.zeros((5, 6), bool)}
+    altered_plan(
+        saved, lambda plan: plan.update(json.loads(replace(nothing, masks=masks).to_json())), hashed=False
+    )
+    refused(saved, match="was altered: its values or its plans are not those that were saved")
+
+
+def plans_of(path: Path) -> list[dict[str, Any]]:
+    """The plans that a file holds."""
+    header, _ = header_of(path)
+    return [json.loads(text) for text in json.loads(header["__metadata__"]["plans"])]
+
+
+class Striding(Residual):
+    """As many parameters of the same shapes under the same ops; the first convolution steps over every other place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem.stride = (2, 2)
+
+
+def test_a_network_of_the_same_shapes_whose_ops_differ(saved: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"was saved from another network: .* forward pass is another one"
+    ):
+        load(Striding(), saved)
+
+
+def test_what_cannot_be_loaded_into(saved: Path) -> None:
+    for given in (None, "model", Residual):
+        with pytest.raises(
+            CheckpointError, match="`load` fills a fresh network of the original structure, got"
+        ):
+            load(given, saved)
+    with pytest.raises(
+        CheckpointError, match="`load` reads a file by its path, got an object of type Residual"
+    ):
+        load(saved, Residual())
+    with torch.device("meta"):
+        empty = Residual()
+    with pytest.raises(ModelError, match=r"must have values here, but 'stem.weight' is on the meta device"):
+        load(empty, saved)
 
 
 @pytest.mark.parametrize("text", ["", "{", "3", "null", "[3]", '["{}"]', '[["a"]]', "[" * 100_000, '"abc"'])

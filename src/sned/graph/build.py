@@ -36,10 +36,15 @@ def build(
     """
     main, model = recorded.main, recorded.model
     labels: Labels = {}
-    flow = Flow(main.tensors)
+    flow = Flow(main.tensors, main.read())
     _through(flow, main, labels, fixed or {})
     if recorded.trained is not None:
-        _through(Flow(recorded.trained.tensors, flow.relations), recorded.trained, labels, {})
+        _through(
+            Flow(recorded.trained.tensors, recorded.trained.read(), flow.relations),
+            recorded.trained,
+            labels,
+            {},
+        )
     for (name, axis), reason in (staying or {}).items():
         flow.freeze(labels[name][axis], reason)
     positions = [
@@ -125,8 +130,8 @@ def _output_axis(recorded: Recorded, name: str) -> int:
 
 def _read(recording: Recording) -> set[str]:
     """The parameters that an op reads; a pass may ask for the shape of others."""
-    inputs = {*recording.outputs}.union(*(op.inputs for op in recording.ops))
-    return {name for name, number in recording.parameters.items() if number in inputs}
+    read = recording.read()
+    return {name for name, number in recording.parameters.items() if number in read}
 
 
 def _names(model: nn.Module) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:

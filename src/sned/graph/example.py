@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,12 @@ class Leaf:
     def resized(self, batch: int | None, old: int) -> tuple[int, ...]:
         """The shape with the batch axis (the first one, where it has the example's batch size) set to `batch`."""
         return self.shape if batch is None or not self.batched(old) else (batch, *self.shape[1:])
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the tensor takes."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return math.prod(self.shape) * dtype.itemsize
 
     def batched(self, old: int) -> bool:
         """Whether the first axis is that of the batch, which has the size `old` in the example."""
@@ -116,6 +123,11 @@ def describe(inputs: Inputs) -> Example:
             f"`example_inputs` must hold at least one tensor, got {type(inputs).__name__}. "
             "Pass a tensor, a tuple of positional arguments, or a dict of keyword arguments."
         )
+    if len(tensors_in((args, kwargs))) != len(tensors):
+        raise ModelError(
+            "`example_inputs` must hold their tensors in tuples, lists and dicts, but some are in an object of a class "
+            "of its own. Wrap the model in a module that takes tensors and makes that object of them."
+        )
     batch = next((t.shape[0] for t in tensors if t.ndim), 1)
 
     def leaf(value: Any) -> Any:
@@ -141,21 +153,28 @@ def _range(tensor: torch.Tensor) -> tuple[float, float]:
 
 
 def tensors_in(value: Any) -> Sequence[torch.Tensor]:
-    """Every tensor in nested containers, outputs of any registered structure included."""
+    """Every tensor in nested containers, in dataclasses, and among the attributes of any other object.
+
+    Objects within such other objects are not looked into: a cache of keys and values that a language model returns
+    beside its answers is made of them.
+    """
     found: list[torch.Tensor] = []
-    _collect(value, found)
+    _collect(value, found, inside=False)
     return found
 
 
-def _collect(value: Any, found: list[torch.Tensor]) -> None:
+def _collect(value: Any, found: list[torch.Tensor], *, inside: bool) -> None:
     if isinstance(value, torch.Tensor):
         found.append(value)
     elif isinstance(value, dict):
         for item in value.values():
-            _collect(item, found)
+            _collect(item, found, inside=inside)
     elif isinstance(value, tuple | list):
         for item in value:
-            _collect(item, found)
+            _collect(item, found, inside=inside)
     elif hasattr(value, "__dataclass_fields__"):
         for name in value.__dataclass_fields__:
-            _collect(getattr(value, name, None), found)
+            _collect(getattr(value, name, None), found, inside=inside)
+    elif not inside and not isinstance(value, type | torch.nn.Module):
+        slots = (getattr(value, name, None) for name in getattr(type(value), "__slots__", ()))
+        _collect([*getattr(value, "__dict__", {}).values(), *slots], found, inside=True)

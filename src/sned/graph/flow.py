@@ -6,7 +6,7 @@ tensor is seen in another shape or in part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from math import gcd
 
 import numpy as np
@@ -20,10 +20,17 @@ MAX_PARTS = 64
 
 
 class Flow:
-    """The labels of every tensor of a graph while its ops are visited in order."""
+    """The labels of every tensor of a graph while its ops are visited in order.
 
-    def __init__(self, tensors: Sequence[Tensor], relations: Relations | None = None) -> None:
+    Args:
+        tensors: of the recording, by number.
+        read: numbers of those that an op reads or that leave the network.
+        relations: where to note what meets; what an earlier pass over the same labels found, if there was one.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], read: Set[int], relations: Relations | None = None) -> None:
         self.tensors = tensors
+        self.read = read
         self.relations = Relations() if relations is None else relations
         self.boxes: dict[int, Boxes] = {}
         self.op: Op | None = None
@@ -182,10 +189,13 @@ class Flow:
         self.boxes[number] = tuple(line(ids, axis, len(shape)) for axis, ids in labels.items())
         return labels
 
-    def filler(self, shape: Sequence[int], axes: Iterable[int] | None = None) -> Boxes:
-        """Labels for values that do not depend on the position along `axes` (default: any)."""
-        chosen = range(len(shape)) if axes is None else axes
-        return tuple(line(self.fresh(shape[a]), a, len(shape), filler=True) for a in chosen if shape[a] > 1)
+    def filler(self, shape: Sequence[int], axes: Iterable[int], *, lifted: bool = True) -> Boxes:
+        """Labels for values that do not depend on the position along `axes`; not `lifted` where they are zero."""
+        return tuple(
+            line(self.fresh(shape[a]), a, len(shape), filler=True, lifted=lifted)
+            for a in axes
+            if shape[a] > 1
+        )
 
 
 Rule = Callable[[Flow, Op], None]

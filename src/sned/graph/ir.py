@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,15 @@ def refs(value: Any) -> Iterator[Ref]:
     elif isinstance(value, tuple | list):
         for item in value:
             yield from refs(item)
+
+
+def numbers(value: Iterable[Any]) -> Iterator[int | float | Affine]:
+    """Every number inside nested tuples and lists, in order; what depends on the batch size as it does."""
+    for item in value:
+        if isinstance(item, int | float | Affine):
+            yield item
+        elif isinstance(item, tuple | list):
+            yield from numbers(item)
 
 
 def _grows(value: Any) -> bool:
@@ -224,9 +233,12 @@ class Graph:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the structure: ops, shapes and names, not weights."""
+        """A hash of the structure: ops with their numbers, shapes and names, not weights."""
         structure = [
-            [op.target for op in self.ops],
+            [
+                [op.target, *map(str, numbers(op.args)), *map(str, numbers(op.kwargs.values()))]
+                for op in self.ops
+            ],
             [[name, *self.tensors[i].shape] for name, i in sorted(self.parameters.items())],
         ]
         return hashlib.sha256(json.dumps(structure).encode()).hexdigest()[:16]

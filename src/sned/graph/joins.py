@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from sned.graph.flow import Flow
 from sned.graph.ir import IntArray, Op, Ref
-from sned.graph.labels import Box, Boxes, covering, line
+from sned.graph.labels import Box, Boxes, covering, lift, line
+from sned.graph.zero import Zero, zero
 
 Letters = Sequence[str | None]
 """A name for each axis of an operand; axes of the same name meet. None: the axis has size 1 or is left alone."""
 
 
-def join(flow: Flow, operands: Sequence[tuple[Boxes, Sequence[int], Letters]], out: Letters) -> Boxes:
+Lifts = Callable[[Iterable[bool]], bool]
+"""Whether a result is lifted, from whether its operands are: `all` of a product, `any` of a sum."""
+
+
+def join(
+    flow: Flow,
+    operands: Sequence[tuple[Boxes, Sequence[int], Letters]],
+    out: Letters,
+    *,
+    lifts: Lifts = all,
+) -> Boxes:
     """Axes of one letter meet, as in an einsum; a letter missing from `out` is summed over.
 
     `operands` are triples of boxes, shape and letters. Returns the boxes of the result.
@@ -25,9 +37,19 @@ def join(flow: Flow, operands: Sequence[tuple[Boxes, Sequence[int], Letters]], o
             if letter is not None and shape[axis] > 1:
                 holders.setdefault(letter, []).append((number, axis, covering(boxes, axis)))
     _unite_rectangles(flow, operands)
-    for held in holders.values():
+    for letter, held in holders.items():
         _meet(flow, held, operands)
-    return _collect(flow, operands, holders, out)
+        if letter not in out:
+            _sum(flow, held)
+    return _collect(flow, operands, holders, out, lifts)
+
+
+def _sum(flow: Flow, held: Sequence[tuple[int, int, Box | None]]) -> None:
+    """A sum notices what goes unless one of its factors is zero there."""
+    if all(box is not None and box.lifted for _, _, box in held):
+        for _, axis, box in held:
+            if box is not None:
+                flow.spans(flow.axis(box, axis))
 
 
 def _meet(
@@ -71,7 +93,12 @@ def _collect(
     operands: Sequence[tuple[Boxes, Sequence[int], Letters]],
     holders: Mapping[str, list[tuple[int, int, Box | None]]],
     out: Letters,
+    lifts: Lifts,
 ) -> Boxes:
+    def lifted(letters: Iterable[str | None]) -> bool:
+        flags = ([box.lifted for _, _, box in holders.get(each or "", ()) if box] for each in letters)
+        return any(map(lifts, flags))
+
     place = {letter: axis for axis, letter in enumerate(out) if letter is not None}
     covered: set[str | None] = set()
     result: list[Box] = []
@@ -79,7 +106,8 @@ def _collect(
         for box in boxes:
             span = {letters[a] for a in box.axes}
             if box.slabs and span <= place.keys() and not span & covered:
-                result.append(box.moved({a: place[letters[a]] for a in box.axes}, len(out)))  # type: ignore[index]
+                moved = box.moved({a: place[letters[a]] for a in box.axes}, len(out))  # type: ignore[index]
+                result.append(replace(moved, lifted=lifted(span)))
                 covered |= span
     for letter, axis in place.items():
         held = holders.get(letter, [])
@@ -90,7 +118,8 @@ def _collect(
             continue
         plain = [(box, at) for box, at in labelled if not box.filler] or labelled
         box, at = plain[0]
-        result.append(line(flow.axis(box, at), axis, len(out), filler=box.filler and not box.slabs))
+        filler = box.filler and not box.slabs
+        result.append(line(flow.axis(box, at), axis, len(out), filler=filler, lifted=lifted([letter])))
     return tuple(result)
 
 
@@ -104,11 +133,16 @@ def concatenate(flow: Flow, parts: Sequence[tuple[Boxes, Sequence[int]]], axis: 
     others = [tuple(b for b in boxes if axis not in b.axes) for boxes, _ in parts]
     if not whole:
         others = [
-            rest + tuple(line(flow.axis(box, a), a, rank) for a in box.axes - {axis}) if box else rest
+            rest + tuple(line(flow.axis(box, a), a, rank, lifted=box.lifted) for a in box.axes - {axis})
+            if box
+            else rest
             for rest, box in zip(others, held, strict=True)
         ]
     joined = join(
-        flow, [(boxes, shape, letters) for boxes, (_, shape) in zip(others, parts, strict=True)], letters
+        flow,
+        [(boxes, shape, letters) for boxes, (_, shape) in zip(others, parts, strict=True)],
+        letters,
+        lifts=any,
     )
     if all(box is None for box in held):
         return joined
@@ -118,7 +152,8 @@ def concatenate(flow: Flow, parts: Sequence[tuple[Boxes, Sequence[int]]], axis: 
         flow.axis(box, axis) if box else _constant(flow, shape[axis])
         for box, (_, shape) in zip(held, parts, strict=True)
     ]
-    return (*joined, line(np.concatenate(pieces), axis, rank))
+    lifted = any(box.lifted for box in held if box)
+    return (*joined, line(np.concatenate(pieces), axis, rank, lifted=lifted))
 
 
 def _constant(flow: Flow, size: int) -> IntArray:
@@ -136,7 +171,8 @@ def _cat_rectangles(flow: Flow, boxes: Sequence[Box], axis: int) -> Box:
         a: np.concatenate([box.slabs[a] for box in boxes]) if a == axis else slab
         for a, slab in first.slabs.items()
     }
-    result = Box(np.concatenate([box.ids for box in boxes], axis), first.free, slabs)
+    ids, lifted = np.concatenate([box.ids for box in boxes], axis), any(box.lifted for box in boxes)
+    result = Box(ids, first.free, slabs, lifted=lifted)
     flow.declare(result, result.slabs)
     return result
 
@@ -147,7 +183,24 @@ def pointwise(flow: Flow, op: Op, inputs: Sequence[Ref]) -> Boxes:
     rank = len(flow.tensors[number].shape)
     letters = [chr(97 + a) for a in range(rank)]
     operands = [(flow.of(ref), flow.shape(ref), letters[rank - len(flow.shape(ref)) :]) for ref in inputs]
-    return join(flow, operands, letters)
+    kind = zero(op)
+    made = join(flow, operands, letters, lifts=_LIFTS[kind])
+    needed = {Zero.DIVIDED: inputs[:1], Zero.EVERY: inputs}.get(kind, ())
+    return lift(made) if kind is Zero.NEVER or not _cover(flow, needed, made) else made
+
+
+_LIFTS: Mapping[Zero, Lifts] = {
+    Zero.FACTOR: all,
+    Zero.DIVIDED: lambda lifted: next(iter(lifted)),
+    Zero.EVERY: any,
+    Zero.NEVER: any,
+}
+
+
+def _cover(flow: Flow, inputs: Sequence[Ref], made: Boxes) -> bool:
+    """Whether each of the inputs has labels wherever the result has: a constant beside them is never zero."""
+    axes = {axis - box.ids.ndim for box in made for axis in box.axes}
+    return all(axes <= {axis - box.ids.ndim for box in flow.of(ref) for axis in box.axes} for ref in inputs)
 
 
 def _compact(ids: IntArray, order: Sequence[int]) -> IntArray:

@@ -8,7 +8,7 @@ not vary; no two boxes of a tensor vary along the same axis. The output of a con
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,13 +21,15 @@ class Box:
 
     Along several, positions form a rectangle that pruning must keep one: an index of a slab axis goes with all that
     lies on it (its label stands in `slabs`), and on the free axis every row loses equally many positions of its own.
-    A `filler` labels values that are the same at every position (zeros, a broadcast): it takes any size.
+    A `filler` labels values that are the same at every position (zeros, a broadcast): it takes any size. Where
+    labels are `lifted`, values may be other than zero although all that makes them is zero: behind a sigmoid, say.
     """
 
     ids: IntArray
     free: int
     slabs: Mapping[int, IntArray] = field(default_factory=dict)
     filler: bool = False
+    lifted: bool = False
 
     @property
     def axes(self) -> frozenset[int]:
@@ -37,12 +39,13 @@ class Box:
     def moved(self, where: Mapping[int, int], rank: int) -> Box:
         """The same labels with every axis renamed; `where` names the new place of (at least) the varying axes."""
         if not self.slabs:
-            return line(self.ids, where[self.free], rank, filler=self.filler)
+            return line(self.ids, where[self.free], rank, filler=self.filler, lifted=self.lifted)
         order = sorted(self.axes, key=lambda axis: where[axis])
         sizes = {where[axis]: self.ids.shape[axis] for axis in order}
         compact = np.moveaxis(self.ids, order, range(len(order))).reshape([self.ids.shape[a] for a in order])
         ids = compact.reshape([sizes.get(axis, 1) for axis in range(rank)])
-        return Box(ids, where[self.free], {where[a]: s for a, s in self.slabs.items()}, self.filler)
+        slabs = {where[a]: s for a, s in self.slabs.items()}
+        return replace(self, ids=ids, free=where[self.free], slabs=slabs)
 
     def rows(self) -> IntArray:
         """The labels along the free axis, one row for each different place on the slab axes: `[rows, size]`."""
@@ -56,9 +59,14 @@ class Box:
 Boxes = tuple[Box, ...]
 
 
-def line(ids: IntArray, axis: int, rank: int, *, filler: bool = False) -> Box:
+def line(ids: IntArray, axis: int, rank: int, *, filler: bool = False, lifted: bool = False) -> Box:
     """A box that varies along one axis only."""
-    return Box(ids.reshape([-1 if a == axis else 1 for a in range(rank)]), axis, filler=filler)
+    return Box(upright(ids, axis, rank), axis, filler=filler, lifted=lifted)
+
+
+def lift(boxes: Boxes) -> Boxes:
+    """The same labels on values that may be other than zero."""
+    return tuple(replace(box, lifted=True) for box in boxes)
 
 
 def covering(boxes: Boxes, axis: int) -> Box | None:

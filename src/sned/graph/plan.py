@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,10 @@ from sned.errors import PlanError
 from sned.graph.example import Example, Leaf
 from sned.graph.ir import BoolArray, Graph, Group, IntArray
 
-FORMAT = 1
+FORMAT = 2
+
+MOST_BYTES = 2**29
+"""Of example inputs, all together, that a plan may ask for: to trace again they may have to be made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +109,14 @@ class Plan:
 
 def make_plan(graph: Graph, removed: Mapping[str, Sequence[int]]) -> Plan:
     """See `Graph.plan`."""
+    if not isinstance(removed, Mapping):
+        raise PlanError(
+            f"What goes is a dict of unit numbers by group, such as {{'conv1': [0, 3]}}, got {type(removed).__name__}."
+        )
     chosen = {}
     for name, units in removed.items():
         group = graph.group(name)
-        gone = np.unique(np.asarray(list(units), np.int64))
+        gone = _units(group, units)
         _check(group, gone)
         if gone.size:
             chosen[group.index] = gone
@@ -142,10 +150,17 @@ def shapes_of(graph: Graph) -> dict[str, tuple[int, ...]]:
     return {name: graph.tensors[number].shape for name, number in graph.parameters.items()}
 
 
+def _units(group: Group, units: Any) -> IntArray:
+    """The numbers of units, each once, rising."""
+    listed = list(units) if isinstance(units, Iterable) and not isinstance(units, str) else [units]
+    for unit in listed:
+        whole = isinstance(unit, Integral) and not isinstance(unit, bool | np.bool_)
+        if not whole or not 0 <= unit < group.size:
+            raise PlanError(f"Units of {group.name!r} are numbered 0 to {group.size - 1}, got {unit!r}.")
+    return np.unique(np.asarray(listed, np.int64))
+
+
 def _check(group: Group, gone: IntArray) -> None:
-    if gone.size and (gone[0] < 0 or gone[-1] >= group.size):
-        bad = int(gone[0] if gone[0] < 0 else gone[-1])
-        raise PlanError(f"Units of {group.name!r} are numbered 0 to {group.size - 1}, got {bad}.")
     if gone.size >= group.size:
         raise PlanError(
             f"At least one unit of {group.name!r} must stay, but all {group.size} were to be removed."
@@ -209,7 +224,11 @@ def _example_to_data(example: Example) -> dict[str, Any]:
 
 
 def _example_from_data(data: Mapping[str, Any]) -> Example:
-    return Example(_decode(data["args"]), _decode(data["kwargs"]), int(data["batch"]))
+    example = Example(_decode(data["args"]), _decode(data["kwargs"]), int(data["batch"]))
+    claimed = sum(leaf.size_bytes for leaf in example.leaves())
+    if claimed > MOST_BYTES:
+        raise ValueError(f"its example inputs claim {claimed:,} bytes, and at most {MOST_BYTES:,} are made")
+    return example
 
 
 def _encode(value: Any) -> Any:

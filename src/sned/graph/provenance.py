@@ -210,7 +210,7 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True)
 class Scale:
-    """A float that was worked out from sizes and arrived in a call: its old value, and the ops that the call made."""
+    """A factor that was worked out from sizes and arrived in a call: its old value, and the ops that the call made."""
 
     formula: Formula
     value: float
@@ -289,7 +289,9 @@ class Watch(TorchFunctionMode):
     def _scales(self, name: str, args: Any, kwargs: Mapping[str, Any], start: int) -> None:
         """Note factors that follow from a size: floats given, and what attention uses when it is given none."""
         end = self.position()
-        for value in _floats((args, tuple(kwargs.values()))):
+        given = args, tuple(kwargs.values())
+        whole = [number for number in _integers(given) if isinstance(number, Sized)]
+        for value in (*_floats(given), *(whole if name.strip("_") in FACTORS else ())):
             self.scales.append(Scale(value.formula, float(value), start, end))
         if name == "scaled_dot_product_attention" and isinstance(kwargs.get("scale"), SizedFloat):
             root = kwargs["scale"] ** 0.5  # of which the query and the key get one each
@@ -312,6 +314,12 @@ class Watch(TorchFunctionMode):
             return torch.Size([Sized.of(size, TensorAxis(number, axis)) for axis, size in enumerate(result)])
         axis = args[0] if args and isinstance(args[0], int) else None
         return result if axis is None else Sized.of(result, TensorAxis(number, int(axis) % tensor.ndim))
+
+
+FACTORS = frozenset(
+    {"mul", "rmul", "imul", "multiply", "div", "truediv", "itruediv", "true_divide", "divide"}
+)
+"""Functions, without underscores, whose whole numbers are factors, as floats are everywhere."""
 
 
 def _tensor_of_list(index: Any) -> Any:

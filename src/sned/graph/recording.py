@@ -59,6 +59,10 @@ class Recording:
     calls: list[Call] = field(default_factory=list)
     given: list[tuple[str, tuple[int | None, ...]]] = field(default_factory=list)
 
+    def read(self) -> frozenset[int]:
+        """Numbers of the tensors that an op reads or that leave the network."""
+        return frozenset(self.outputs).union(*(op.inputs for op in self.ops))
+
 
 @dataclass(frozen=True)
 class Recorded:

@@ -34,9 +34,11 @@ def slice_state(state: State, plan: Plan) -> dict[str, torch.Tensor]:
 
 def cut_down(tensor: torch.Tensor, axes: Mapping[int, IntArray]) -> torch.Tensor:
     """What remains of a tensor when some of its axes keep the given indices alone."""
+    last = tensor.ndim == 4 and not tensor.is_contiguous()
+    last = last and tensor.is_contiguous(memory_format=torch.channels_last)
     for axis, kept in axes.items():
         tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
-    return tensor
+    return tensor.contiguous(memory_format=torch.channels_last) if last else tensor
 
 
 def made_up(graph: Graph, plan: Plan, sliced: State) -> dict[str, torch.Tensor]:

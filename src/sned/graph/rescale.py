@@ -284,4 +284,4 @@ def rescales(ops: Sequence[Op], scales: Sequence[Scale], upstream: Upstream) -> 
 
 
 def _holds(op: Op, value: float) -> bool:
-    return any(isinstance(a, float) and math.isclose(a, value) for a in op.args)
+    return any(isinstance(a, int | float) and math.isclose(a, value) for a in op.args)

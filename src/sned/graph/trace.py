@@ -165,6 +165,20 @@ def device_of(state: Mapping[str, torch.Tensor]) -> torch.device:
     return next((tensor.device for tensor in state.values()), torch.device("cpu"))
 
 
+def check_values(state: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors without values where some are needed.
+
+    Raises:
+        ModelError: one is on the meta device.
+    """
+    empty = next((name for name, tensor in state.items() if tensor.is_meta), None)
+    if empty is not None:
+        raise ModelError(
+            f"Weights must have values here, but {empty!r} is on the meta device, where only shapes are known. Make "
+            "the network on the CPU, or give it values: `model.to_empty(device='cpu')`, then `load_state_dict`."
+        )
+
+
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Take back what a forward pass sets, adds or hooks on: a table kept for the next time would be a meta tensor."""
@@ -193,12 +207,16 @@ _GROWING = (dict, OrderedDict, list, set)
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Hold the garbage collector back: what a pass makes lives on, and searching it again and again takes long."""
+def undisturbed() -> Iterator[None]:
+    """Hold the garbage collector back: what a pass makes lives on, and searching it again and again takes long.
+
+    And step out of inference mode, in which ops are not taken apart and no weight that is made can be trained.
+    """
     was = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with torch.inference_mode(False):
+            yield
     finally:
         if was:
             gc.enable()
@@ -206,12 +224,21 @@ def uncollected() -> Iterator[None]:
 
 @contextmanager
 def plain_kernels() -> Iterator[None]:
-    """Turn off the fast path of multi-head attention, which hides structure."""
+    """Turn off what hides structure or computes otherwise from one device to the next: the fast path of multi-head
+    attention, and precisions that a forward pass chooses by `autocast`."""
     before = torch.backends.mha.get_fastpath_enabled()
+    enter: Any = torch.autocast.__enter__
+
+    def plainly(context: torch.autocast) -> Any:
+        context._enabled = False
+        return enter(context)
+
     torch.backends.mha.set_fastpath_enabled(False)
+    torch.autocast.__enter__ = plainly  # type: ignore[method-assign]
     try:
         yield
     finally:
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
         torch.backends.mha.set_fastpath_enabled(before)
 
 
@@ -350,11 +377,31 @@ def recorded(model: nn.Module, example: Example) -> Recorded:
     Raises:
         ModelError: the model does not run on them.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"`model` must be an `nn.Module` or a Keras 3 model, got {_told(model)}. Call the function that makes it, "
+            "or load a state dict into the network that it is of."
+        )
     recording, batched, device = _both(model, example)
+    if not recording.outputs:
+        raise ModelError(
+            f"The model must return tensors, alone or in tuples, lists, dicts or attributes of an object, but none was "
+            f"found in what {type(model).__name__}.forward returns. What it returns would not be protected: return the "
+            "tensors themselves."
+        )
     trained = None
     if any(name not in recording.parameters and t.is_floating_point() for name, t in state_of(model).items()):
         trained = _in_training(model, example, BATCHES[0] if batched else None, device)
     return Recorded(model, example, recording, batched, trained, device)
+
+
+def _told(value: Any) -> str:
+    """What was given in the place of a model."""
+    return (
+        f"the class {value.__name__}"
+        if isinstance(value, type)
+        else f"an object of type {type(value).__name__}"
+    )
 
 
 def _in_training(model: nn.Module, example: Example, batch: int | None, device: str) -> Recording | None:

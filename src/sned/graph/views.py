@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -48,7 +49,8 @@ def _product(flow: Flow, boxes: Sequence[Box]) -> Box:
     shape = [len(labels[a]) if a in labels else 1 for a in range(rank)]
     ids = flow.fresh(int(np.prod(shape))).reshape(shape)
     free = max(axes, key=lambda axis: int(labels[axis][0]))
-    box = Box(ids, free, {a: labels[a] for a in axes if a != free})
+    slabs = {a: labels[a] for a in axes if a != free}
+    box = Box(ids, free, slabs, lifted=any(each.lifted for each in boxes))
     flow.declare(box)
     flow.unite(flow.axis(box, free), labels[free])
     return box
@@ -80,8 +82,9 @@ def _reshaped(
     free = max(set(varying_axes(carried(position))) & set(axes), default=axes[-1])
     ids = squeezed(full, axes)
     if len(axes) == 1:
-        return Box(ids, free, filler=box.filler)
-    return _rectangle(flow, ids, free, axes, [carried(upright(s, a, len(old))) for a, s in box.slabs.items()])
+        return Box(ids, free, filler=box.filler, lifted=box.lifted)
+    slabs = [carried(upright(slab, a, len(old))) for a, slab in box.slabs.items()]
+    return replace(_rectangle(flow, ids, free, axes, slabs), lifted=box.lifted)
 
 
 def _rectangle(
@@ -139,7 +142,7 @@ def take(flow: Flow, boxes: Boxes, axis: int, index: slice, size: int) -> Boxes:
     at: list[slice] = [slice(None)] * box.ids.ndim
     at[axis] = index
     slabs = {a: s[index] if a == axis else s for a, s in box.slabs.items()}
-    taken = _shrunk(Box(box.ids[tuple(at)], box.free, slabs, box.filler))
+    taken = _shrunk(replace(box, ids=box.ids[tuple(at)], slabs=slabs))
     return tuple(b for b in boxes if b is not box) + taken
 
 
@@ -168,17 +171,18 @@ def pick(flow: Flow, boxes: Boxes, axis: int, index: int) -> Boxes:
     if not box.slabs:
         return moved
     if axis == box.free:
-        return moved + tuple(line(slab, where[a], rank) for a, slab in box.slabs.items())
+        return moved + tuple(line(slab, where[a], rank, lifted=box.lifted) for a, slab in box.slabs.items())
     slabs = {where[a]: slab for a, slab in box.slabs.items() if a != axis}
-    return (*moved, Box(np.asarray(box.ids.take(index, axis)), where[box.free], slabs))
+    ids = np.asarray(box.ids.take(index, axis))
+    return (*moved, Box(ids, where[box.free], slabs, lifted=box.lifted))
 
 
 def _shrunk(box: Box) -> Boxes:
     """A rectangle cut down to one index on an axis loses that axis."""
     slabs = {a: s for a, s in box.slabs.items() if len(s) > 1}
     if box.ids.shape[box.free] > 1:
-        return (Box(box.ids, box.free, slabs, box.filler),)
-    return tuple(line(slab, a, box.ids.ndim) for a, slab in slabs.items())
+        return (replace(box, slabs=slabs),)
+    return tuple(line(slab, a, box.ids.ndim, lifted=box.lifted) for a, slab in slabs.items())
 
 
 def _renamed(

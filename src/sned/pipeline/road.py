@@ -16,7 +16,7 @@ from torch import nn
 
 from sned.calibration import Resume, calibrate
 from sned.devices import Budget, cost_for, limits_for
-from sned.errors import BudgetError, CalibrationError, SnedError, UserError
+from sned.errors import BudgetError, CalibrationError, ModelError, SnedError, UserError
 from sned.export import export_onnx
 from sned.files import atomic_write_text
 from sned.graph import Graph, Plan
@@ -93,6 +93,10 @@ def plan(
         >>> plan = sned.plan(sned.trace(model, x), sparsity=0.5)
     """
     check_names(saliency, search_by)
+    if not isinstance(graph, Graph):
+        raise ModelError(
+            f"`graph` must be what `sned.trace` made, got {type(graph).__name__}: `sned.plan(sned.trace(model, x), …)`."
+        )
     respected = rules_of(rules)
     asked = one_of(sparsity, budget, respected)
     if asked.max_loss is not None:

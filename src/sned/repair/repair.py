@@ -238,7 +238,8 @@ def _notes(
     few = [s.name for s in consumers if s.patches < 2 * s.width]
     if few:
         notes.append(
-            f"Few patches for {len(few)} layer{'s' * (len(few) > 1)} ({few[0]} first): they stay closer to their old weights."
+            f"Few patches for {len(few)} layer{'s' * (len(few) > 1)} ({few[0]} first): they stay closer to their old "
+            "weights."
         )
     if calibration.synthetic:
         notes.append("Repaired on random inputs: give real ones to `calibration` for a better result.")

@@ -10,6 +10,7 @@ import torch
 
 from sned.errors import CalibrationError, UserError, close_names
 from sned.graph.ir import Graph
+from sned.graph.trace import check_values
 from sned.progress import SILENT, Progress
 from sned.saliency.scores import Scores
 
@@ -104,5 +105,10 @@ def score(name: str, evidence: Evidence) -> Scores:
     Raises:
         UserError: no criterion is called so; close names are listed.
         CalibrationError: it needs calibration inputs and there are none.
+        ModelError: it looks at weights, and the network has none (on the meta device).
     """
-    return criterion_named(name).run(evidence)
+    try:
+        return criterion_named(name).run(evidence)
+    except NotImplementedError:  # of PyTorch, where values are asked for that are not there
+        check_values(evidence.state)
+        raise

@@ -21,14 +21,14 @@ from sned.errors import CheckpointError, PlanError, SnedError
 from sned.files import atomic_path
 from sned.graph.plan import Plan
 from sned.graph.replay import sizes_of
-from sned.graph.trace import state_of
+from sned.graph.trace import check_values, state_of
 from sned.surgery.attributes import check_sizes
 from sned.surgery.keras import is_keras
 from sned.surgery.keras.backend import imported_keras
 from sned.surgery.pytorch import PLAN_ATTRIBUTE, cut, graph_for
 from sned.version import __version__
 
-FORMAT = "1"
+FORMAT = "2"
 
 
 def save(model: Any, path: str | Path) -> None:
@@ -54,13 +54,13 @@ def save(model: Any, path: str | Path) -> None:
             "`save` writes networks that sned pruned, but this one carries no plan. "
             "Save a dense network with `safetensors.torch.save_model`."
         )
-    state = _unique_state(model)
+    state, structure = _unique_state(model), json.dumps([plan.to_json() for plan in plans])
     metadata = {
-        "sha256": _digest(state),
+        "sha256": _digest(state, structure),
         "format": f"sned {FORMAT}",
         "sned": __version__,
         "torch": torch.__version__,
-        "plans": json.dumps([plan.to_json() for plan in plans]),
+        "plans": structure,
     }
     with atomic_path(Path(path)) as beside:
         save_file(state, beside, metadata=metadata)
@@ -75,9 +75,9 @@ def _unique_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: state[name].detach().cpu().contiguous() for name in first.values()}
 
 
-def _digest(state: dict[str, torch.Tensor]) -> str:
-    """A hash of every name, dtype, shape and value."""
-    digest = hashlib.sha256()
+def _digest(state: dict[str, torch.Tensor], plans: str) -> str:
+    """A hash of the plans and of every name, dtype, shape and value."""
+    digest = hashlib.sha256(plans.encode())
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -98,11 +98,21 @@ def load(model: Any, path: str | Path) -> Any:
     Raises:
         CheckpointError: the file is missing, damaged, or was saved from another network.
     """
-    if model is None or is_keras(model):
+    if not isinstance(path, str | Path):
+        raise CheckpointError(
+            f"`load` reads a file by its path, got an object of type {type(path).__name__}."
+        )
+    if is_keras(model) or (model is None and Path(path).suffix == ".keras"):
         imported_keras()
         from sned.surgery.keras.road import load_keras
 
         return load_keras(model, Path(path))
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(
+            f"`load` fills a fresh network of the original structure, got an object of type {type(model).__name__}: "
+            "`sned.load(make_model(), 'small.safetensors')`."
+        )
+    check_values(state_of(model))
     tensors, plans = _read(Path(path))
     small = model
     try:
@@ -110,8 +120,10 @@ def load(model: Any, path: str | Path) -> Any:
             graph = graph_for(small, plan)
             small = cut(graph.model, graph, plan)
             check_sizes(small, graph, sizes_of(graph, plan))
-    except SnedError as error:
+    except PlanError as error:
         raise CheckpointError(f"{Path(path).name} was saved from another network: {error}") from error
+    except SnedError as error:
+        raise CheckpointError(f"{Path(path).name} cannot be put into this network: {error}") from error
     if small is model:
         small = copy.deepcopy(model)
     _fill(small, tensors, Path(path).name)
@@ -127,12 +139,12 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], list[Plan]]:
                 f"{path.name} must be a file that `sned.save` wrote (format 'sned {FORMAT}'), got "
                 f"{metadata.get('format')!r}."
             )
-        plans = [Plan.from_json(text) for text in json.loads(metadata["plans"])]
         tensors = load_file(path)
-        if _digest(tensors) != metadata.get("sha256"):
+        if _digest(tensors, metadata["plans"]) != metadata.get("sha256"):
             raise CheckpointError(
-                f"{path.name} was altered: its values are not those that were saved. Save it again."
+                f"{path.name} was altered: its values or its plans are not those that were saved. Save it again."
             )
+        plans = [Plan.from_json(text) for text in json.loads(metadata["plans"])]
         return tensors, plans
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no file {path}. Check the path.") from error

@@ -71,6 +71,8 @@ def without(graph: Graph, names: Sequence[str]) -> Graph:
 
 def _chosen(graph: Graph, names: Sequence[str]) -> list[Layer]:
     """The named layers, without those that lie inside another one."""
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise PlanError(f"Layers are left out by a list of their names, such as ['layer3.4'], got {names!r}.")
     known = {layer.name: layer for layer in graph.layers}
     for name in names:
         if name not in known:

@@ -20,7 +20,7 @@ from sned.graph.example import Example, Inputs, describe
 from sned.graph.ir import IntArray
 from sned.graph.modules import modules_of
 from sned.graph.replay import cut_down, sizes_of
-from sned.graph.trace import state_of, uncollected
+from sned.graph.trace import state_of, undisturbed
 from sned.graph.trace import trace_example as recorded_example
 from sned.surgery.attributes import Unrepaired, check_sizes, repair_attributes
 from sned.surgery.keras import is_keras
@@ -59,7 +59,7 @@ def trace(model: Any, example_inputs: Inputs) -> Graph:
 
 def trace_example(model: nn.Module, example: Example) -> Graph:
     """`trace`, from a description of the inputs."""
-    with uncollected():
+    with undisturbed():
         graph = rehearsed(recorded_example(model, example))
     _traced[id(model)] = graph
     return graph

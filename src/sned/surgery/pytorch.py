@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from sned.errors import SnedError, SurgeryError
+from sned.errors import ModelError, PlanError, SnedError, SurgeryError
 from sned.graph.example import ArgsAndKwargs, tensors_in
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
 from sned.graph.replay import Replay, made_up, sizes_of, slice_state
-from sned.graph.trace import mode_of, plain_kernels, state_of, uncollected
+from sned.graph.trace import check_values, device_of, mode_of, plain_kernels, state_of, undisturbed
 from sned.surgery.attributes import check_sizes, repair_attributes
 from sned.surgery.depth import without
 from sned.surgery.keras import is_keras
@@ -53,6 +54,10 @@ def apply(model: Any, plan: Plan) -> Any:
     Example:
         >>> small = sned.apply(model, sned.plan(sned.trace(model, x), sparsity=0.5))
     """
+    if not isinstance(plan, Plan):
+        raise PlanError(
+            f"`plan` must be a `Plan`, as `sned.plan` or `Plan.from_json` makes it, got {type(plan).__name__}."
+        )
     if is_keras(model):
         from sned.surgery.keras.road import apply_keras
 
@@ -93,18 +98,33 @@ def pruned(model: Any, graph: Graph, plan: Plan) -> Pruned:
         from sned.surgery.keras.road import pruned_keras
 
         return Pruned(*pruned_keras(model, graph, plan))
-    with uncollected():
+    check_values(state_of(model))
+    with undisturbed():
         sliced = slice_state(state_of(model), plan)
         small = cut(model, graph, plan, sliced)
+        try:
+            return Pruned(small, verify(small, graph, plan, sliced))
+        except Exception as error:  # the user's forward may raise anything
+            check_sizes(small, graph, sizes_of(graph, plan))  # says where, if it can
+            if isinstance(error, SnedError):
+                raise
+            _check_runs(model, graph)
+            raise SurgeryError(
+                "A pruned network must run as the original does, but it raised "
+                f"{type(error).__name__}: {error}. The original was not touched. Please report it."
+            ) from error
+
+
+def _check_runs(model: nn.Module, graph: Graph) -> None:
+    """Refuse an example that the original does not take either: without values, dtypes pass that clash with them."""
     try:
-        return Pruned(small, verify(small, graph, plan, sliced))
-    except Exception as error:  # the user's forward may raise anything
-        check_sizes(small, graph, sizes_of(graph, plan))  # says where, if it can
-        if isinstance(error, SnedError):
-            raise
-        raise SurgeryError(
-            "A pruned network must run as the original does, but it raised "
-            f"{type(error).__name__}: {error}. The original was not touched. Please report it."
+        with torch.no_grad(), mode_of(model, training=False):
+            args, kwargs = _inputs(graph, None, device_of(state_of(model)))
+            model(*args, **kwargs)
+    except Exception as error:
+        raise ModelError(
+            f"The model must run on the example inputs, but {type(model).__name__}.forward raised "
+            f"{type(error).__name__}: {error}. Check the shape, the order and the dtype of the example."
         ) from error
 
 
@@ -127,6 +147,14 @@ def cut(
     earlier = getattr(model, PLAN_ATTRIBUTE, ())
     setattr(small, PLAN_ATTRIBUTE, (*earlier, plan))
     return small
+
+
+def _inputs(graph: Graph, rows: int | None, device: torch.device) -> ArgsAndKwargs:
+    """Random inputs on a device, the same each time."""
+    args, kwargs = pytree.tree_map_only(
+        torch.Tensor, lambda tensor: tensor.to(device), graph.example.random(rows)
+    )
+    return args, kwargs
 
 
 def fill(small: nn.Module, graph: Graph, plan: Plan, state: Mapping[str, torch.Tensor]) -> None:
@@ -186,15 +214,9 @@ def verify(small: nn.Module, graph: Graph, plan: Plan, sliced: Mapping[str, torc
         return tensors_in(functional_call(small, own, args, kwargs) if own else small(*args, **kwargs))
 
     rows = VERIFIED if graph.batched else None
-
-    def inputs() -> ArgsAndKwargs:
-        """The same each time, made anew: the network may write into them."""
-        drawn = graph.example.random(rows)
-        args, kwargs = pytree.tree_map(
-            lambda v: v.to(replay.device) if isinstance(v, torch.Tensor) else v, drawn
-        )
-        return args, kwargs
-
+    inputs = partial(
+        _inputs, graph, rows, replay.device
+    )  # made anew each time: the network may write into them
     with torch.no_grad(), plain_kernels(), mode_of(small, training=False):
         expected, _ = replay.run(inputs())
         worst = largest_difference(made(inputs()), expected, rows or graph.batch)

@@ -74,6 +74,11 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return value
     if id(value) in memo:
         return memo[id(value)]
+    if (
+        isinstance(value, torch.Tensor) and value.grad_fn is not None
+    ):  # kept from a pass, or made by an old weight norm
+        memo[id(value)] = value.detach().clone()
+        return memo[id(value)]
     if kind in _TABLES and all(type(key) in _ATOMS for key in value):
         table = memo[id(value)] = kind()
         if value:

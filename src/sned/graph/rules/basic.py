@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sned.graph.flow import Flow
 from sned.graph.ir import Op, refs
 from sned.graph.joins import join, pointwise
+from sned.graph.labels import lift
 from sned.graph.rules.registry import Arguments, resize, rule
 from sned.graph.views import take
 
@@ -42,13 +43,15 @@ def uniform(flow: Flow, op: Op) -> None:
     """The same value everywhere: such a tensor takes whatever size its neighbours have."""
     number = op.outputs[0]
     if number is not None:
-        flow.put(op, flow.filler(flow.tensors[number].shape))
+        shape = flow.tensors[number].shape
+        flow.put(op, flow.filler(shape, range(len(shape)), lifted=not op.name.endswith("zeros")))
 
 
 @rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli")
 def like(flow: Flow, op: Op) -> None:
     """Values of the shape of another tensor."""
-    flow.put(op, flow.of(op.args[0]))
+    boxes = flow.of(op.args[0])
+    flow.put(op, boxes if op.name == "zeros_like" else lift(boxes))
 
 
 @resize("zeros", "ones", "full", "empty")

@@ -28,9 +28,8 @@ def plus(flow: Flow, boxes: Boxes, shape: tuple[int, ...], bias: Ref | None) -> 
         return boxes
     letters = [chr(97 + a) for a in range(len(shape))]
     other = flow.shape(bias)
-    return join(
-        flow, [(boxes, shape, letters), (flow.of(bias), other, letters[len(letters) - len(other) :])], letters
-    )
+    beside = flow.of(bias), other, letters[len(letters) - len(other) :]
+    return join(flow, [(boxes, shape, letters), beside], letters, lifts=any)
 
 
 def result_shape(flow: Flow, op: Op) -> tuple[int, ...]:
@@ -134,7 +133,9 @@ def convolution(flow: Flow, op: Op) -> None:
     merged = reshape(flow, made, split, out)
     if bias is not None:
         letters = ["b", "c", *space]
-        merged = join(flow, [(merged, out, letters), (flow.of(bias), flow.shape(bias), ["c"])], letters)
+        merged = join(
+            flow, [(merged, out, letters), (flow.of(bias), flow.shape(bias), ["c"])], letters, lifts=any
+        )
     flow.put(op, merged)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sned.graph.flow import Flow
 from sned.graph.ir import Op, Ref
 from sned.graph.joins import join
-from sned.graph.labels import Box, Boxes, covering
+from sned.graph.labels import Box, Boxes, covering, line
 from sned.graph.rules.registry import argument, rule
 
 
@@ -102,6 +102,5 @@ def _without(flow: Flow, boxes: Boxes, lost: set[int], where: dict[int, int], ra
             continue
         for axis in box.axes - lost:
             labels = flow.axis(box, axis)
-            shape = [-1 if a == where[axis] else 1 for a in range(rank)]
-            result.append(Box(labels.reshape(shape), where[axis]))
+            result.append(line(labels, where[axis], rank, lifted=box.lifted))
     return tuple(result)

@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 def per_axis(flow: Flow, ref: Ref, others: list[Ref | None], axes: list[int]) -> Boxes:
-    """Boxes after an elementwise op with parameters that lie along `axes`."""
+    """Boxes after a normalisation with parameters that lie along `axes`, the factor first."""
     shape = flow.shape(ref)
     letters = [chr(97 + a) for a in range(len(shape))]
     operands = [(flow.of(ref), shape, letters)]
     for other in others:
         if other is not None:
             operands.append((flow.of(other), flow.shape(other), [letters[a] for a in axes]))
-    return join(flow, operands, letters)
+    return join(flow, operands, letters, lifts=any if others[:1] == [None] else all)
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
       "_batch_norm_with_update", "batch_norm")  # fmt: skip
 def batch_norm(flow: Flow, op: Op) -> None:
     """Statistics over batch and space: channels do not see each other (weight standardisation puts others there)."""
-    vectors = [a for a in op.args[1:5] if isinstance(a, Ref)]
+    vectors = [a if isinstance(a, Ref) else None for a in op.args[1:5]]
     span(flow, op.args[0], [axis for axis in range(len(flow.shape(op.args[0]))) if axis != 1])
-    flow.put(op, per_axis(flow, op.args[0], list(vectors), [1]))
+    flow.put(op, per_axis(flow, op.args[0], vectors, [1]))
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
@@ -43,7 +43,7 @@ def layer_norm(flow: Flow, op: Op) -> None:
     rank = len(flow.shape(ref))
     axes = list(range(rank - len(normalised), rank))
     span(flow, ref, axes)
-    flow.put(op, per_axis(flow, ref, [a for a in op.args[2:4] if isinstance(a, Ref)], axes))
+    flow.put(op, per_axis(flow, ref, [a if isinstance(a, Ref) else None for a in op.args[2:4]], axes))
 
 
 @resize("native_layer_norm", "_fused_rms_norm", "rms_norm")

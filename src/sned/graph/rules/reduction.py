@@ -8,7 +8,7 @@ from typing import Any
 from sned.graph.flow import Flow
 from sned.graph.ir import Op, Ref
 from sned.graph.joins import join, pointwise
-from sned.graph.labels import Boxes, covering
+from sned.graph.labels import Boxes, covering, lift
 from sned.graph.rules.registry import argument, rule
 
 
@@ -42,20 +42,34 @@ def _reduce_op(flow: Flow, op: Op, position: int, *, exact: bool) -> None:
     number = next(n for n in op.outputs if n is not None)
     if not exact:
         span(flow, ref, axes)
+    if _gives_places(flow, op):
+        for box in flow.of(ref):
+            for axis in box.axes & set(axes):
+                flow.freeze(flow.axis(box, axis), "its places are told by number")
     boxes = reduce(flow, ref, axes, keepdim=len(flow.tensors[number].shape) == rank)
+    boxes = lift(boxes) if op.name == "logsumexp" else boxes
     for output, n in enumerate(op.outputs):
         if n is not None:
             flow.put(op, boxes, output)
 
 
+def _gives_places(flow: Flow, op: Op) -> bool:
+    """Whether an op tells where along the axis it found something, the class of an image say, and that is asked for."""
+    if op.name in ("argmax", "argmin"):
+        return True
+    return op.name in ("max", "min", "median", "nanmedian", "mode") and any(
+        number in flow.read for number in op.outputs[1:]
+    )
+
+
 @rule("sum")
 def total(flow: Flow, op: Op) -> None:
-    """A sum does not notice zeros."""
+    """A sum does not notice zeros, where what goes is zero: `join` sees to that."""
     _reduce_op(flow, op, 1, exact=True)
 
 
 @rule("mean", "amax", "amin", "max", "min", "var", "var_mean", "std", "std_mean", "argmax", "argmin", "prod",
-      "any", "all", "logsumexp", "median", "mode", "nanmean")  # fmt: skip
+      "any", "all", "logsumexp", "median", "nanmedian", "mode", "nanmean")  # fmt: skip
 def statistic(flow: Flow, op: Op) -> None:
     """Statistics that change when positions go, even zero ones. `max(a, b)` of two tensors is elementwise."""
     if len(op.args) > 1 and isinstance(op.args[1], Ref):
@@ -81,7 +95,7 @@ def softmax(flow: Flow, op: Op) -> None:
         for box in flow.of(ref):
             for axis in box.axes & set(axes):
                 flow.freeze(flow.axis(box, axis), "a running sum depends on the position")
-    flow.put(op, flow.of(ref))
+    flow.put(op, lift(flow.of(ref)))
 
 
 @rule("topk", "sort", "argsort", "kthvalue")

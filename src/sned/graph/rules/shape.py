@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -155,18 +156,19 @@ def _range(op: Op, size: int) -> slice:
 
 @resize("slice")
 def slice_bounds(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
-    """Start and end count what remains before them."""
+    """Start and end count what remains before them; a stride begins at the same place in what remains."""
     ref = args[0]
     axis = (args[1] if len(args) > 1 else 0) % len(sizes.old(ref))
     if sizes.untouched(ref.id, axis) or len(args) < 3:
         return args
     old = sizes.old(ref)[axis]
-    start, end, _ = slice(*args[2:5]).indices(old)
+    start, end, step = slice(*args[2:5]).indices(old)
     step_args = (args[4],) if len(args) > 4 else ()
+    phase = start % step  # the positions of one stride leave together
     return (
         ref,
         args[1],
-        sizes.kept(ref.id, axis, old, 0, start),
+        sizes.kept(ref.id, axis, old, 0, start - phase) + phase,
         sizes.kept(ref.id, axis, old, 0, end),
         *step_args,
     )
@@ -233,11 +235,10 @@ def flip(flow: Flow, op: Op) -> None:
     flow.put(
         op,
         tuple(
-            Box(
-                np.flip(box.ids, sorted(axes & box.axes)),
-                box.free,
-                {a: slab[::-1] if a in axes else slab for a, slab in box.slabs.items()},
-                box.filler,
+            replace(
+                box,
+                ids=np.flip(box.ids, sorted(axes & box.axes)),
+                slabs={a: slab[::-1] if a in axes else slab for a, slab in box.slabs.items()},
             )
             for box in flow.of(ref)
         ),
@@ -260,4 +261,4 @@ def repeat(flow: Flow, op: Op) -> None:
 def _repeated(box: Box, times: Sequence[int]) -> Box:
     counts = [n if a in box.axes else 1 for a, n in enumerate(times)]
     slabs = {a: np.tile(slab, times[a]) for a, slab in box.slabs.items()}
-    return Box(np.tile(box.ids, counts), box.free, slabs, box.filler)
+    return replace(box, ids=np.tile(box.ids, counts), slabs=slabs)
