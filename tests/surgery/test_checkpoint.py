@@ -170,7 +170,7 @@ def test_a_safetensors_file_that_sned_did_not_write(saved: Path) -> None:
     header, rest = header_of(saved)
     del header["__metadata__"]
     write(saved, header, rest)
-    refused(saved, r"must be a file that `sned\.save` wrote")
+    refused(saved, r"must be a file that this version's `sned\.save` wrote")
 
 
 def test_a_format_of_the_future(saved: Path) -> None:

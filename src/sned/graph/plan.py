@@ -80,7 +80,8 @@ class Plan:
             data = json.loads(text)
             if data["format"] != FORMAT:
                 raise PlanError(
-                    f"This version of sned reads plans of format {FORMAT}, got {data['format']!r}."
+                    f"This version of sned reads plans of format {FORMAT}, got {data['format']!r}. Make the plan again "
+                    "with `sned.plan` or `sned prune`."
                 )
             return Plan(
                 fingerprint=str(data["fingerprint"]),

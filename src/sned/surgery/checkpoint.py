@@ -136,8 +136,8 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], list[Plan]]:
             metadata = held.metadata() or {}
         if metadata.get("format") != f"sned {FORMAT}":
             raise CheckpointError(
-                f"{path.name} must be a file that `sned.save` wrote (format 'sned {FORMAT}'), got "
-                f"{metadata.get('format')!r}."
+                f"{path.name} must be a file that this version's `sned.save` wrote (format 'sned {FORMAT}'), got "
+                f"{metadata.get('format')!r}. Save the network again, with a plan made anew if need be."
             )
         tensors = load_file(path)
         if _digest(tensors, metadata["plans"]) != metadata.get("sha256"):
