@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sned.devices import find_device, find_devices, list_devices, list_sets, read_device
-from sned.devices.profile import FIGURES, Device, parse_device
+from sned.devices.profile import FIGURES, Device, find_one, parse_device
 from sned.errors import DeviceError
 
 BOARD = """
@@ -75,6 +75,14 @@ def test_what_is_not_known_says_so() -> None:
         ("[sources]", "energy = {mac_pj = {float8 = 1.0}}\n[sources]", "impossible `energy.mac_pj.float8"),
         ("[sources]", 'measured = ["bandwidth"]\n[sources]', "`measured` of 'board-1' names a figure 'bandwidth'"),
         ('name = "board-1"', 'name = "Board 1"', "impossible `name`"),
+        ('["onnxruntime"]', '["../onnxruntime"]', r"impossible `runtimes.0`: input should be 'onnxruntime'"),
+        ("simd_bits = 128", "simd_bits = 100", r"impossible `clusters.0.simd_bits`.*multiple of 32, got 100"),
+        ("gb_s = 4.5", "gb_s = 1e300", "impossible `memory_bandwidth_gb_s`.*less than 100000"),
+        ("memory_bandwidth_gb_s = 4.5\n", "", r"`sources` of 'board-1' speaks of `memory_bandwidth_gb_s`, which .* not give"),
+        ("[sources]", 'measured = ["thermal"]\n[sources]', "`measured` of 'board-1' speaks of `thermal`"),
+        ('[{count = 4, name = "Cortex-A53", clock_ghz = 1.2, simd_bits = 128}]', "[]", "impossible `clusters`.*at least 1"),
+        ("simd_bits = 128}", "simd_bits = 128}, {count = 2, clock_ghz = 1.3}",
+         "fastest cores first, but 'board-1' has Cortex-A53 at 1.2 GHz before 2 cores at 1.3 GHz"),
     ],
 )  # fmt: skip
 def test_impossible_profiles(old: str, new: str, text: str) -> None:
@@ -88,6 +96,50 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert read_device(path).name == "board-1"
     with pytest.raises(DeviceError, match="cannot be read"):
         read_device(tmp_path / "missing.toml")
+
+
+def test_cores_of_one_clock_may_be_wide_and_narrow() -> None:
+    """What is known of both decides: 1.2 GHz of 128 bits are no slower than 1.8 GHz of 64."""
+    device = parse_device(
+        changed("simd_bits = 128}", "simd_bits = 128}, {count = 2, clock_ghz = 1.8, simd_bits = 64}")
+    )
+    assert device.cores == 6
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("board-1", "pixel-9", r"is called 'pixel-9', as one in the catalogue is. Give it another `name`"),
+        ("board-1", "phones-2026", "is called 'phones-2026', as one in the catalogue"),
+        ('kind = "board"', 'kind = "host"', 'has `kind = "host"`, and that is this machine'),
+    ],
+)
+def test_a_file_of_ones_own_is_of_another_device(tmp_path: Path, old: str, new: str, text: str) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text(changed(old, new), encoding="utf-8")
+    with pytest.raises(DeviceError, match=text):
+        find_devices(str(path))
+
+
+def test_two_files_of_one_name(tmp_path: Path) -> None:
+    one, other, same = tmp_path / "one.toml", tmp_path / "other.toml", tmp_path / "same.toml"
+    for path, text in ((one, BOARD), (same, BOARD), (other, changed("clock_ghz = 1.2", "clock_ghz = 0.2"))):
+        path.write_text(text, encoding="utf-8")
+    assert [device.name for device in find_devices(f"{one},{same},pixel-9,pixel-9")] == ["board-1", "pixel-9"]
+    with pytest.raises(
+        DeviceError, match=r"two profiles of '.*' are called 'board-1'. Change the `name` in one"
+    ):
+        find_devices(f"{one},{other}")
+
+
+def test_one_device_is_asked_for() -> None:
+    assert find_one("pixel-9, pixel-9", why="one").name == "pixel-9"
+    with pytest.raises(
+        DeviceError, match=r"a trial takes one, got 'pixel-8,pixel-9', which is several. Give one of"
+    ):
+        find_one("pixel-8,pixel-9", why="a trial takes one")
+    with pytest.raises(DeviceError, match="'phones-2026' is a set of devices, and one was asked for"):
+        find_device("phones-2026")
 
 
 def test_every_device_of_the_catalogue_is_valid() -> None:

@@ -10,14 +10,12 @@ from sned.cli.bounds import bound_data, bound_tables
 from sned.cli.inputs import load_example, load_model
 from sned.cli.options import Batch, Device, Dtype, Example, Json, Model, Runtime, Threads, Weights
 from sned.cli.output import progress, show, show_json
-from sned.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
     from sned.devices import Cost, LayerCost
-    from sned.devices import Device as DeviceProfile
     from sned.graph import Graph, Group
     from sned.report.shares import Share
 
@@ -53,11 +51,12 @@ def command(
 
     sned inspect torchvision:resnet18 --example 1,3,224,224 --device pixel-9 --report layers.html
     """
-    from sned.devices import cost_model, find_devices
+    from sned.devices import cost_model
+    from sned.devices.profile import find_one
     from sned.report.shares import shares
     from sned.surgery import trace
 
-    target = _one(find_devices(device), device)
+    target = find_one(device, why="`sned inspect` looks at one device")
     built, inputs = load_model(model, weights), load_example(example)
     shown = progress()
     with shown.task("tracing", total=1) as advance:
@@ -78,13 +77,6 @@ def command(
             show(part)
         for part in bound_tables(cost, layers):
             show(part)
-
-
-def _one(found: "Sequence[DeviceProfile]", name: str) -> "DeviceProfile":
-    if len(found) > 1:
-        members = ", ".join(device.name for device in found)
-        raise UserError(f"`sned inspect` looks at one device, got the set '{name}'. Give one of {members}.")
-    return found[0]
 
 
 def _write_report(path: Path, cost: "Cost", layers: "Sequence[LayerCost]", title: str) -> None:

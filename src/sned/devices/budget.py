@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, model_validator
 
+from sned.devices.profile import Dtype, Runtime
 from sned.errors import BudgetError, close_names
 
 AMOUNTS = ("latency_ms", "energy_mj", "size_bytes", "macs", "parameters", "peak_memory_bytes")
@@ -129,12 +130,10 @@ class Budget(BaseModel):
     sparsity: Fraction = None
     max_loss: Fraction = None
     device: str = "host"
-    runtime: Literal["onnxruntime", "litert", "litert-micro", "coreml", "executorch", "openvino"] = (
-        "onnxruntime"
-    )
+    runtime: Runtime = "onnxruntime"
     batch: Whole = 1
     threads: Whole = 1
-    dtype: Literal["float32", "float16", "int8"] = "float32"
+    dtype: Dtype = "float32"
 
     def __init__(self, **fields: Any) -> None:
         try:

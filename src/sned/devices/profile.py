@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,6 +18,8 @@ from sned.errors import DeviceError, close_names
 CATALOG = files("sned.devices") / "catalog"
 SETS = files("sned.devices") / "sets.toml"
 
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+Runtime = Literal["onnxruntime", "litert", "litert-micro", "coreml", "executorch", "openvino"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 Dtype = Literal["float32", "float16", "int8"]
@@ -41,8 +44,22 @@ class Cores(_Strict):
     count: Count
     name: str | None = None
     clock_ghz: Annotated[float, Field(gt=0, lt=20)] | None = None
-    simd_bits: Annotated[int, Field(ge=32, le=4096)] | None = None
+    simd_bits: Annotated[int, Field(ge=32, le=4096, multiple_of=32)] | None = None
     fma_units: Annotated[int, Field(ge=1, le=16)] | None = None
+
+    def slower_than(self, other: Cores) -> bool:
+        """Whether one of these cores computes less than one of the others, by what is known of both."""
+        pairs = [
+            (getattr(self, figure), getattr(other, figure))
+            for figure in ("clock_ghz", "simd_bits", "fma_units")
+        ]
+        return bool(prod(own / others for own, others in pairs if own and others) < 1)
+
+    @property
+    def described(self) -> str:
+        """Its name, or else how many there are, and their clock."""
+        clock = "" if self.clock_ghz is None else f" at {self.clock_ghz:g} GHz"
+        return f"{self.name or f'{self.count} cores'}{clock}"
 
 
 class Cache(_Strict):
@@ -89,16 +106,16 @@ class Device(_Strict):
         measured: the names of those figures that were measured; the others are published ones (data sheets, manuals).
     """
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
+    name: Name
     title: str
     kind: Literal["host", "phone", "board", "laptop", "server", "microcontroller"]
-    runtimes: Annotated[tuple[str, ...], Field(min_length=1)]
+    runtimes: Annotated[tuple[Runtime, ...], Field(min_length=1)]
     processor: str | None = None
-    clusters: tuple[Cores, ...] | None = None
+    clusters: Annotated[tuple[Cores, ...], Field(min_length=1)] | None = None
     simd: tuple[str, ...] | None = None
     caches: tuple[Cache, ...] | None = None
     memory_bytes: Count | None = None
-    memory_bandwidth_gb_s: Positive | None = None
+    memory_bandwidth_gb_s: Annotated[Positive, Field(lt=100_000)] | None = None
     flash_bytes: Count | None = None
     accelerator: str | None = None
     energy: Energy | None = None
@@ -110,6 +127,12 @@ class Device(_Strict):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        for faster, slower in pairwise(self.clusters or ()):
+            if faster.slower_than(slower):
+                raise DeviceError(
+                    f"Clusters must be listed the fastest cores first, but '{self.name}' has {faster.described} before "
+                    f"{slower.described}. Correct its profile."
+                )
         for near, far in pairwise(self.caches or ()):
             if far.level <= near.level or far.size_bytes < near.size_bytes:
                 raise DeviceError(
@@ -133,6 +156,11 @@ class Device(_Strict):
                     raise DeviceError(
                         f"`{field}` of '{self.name}' names a figure '{figure}' that there is not. "
                         f"{close_names(figure, FIGURES)}"
+                    )
+                if getattr(self, figure) is None:
+                    raise DeviceError(
+                        f"`{field}` of '{self.name}' speaks of `{figure}`, which its profile does not give. Add the "
+                        "figure, or take it from there."
                     )
         return self
 
@@ -178,6 +206,10 @@ def find_device(name: str) -> Device:
         DeviceError: there is none; close names are listed.
     """
     known = _names()
+    if name.lower() in list_sets():
+        raise DeviceError(
+            f"'{name}' is a set of devices, and one was asked for. `sned devices list` shows its members."
+        )
     if name.lower() not in known:
         raise DeviceError(
             f"There is no device '{name}' in the catalogue. {close_names(name, [*known, *list_sets()])} "
@@ -203,9 +235,32 @@ def find_devices(name: str) -> tuple[Device, ...]:
     Raises:
         DeviceError: a part of the name is none of these, or a profile is not valid.
     """
-    parts = [part.strip() for part in name.split(",")]
-    found = {device.name: device for part in parts for device in _meant(part)}
+    found: dict[str, Device] = {}
+    for part in name.split(","):
+        for device in _meant(part.strip()):
+            if found.setdefault(device.name, device) != device:
+                raise DeviceError(
+                    f"Devices must have different names, but two profiles of '{name}' are called '{device.name}'. "
+                    "Change the `name` in one of them."
+                )
     return tuple(found.values())
+
+
+def find_one(name: str, *, why: str) -> Device:
+    """The one device that a name means.
+
+    Args:
+        name: as for `find_devices`.
+        why: begins the error where it means several.
+
+    Raises:
+        DeviceError: as `find_devices`, or the name means several devices.
+    """
+    found = find_devices(name)
+    if len(found) > 1:
+        members = ", ".join(device.name for device in found)
+        raise DeviceError(f"{why}, got '{name}', which is several. Give one of {members}.")
+    return found[0]
 
 
 def _meant(name: str) -> tuple[Device, ...]:
@@ -219,7 +274,7 @@ def read_device(path: str | Path) -> Device:
     """Read a profile of one's own from a TOML file.
 
     Raises:
-        DeviceError: the file cannot be read, or its profile is not valid.
+        DeviceError: the file cannot be read, its profile is not valid, or has the name of a device that sned knows.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -227,7 +282,19 @@ def read_device(path: str | Path) -> Device:
         raise DeviceError(
             f"The device profile '{path}' cannot be read: {error}. Give the path of a TOML file."
         ) from error
-    return parse_device(text, origin=str(path))
+    device = parse_device(text, origin=str(path))
+    if device.measurable:
+        raise DeviceError(
+            f"The device profile '{path}' has `kind = \"host\"`, and that is this machine, whose figures are read from "
+            "it. Give the kind of the device: phone, board, laptop, server or microcontroller."
+        )
+    # Calibrations and limits of a device are kept by its name.
+    if device.name in (*_names(), *list_sets()):
+        raise DeviceError(
+            f"The device profile '{path}' is called '{device.name}', as one in the catalogue is. "
+            "Give it another `name`."
+        )
+    return device
 
 
 def parse_device(text: str, *, origin: str = "profile") -> Device:
