@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sned.devices.calibration import OPS, Calibration, Sample, parse_calibration
+from sned.devices.calibration import OPS, Calibration, Sample, Statics, parse_calibration
 from sned.devices.design import Shape, design
 from sned.devices.figures import figures
 from sned.devices.profile import Device
@@ -24,7 +24,7 @@ def made_up(device: Device, block: int = 1, count: int = 400, **changes: Any) ->
     samples = [
         Sample(
             op=shape.family.recipe,
-            statics=dict(shape.family.statics),
+            statics=Statics.model_validate(dict(shape.family.statics)),
             widths=dict(zip(OPS[shape.family.recipe][0], map(int, shape.widths), strict=True)),
             us=law(roofline, shape),
         )
@@ -34,6 +34,6 @@ def made_up(device: Device, block: int = 1, count: int = 400, **changes: Any) ->
     held = {
         "format": "sned-calibration", "version": 3, "device": device.name, "runtime": "onnxruntime",
         "runtime_version": "1.0.0", "block": block, "call_us": 5.0,
-        "samples": [sample.model_dump() for sample in samples],
+        "samples": [sample.model_dump(exclude_none=True) for sample in samples],
     }  # fmt: skip
     return parse_calibration({**held, **changes})

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from sned.devices.calibrate import calibrate_host, held_out_fit
 from sned.devices.calibration import (
     OPS,
     Calibration,
+    Sample,
+    belonging,
     find_calibration,
     parse_calibration,
     read_calibration,
@@ -110,9 +113,53 @@ def test_a_basis_that_is_not_to_be_had(phone: Device, graph: Graph, tmp_path: Pa
         cost_model(graph, phone, basis="calibrated", calibrations=tmp_path)
 
 
+CONV = {
+    "op": "plain_conv", "widths": {"n": 1, "ci": 3, "co": 8}, "us": 1,
+    "statics": {"kernel": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "spatial": [8, 8],
+                "output": [8, 8], "activation": "Relu"},
+}  # fmt: skip
+POOL = {
+    "op": "plain_pool", "widths": {"n": 1, "c": 3}, "us": 1,
+    "statics": {"op": "MaxPool", "kernel": [2], "stride": [2], "padding": [0], "spatial": [8], "output": [4]},
+}  # fmt: skip
+
+
+def told_with(sample: Any, **statics: object) -> dict[str, object]:
+    return {"samples": [{**sample, "statics": {**sample["statics"], **statics}}] * 30}
+
+
+def one(kind: str, **statics: object) -> dict[str, object]:
+    return {
+        "samples": [{"op": kind, "statics": statics, "widths": dict.fromkeys(OPS[kind][0], 4), "us": 1}] * 30
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
+        ({"call_us": float("inf")}, "`call_us`: input should be a finite number"),
+        ({"runtime": "../../evil"}, "`runtime`: input should be 'onnxruntime', "),
+        ({"device": "../evil"}, "`device`: string should match"),
+        (told_with(CONV, kernel=3), r"`samples.0.statics.kernel`: input should be a valid tuple"),
+        (told_with(CONV, kernel=[]), r"`samples.0.statics.kernel`: tuple should have at least 1 item"),
+        (told_with(CONV, kernel=[0, 3]), r"`samples.0.statics.kernel.0`: input should be greater than or equal to 1"),
+        (told_with(CONV, padding=[-1, 0]), r"`samples.0.statics.padding.0`: input should be greater than or equal to 0"),
+        (told_with(CONV, stride=[1, 1, 1]), "as many numbers as the image has axes, got 2 for `kernel`, 3 for `stride`"),
+        (told_with(CONV, spatial=[8]), "as many numbers as the image has axes"),
+        (told_with(CONV, activation=5), r"`samples.0.statics.activation`: input should be a valid string"),
+        (told_with(CONV, activation="relu"), r"`samples.0.statics.activation`: 'relu' is no operator of ONNX"),
+        (told_with(POOL, op="GlobalAveragePool"), "`op` of 'plain_pool' .* MaxPool or AveragePool, got 'GlobalAverage"),
+        (one("rows", op="Relu"), "`op` of 'rows' in a calibration must be Softmax or "),
+        (one("elementwise", op=3, inputs=1), r"`samples.0.statics.op`: input should be a valid string"),
+        (one("elementwise", op="relu", inputs=1), r"`samples.0.statics.op`: 'relu' is no operator of ONNX"),
+        (one("elementwise", op="", inputs=1), r"`samples.0.statics.op`: value should have at least 1 item"),
+        (one("elementwise", op="Relu", inputs="one"), r"`samples.0.statics.inputs`: input should be a valid integer"),
+        (one("concat", inputs=0), r"`samples.0.statics.inputs`: input should be greater than or equal to 1"),
+        (one("norm", inner=[8, 8]), r"`samples.0.statics.inner`: input should be a valid integer"),
+        (told_with({**CONV, "op": "plain_depthwise", "widths": {"n": 1, "c": 4}}, multiplier="x"), "statics.multiplier`"),
+        ({"cold": {**COLD, "byte_us": {"window": [0, float("inf")]}}}, r"`cold.byte_us.window.1`: .* finite number"),
+        ({"cold": {**COLD, "age_us": [3, 9], "aged": [2, 1]}}, "`aged` must not fall"),
+        ({"fit": {"samples": -5, "within_10": 0, "within_20": 0, "median_error": 0}}, r"`fit.samples`"),
         ({"format": "other"}, "`format`: input should be 'sned-calibration'"),
         ({"version": 1}, "`version`: input should be 3"),
         ({"call_us": -1}, "`call_us`: input should be greater than or equal to 0"),
@@ -132,6 +179,51 @@ def test_files_that_are_no_calibration(phone: Device, change: dict[str, object],
     held = json.loads(made_up(phone, count=60).model_dump_json())
     with pytest.raises(DeviceError, match=text):
         parse_calibration({**held, **change}, origin="phone.json")
+
+
+def test_samples_of_any_number_of_axes_and_of_every_operator() -> None:
+    for sample in (CONV, POOL):
+        parsed = Sample.model_validate(sample)
+        assert dict(parsed.timed().shape.family.statics)["kernel"] == tuple(sample["statics"]["kernel"])  # type: ignore[index]
+    for op in ("Relu", "QuickGelu", "Where", "Add"):
+        held = {"op": "elementwise", "statics": {"op": op, "inputs": 2}, "widths": {"elements": 4}, "us": 1}
+        assert Sample.model_validate(held).statics.op == op
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"device": "pixel-9"}, "of the device that is asked for, 'raspberry-pi-5', got one of 'pixel-9'"),
+        (
+            {"runtime": "coreml"},
+            r"of a runtime that 'raspberry-pi-5' has \(onnxruntime, .*\), got one of coreml",
+        ),
+        ({"threads": 64}, "no more threads than the 4 cores of 'raspberry-pi-5', got one of 64 threads"),
+    ],
+)
+def test_calibrations_of_what_a_device_is_not(phone: Device, changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(DeviceError, match=text):
+        belonging(made_up(phone, count=60).model_copy(update=changes), phone)
+
+
+def test_a_calibration_of_another_computer_is_not_of_this_machine(
+    phone: Device, graph: Graph, tmp_path: Path
+) -> None:
+    """What a computer says of itself, read in elsewhere: it is of the device that is named, never of the host there."""
+    host = find_device("host")
+    here, elsewhere = (
+        made_up(host, count=60, processor=name, yardstick_us=50.0)
+        for name in (environment(1).processor, "Another CPU 9000")
+    )
+    assert belonging(here, host) == here
+    assert belonging(elsewhere, phone) == elsewhere.model_copy(update={"device": phone.name})
+    with pytest.raises(
+        DeviceError, match=r"must be of this machine \(.*\), got one of another \(Another CPU 9000\)"
+    ):
+        belonging(elsewhere, host)
+    save_calibration(elsewhere, tmp_path)
+    with pytest.raises(DeviceError, match=r"got one of another \(Another CPU 9000\)"):
+        cost_model(graph, host, basis="calibrated", calibrations=tmp_path)
 
 
 def test_a_file_that_is_not_json(tmp_path: Path) -> None:

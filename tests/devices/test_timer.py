@@ -73,3 +73,13 @@ def test_a_later_deadline_gives_more_time(timed: tuple[Timer, list[float]]) -> N
     timer.until(time.perf_counter() + 60)
     timer.time(list(taken()), lambda _: None, left=100, optional=True)
     assert few < 100 < len(timer.relative)
+
+
+def test_what_is_optional_is_left_when_the_time_is_over(timed: tuple[Timer, list[float]]) -> None:
+    timer, lengths = timed
+    lengths += [8.0]
+    timer.until(time.perf_counter() - 1)
+    timer.time([OP], lambda _: None, left=1, optional=True)
+    assert "op" not in timer.relative
+    timer.time([OP], lambda _: None, left=1)
+    assert timer.relative["op"] == 4.0

@@ -8,7 +8,8 @@ import typer
 
 from sned.cli.options import Json, Threads
 from sned.cli.output import help_of, progress, say, show, show_json
-from sned.errors import DeviceError
+from sned.cli.stopping import stoppable
+from sned.errors import DeviceError, WriteError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -66,10 +67,20 @@ def show_(
 
 
 def calibrate(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="host; another device with --from.")] = "host",
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="host; another device, or a profile of your own (.toml), with --from."
+        ),
+    ] = "host",
     threads: Threads = 1,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=1, help="How long at most; 1800 tells more than the usual 300.")
+        float,
+        typer.Option(
+            "--seconds",
+            min=1,
+            help="How long; 1800 tells more than the usual 300. Some ops are timed whatever it takes.",
+        ),
     ] = 300.0,
     from_: Annotated[
         Path | None,
@@ -82,7 +93,7 @@ def calibrate(
 ) -> None:
     """Time a designed set of ops in ONNX Runtime, so that networks can be costed without timing theirs.
 
-    It takes five minutes at most, goes on where it was interrupted, and tells how well it predicts ops that it held
+    It takes five minutes, goes on where it was interrupted, and tells how well it predicts ops that it held
     out. A calibration that another computer or a phone made is read in with [bold]--from[/bold]; the format is in
     docs/calibration-format.md.
 
@@ -91,12 +102,16 @@ def calibrate(
     sned devices calibrate host --threads 2
 
     sned devices calibrate pixel-9 --from pixel-9.json
+
+    sned devices calibrate my-board.toml --from my-board.json
     """
-    from sned.devices import find_device
     from sned.devices.calibration import save_calibration
     from sned.devices.model import version_notes
+    from sned.devices.profile import find_one
 
-    device = find_device(name)
+    device = find_one(name, why="A calibration is of one device")
+    if out is not None and out.is_dir():
+        raise WriteError(f"Could not write '{out}': a folder stands at that place. Choose another name.")
     made = _made(device, threads, seconds, from_)
     path = save_calibration(made)
     if out is not None:
@@ -120,13 +135,13 @@ def calibrate(
 def _made(device: "Device", threads: int, seconds: float, file: Path | None) -> "Calibration":
     """Read from a file, or measured."""
     if file is not None:
-        from sned.devices.calibration import read_calibration
+        from sned.devices.calibration import belonging, read_calibration
 
-        made = read_calibration(file)
-        if made.device != device.name:
+        made = belonging(read_calibration(file), device)
+        if threads not in (1, made.threads):
             raise DeviceError(
-                f"'{file}' is a calibration of '{made.device}', and '{device.name}' was asked for. "
-                f"Run `sned devices calibrate {made.device} --from {file}`."
+                f"A calibration that is read in has its own number of threads: '{file}' is of {made.threads}, and "
+                f"--threads {threads} was asked for. Leave it out."
             )
         return made
     if not device.measurable:
@@ -273,4 +288,6 @@ def _memory(value: float) -> str:
 
 app.command("list", help=help_of(list_))(list_)
 app.command("show", help=help_of(show_))(show_)
-app.command("calibrate", help=help_of(calibrate))(calibrate)
+app.command("calibrate", help=help_of(calibrate))(
+    stoppable(calibrate, "Stopped. What was timed is kept, and the same command goes on from there.")
+)

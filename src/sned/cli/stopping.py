@@ -19,15 +19,15 @@ class Stopped(Exception):
     """The user stopped a command; the text says what was kept."""
 
 
-def stoppable(command: Callable[P, None]) -> Callable[P, None]:
-    """Make a command that Ctrl-C ends with `Stopped`, whatever it was doing (importing, even)."""
+def stoppable(command: Callable[P, None], kept: str = _NOTHING) -> Callable[P, None]:
+    """Make a command that Ctrl-C ends with `Stopped`, whatever it was doing, saying what was `kept`."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt as error:
-            raise Stopped(_NOTHING) from error
+            raise Stopped(kept) from error
 
     return run
 

@@ -11,7 +11,7 @@ from itertools import chain
 
 import numpy as np
 
-from sned.devices.calibration import OPS, VERSION, Calibration, ColdWeights, CompanyCost, Fit, Sample
+from sned.devices.calibration import OPS, VERSION, Calibration, ColdWeights, CompanyCost, Fit, Sample, Statics
 from sned.devices.cold import cold_of
 from sned.devices.company import company_of, probes, small_networks
 from sned.devices.design import Shape, design
@@ -68,7 +68,8 @@ def calibrate_host(
 
     Args:
         threads: inside an op, at least 1 and at most the cores of this machine.
-        seconds: how long at most; 300 is the usual, 1,800 tells more.
+        seconds: how long; 300 is the usual, 1,800 tells more. What each prediction rests on and the first `FIRST` ops
+            are timed whatever it takes.
         store: where times are kept; by default the user's cache folder.
         progress: told of each op.
 
@@ -123,7 +124,7 @@ def _timed(
         timer.time(again, advance, left=len(again), optional=True)
     timer.until(start + seconds)
     with progress.task("timing networks again", total=len(besides)) as advance:
-        timer.time(besides, advance, left=len(besides), runs=REPEATED)
+        timer.time(besides, advance, left=len(besides), runs=REPEATED, optional=True)
     _refuse_noise(timer)
     return timer
 
@@ -170,12 +171,12 @@ def _calibration(
         cold,
         roofline.figures,
     )
-    runtime, _, version = store.environment.runtime.partition(" ")
+    _, _, version = store.environment.runtime.partition(" ")
     return Calibration(
         format="sned-calibration",
         version=VERSION,
         device=device.name,
-        runtime=runtime,
+        runtime="onnxruntime",
         runtime_version=version,
         processor=store.environment.processor,
         threads=threads,
@@ -200,7 +201,10 @@ def _sample(timed: Timed) -> Sample:
     family = timed.shape.family
     widths = dict(zip(OPS[family.recipe][0], map(int, timed.shape.widths), strict=True))
     return Sample(
-        op=family.recipe, statics=dict(family.statics), widths=widths, us=round(timed.microseconds, 4)
+        op=family.recipe,
+        statics=Statics.model_validate(dict(family.statics)),
+        widths=widths,
+        us=round(timed.microseconds, 4),
     )
 
 

@@ -11,21 +11,25 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from onnx import defs
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sned.devices.cold import NEAR, Cold
 from sned.devices.company import Company, Way
+from sned.devices.demand import OPERATIONS
 from sned.devices.design import Shape
 from sned.devices.fitted import Timed
 from sned.devices.kernels import Static
 from sned.devices.layout import Family
-from sned.devices.probe import Fetching
+from sned.devices.probe import Fetching, environment
+from sned.devices.profile import Device, Dtype, Name, Runtime
 from sned.devices.store import cache_folder
 from sned.errors import DeviceError, close_names
 from sned.files import atomic_write_text
 
 VERSION: Final = 3
 FEWEST_SAMPLES = 30
+HOST = "host"
 
 _CONV = ("kernel", "stride", "padding", "dilation", "spatial", "output", "activation")
 _POOL = ("op", "kernel", "stride", "padding", "spatial", "output")
@@ -54,14 +58,65 @@ OPS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """For each op of the format, the names of its widths in order, and of what does not change with a plan."""
 
-_LISTS = ("kernel", "stride", "padding", "dilation", "spatial", "output")
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "blocked_pool": ("MaxPool", "AveragePool"),
+    "plain_pool": ("MaxPool", "AveragePool"),
+    "copy": ("Transpose", "Slice"),
+    "rows": ("Softmax", "LayerNormalization", "SkipLayerNormalization"),
+    "reduce": ("ReduceMean",),
+    "reshape": ("Reshape",),
+}
+"""What `op` may be, for each op of the format that takes few; in others it is any operator of ONNX."""
 
-NotNegative = Annotated[float, Field(ge=0)]
+LARGEST = 1 << 40
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Micro = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[int, Field(ge=1, le=LARGEST)]
+Axes = Annotated[tuple[Size, ...], Field(min_length=1, max_length=3)]
+
+
+def _operator(name: str) -> str:
+    if name and name not in OPERATIONS and not defs.has(name):
+        raise ValueError(f"'{name}' is no operator of ONNX")
+    return name
+
+
+Activation = Annotated[str, AfterValidator(_operator)]
+Operator = Annotated[Activation, Field(min_length=1)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Statics(_Strict):
+    """What does not change with a plan; of each op those that `OPS` names."""
+
+    kernel: Axes | None = None
+    stride: Axes | None = None
+    padding: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], Field(min_length=1)] | None = None
+    dilation: Axes | None = None
+    spatial: Axes | None = None
+    output: Axes | None = None
+    activation: Activation | None = None
+    multiplier: Size | None = None
+    inner: Size | None = None
+    inputs: Size | None = None
+    op: Operator | None = None
+
+    @model_validator(mode="after")
+    def _as_many_axes(self) -> Self:
+        axes = {name: len(value) for name, value in self if isinstance(value, tuple)}
+        if len(set(axes.values())) > 1:
+            told = ", ".join(f"{count} for `{name}`" for name, count in axes.items())
+            raise ValueError(f"lists must have as many numbers as the image has axes, got {told}")
+        return self
+
+    @property
+    def given(self) -> dict[str, Static]:
+        """Those that are given, by name."""
+        return {name: value for name, value in self if value is not None}
 
 
 class Sample(_Strict):
@@ -75,8 +130,8 @@ class Sample(_Strict):
     """
 
     op: str
-    statics: dict[str, int | str | tuple[int, ...]] = Field(default_factory=dict)
-    widths: dict[str, Annotated[int, Field(ge=1)]]
+    statics: Statics = Statics()
+    widths: dict[str, Size]
     us: Micro
 
     @model_validator(mode="after")
@@ -87,27 +142,23 @@ class Sample(_Strict):
             )
         for what, held, expected in (
             ("widths", self.widths, OPS[self.op][0]),
-            ("statics", self.statics, OPS[self.op][1]),
+            ("statics", self.statics.given, OPS[self.op][1]),
         ):
             if set(held) != set(expected):
                 raise DeviceError(
                     f"The `{what}` of '{self.op}' in a calibration must be {', '.join(expected) or 'empty'}, "
                     f"got {', '.join(held) or 'nothing'}."
                 )
-        wrong = [
-            name for name in _LISTS if name in self.statics and not isinstance(self.statics[name], tuple)
-        ]
-        if wrong:
+        if (op := self.statics.op) not in CHOICES.get(self.op, (op,)):
             raise DeviceError(
-                f"`{wrong[0]}` of '{self.op}' in a calibration must be a list of whole numbers."
+                f"The `op` of '{self.op}' in a calibration must be {' or '.join(CHOICES[self.op])}, got '{op}'."
             )
         return self
 
     def timed(self) -> Timed:
         """The same as the fit takes it."""
-        statics: dict[str, Static] = dict(self.statics)
         widths = tuple(float(self.widths[name]) for name in OPS[self.op][0])
-        return Timed(Shape(Family(self.op, tuple(sorted(statics.items()))), widths), self.us)
+        return Timed(Shape(Family(self.op, tuple(sorted(self.statics.given.items()))), widths), self.us)
 
 
 class ColdWeights(_Strict):
@@ -127,7 +178,7 @@ class ColdWeights(_Strict):
     byte_us: dict[Fetching, tuple[NotNegative, ...]]
     begin_us: dict[Fetching, NotNegative] = Field(default_factory=dict)
     age_us: tuple[Micro, ...] = (1.0,)
-    aged: tuple[Annotated[float, Field(ge=1)], ...] = (1.0,)
+    aged: tuple[Annotated[float, Field(ge=1, allow_inf_nan=False)], ...] = (1.0,)
 
     @model_validator(mode="after")
     def _as_many(self) -> Self:
@@ -142,7 +193,7 @@ class ColdWeights(_Strict):
                 )
             if list(places) != sorted(set(places)):
                 raise ValueError(f"`{of}` must rise")
-            if of == "footprint_bytes" and list(values) != sorted(values):
+            if list(values) != sorted(values):
                 raise ValueError(f"`{name}` must not fall")
         return self
 
@@ -171,10 +222,10 @@ class Fit(_Strict):
         median_error: of them, relative.
     """
 
-    samples: int
-    within_10: float
-    within_20: float
-    median_error: float
+    samples: Annotated[int, Field(ge=0)]
+    within_10: Fraction
+    within_20: Fraction
+    median_error: NotNegative
 
 
 class Calibration(_Strict):
@@ -182,7 +233,7 @@ class Calibration(_Strict):
 
     Attributes:
         format, version: "sned-calibration" and 3.
-        device: name in the catalogue.
+        device: name in the catalogue, or of a profile of one's own.
         runtime: that ran the ops.
         runtime_version: of it.
         processor: as the machine names it.
@@ -201,12 +252,12 @@ class Calibration(_Strict):
 
     format: Literal["sned-calibration"]
     version: Literal[3]
-    device: str
-    runtime: str
+    device: Name
+    runtime: Runtime
     runtime_version: str
     processor: str = ""
     threads: Annotated[int, Field(ge=1)] = 1
-    dtype: Literal["float32", "float16", "int8"] = "float32"
+    dtype: Dtype = "float32"
     block: Annotated[int, Field(ge=1)] = 1
     call_us: NotNegative
     samples: Annotated[tuple[Sample, ...], Field(min_length=FEWEST_SAMPLES)]
@@ -256,11 +307,44 @@ def parse_calibration(held: Any, *, origin: str = "calibration") -> Calibration:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "file"
-        wrong = first["msg"][:1].lower() + first["msg"][1:]
+        wrong = first["msg"].removeprefix("Value error, ")
+        wrong = wrong[:1].lower() + wrong[1:]
         raise DeviceError(
             f"'{origin}' is not a calibration of version {VERSION}: `{place}`: {wrong}. "
             "The format is in docs/calibration-format.md; a calibration of an older version has to be made again."
         ) from error
+
+
+def belonging(calibration: Calibration, device: Device) -> Calibration:
+    """A calibration as one of `device`: a computer that calibrates itself calls itself "host", wherever the file goes.
+
+    Raises:
+        DeviceError: it is of another device, of a runtime or of more threads than the device has, or of another
+            processor than this machine's where that is the device.
+    """
+    c = calibration
+    if c.device not in (device.name, HOST):
+        raise DeviceError(
+            f"A calibration must be of the device that is asked for, '{device.name}', got one of '{c.device}'. "
+            f"Name '{c.device}', or give the path of its profile."
+        )
+    if c.runtime not in device.runtimes:
+        raise DeviceError(
+            f"A calibration must be of a runtime that '{device.name}' has ({', '.join(device.runtimes)}), "
+            f"got one of {c.runtime}."
+        )
+    if device.cores is not None and c.threads > device.cores:
+        raise DeviceError(
+            f"A calibration must be of no more threads than the {device.cores} cores of '{device.name}', "
+            f"got one of {c.threads} threads."
+        )
+    here = environment(c.threads).processor
+    if device.measurable and c.processor not in ("", here):
+        raise DeviceError(
+            f"A calibration of 'host' must be of this machine ({here}), got one of another ({c.processor}). "
+            "Run `sned devices calibrate host` here, or name the device that the file is of."
+        )
+    return c.model_copy(update={"device": device.name})
 
 
 def calibration_path(

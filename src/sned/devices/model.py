@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sned.devices.budget import Budget
-from sned.devices.calibration import Calibration, find_calibration
+from sned.devices.calibration import Calibration, belonging, find_calibration
 from sned.devices.cost import Basis, Cost, FleetCost
 from sned.devices.figures import figures
 from sned.devices.fitted import fit
@@ -84,7 +84,7 @@ def cost_model(
                 f"There is no calibration of '{device.name}' for {runtime}, {threads} threads and {dtype}. Run "
                 f"`sned devices calibrate {device.name}`, or leave the basis out."
             )
-        return _calibrated(work, device, held, dtype)
+        return _calibrated(work, device, belonging(held, device), dtype)
     if basis == "measured":
         if not here:
             raise DeviceError(

@@ -113,12 +113,12 @@ class Timer:
     ) -> None:
         """Time `points` in their share of the time for all that are `left`; optional ones until it ends."""
         for runners in self._chunks(points):
+            if optional and time.perf_counter() > self._deadline:
+                return
             seconds = max(0.0, self._deadline - time.perf_counter())
             self._interleaved(runners, seconds * len(runners) / left * TIMED_SHARE, runs)
             left -= len(runners)
             advance(len(runners))
-            if optional and time.perf_counter() > self._deadline:
-                return
 
     def _interleaved(self, runners: Mapping[str, Runner], seconds: float, runs: int) -> None:
         times = interleaved(
