@@ -1,5 +1,7 @@
-"""`sned devices`: calibrations that were made elsewhere, and how one that is being made ends."""
+"""`sned devices`, and what `sned inspect` says of a device: where figures come from, and what it cannot hold."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -88,3 +90,83 @@ def test_ctrl_c_says_that_times_are_kept(shell: Shell, monkeypatch: pytest.Monke
     ended = shell("devices", "calibrate", "host")
     assert ended.code == 130
     assert "Stopped. What was timed is kept, and the same command goes on from there." in ended.err
+
+
+DEEP = """
+import torch
+from torch import nn
+
+
+def deep():
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()) for _ in range(30)))
+
+
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(48, 4)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)).reshape(-1))
+"""
+
+
+@pytest.fixture
+def networks(tmp_path: Path) -> Path:
+    path = tmp_path / "networks.py"
+    path.write_text(DEEP, encoding="utf-8")
+    return path
+
+
+def test_what_was_measured_is_shown_as_measured(shell: Shell, board: Path) -> None:
+    shown = shell("devices", "show", board).out
+    assert re.search(r"memory_bandwidth_gb_s +│ 17\.0 +│ measured", shown)
+    assert re.search(r"clusters +│ .* │ published │ data sheet", shown)
+    assert re.search(r"idle_power_w +│ 1\.0 +│ +│", shown)
+
+
+def test_inspect_says_how_many_steps_it_does_not_show(shell: Shell, networks: Path) -> None:
+    words = ("inspect", f"{networks}:deep", "-e", "1,3,8,8", "--device", "pixel-9")
+    steps = len(json.loads(shell(*words, "--json").out)["bounds"])
+    assert f"The 25 longest of {steps} steps; --report FILE.html and --json have all." in " ".join(
+        shell(*words).out.split()
+    )
+
+
+def test_inspect_says_what_a_board_cannot_hold(shell: Shell, user_file: Path) -> None:
+    words = ("inspect", f"{user_file}:make_model", "-e", "1,3,200,200")
+    board = ("--device", "nano-33-ble", "--runtime", "litert-micro")
+    said = (
+        r"peak_memory_bytes is [\d,]+, and the RAM of 'nano-33-ble' holds 262,144: the network does not run"
+    )
+    assert re.search(said, " ".join(shell(*words, *board).out.split()))
+    [note] = json.loads(shell(*words, *board, "--json").out)["notes"]
+    assert re.match(said, note)
+
+
+def test_inspect_says_at_which_batch_a_network_runs(shell: Shell, networks: Path) -> None:
+    told = shell("inspect", f"{networks}:Fixed", "-e", "3,8", "--device", "pixel-9")
+    assert "on pixel-9, batch 3:" in " ".join(told.out.split())
+
+
+def test_inspect_takes_the_calibration_of_this_machine_where_that_is_asked_for(
+    shell: Shell, user_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is timed then, and what the calibration cannot tell is said."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_calibration(made_up(find_device("host"), count=60, processor=environment(1).processor))
+
+    def timed(*_: object, **__: object) -> None:
+        raise AssertionError("an op was timed")
+
+    monkeypatch.setattr("sned.devices.model.measure", timed)
+    words = ("inspect", f"{user_file}:make_model", "-e", "1,3,8,8", "--basis")
+    told = json.loads(shell(*words, "calibrated", "--json").out)
+    assert told["basis"] == "calibrated"
+    assert any("made with onnxruntime 1.0.0" in note for note in told["notes"])
+    assert any("has too few samples of" in note for note in told["notes"])
+    assert "made with onnxruntime 1.0.0" in " ".join(shell(*words, "calibrated").out.split())
+    refused = shell(*words, "guessed")
+    assert refused.code == 2
+    assert "`basis` must be one of measured, calibrated, estimated, got 'guessed'" in refused.err

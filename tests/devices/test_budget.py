@@ -1,5 +1,8 @@
 """Budgets: what is accepted, what it resolves to, and what is refused with which words."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,7 +78,7 @@ def test_impossible_counts(name: str, value: object) -> None:
             "`runtime` must be 'onnxruntime', .* or 'openvino', got 'tensorrt'",
         ),
         ({"macs": 1, "dtype": "int4"}, "`dtype` must be 'float32', 'float16' or 'int8', got 'int4'"),
-        ({"macs": 1, "device": 3}, "`device`: .*got 3"),
+        ({"macs": 1, "device": 3}, "`device` must be .*got 3"),
     ],
 )
 def test_contradictions_and_typos(fields: dict[str, object], text: str) -> None:
@@ -107,6 +110,30 @@ def test_it_is_frozen_and_says_what_it_asks() -> None:
     assert str(budget) == "latency_ms=50%, macs=2e+09, max_loss=0.01 on host"
     with pytest.raises(ValueError, match="frozen"):
         budget.batch = 2  # type: ignore[misc]
+
+
+def test_numbers_of_numpy_and_paths_are_taken() -> None:
+    budget = Budget(
+        macs=np.int64(1000), latency_ms=np.float32(0.5), max_loss=np.float64(0.25), threads=np.int64(2),
+        device=[Path("my-board.toml"), "pixel-9"],
+    )  # fmt: skip
+    assert budget.amounts == {"latency_ms": 0.5, "macs": 1000.0}
+    assert (budget.max_loss, budget.threads, budget.device) == (0.25, 2, "my-board.toml,pixel-9")
+    assert Budget.model_validate_json(budget.model_dump_json()) == budget
+    assert Budget(macs=1, device=Path("my-board.toml")).device == "my-board.toml"
+
+
+@pytest.mark.parametrize("device", [None, [], 3, ["pixel-9", 3]])
+def test_devices_that_are_no_names(device: object) -> None:
+    with pytest.raises(BudgetError, match="`device` must be the name of a device or a set, or the path"):
+        Budget(macs=1, device=device)
+
+
+def test_an_amount_without_a_name() -> None:
+    with pytest.raises(
+        BudgetError, match=r"A budget must say what it limits, got '50%' alone. Name it, such as"
+    ):
+        Budget("50%")
 
 
 def test_there_and_back_through_plain_data() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -74,6 +75,25 @@ def test_widths_come_back_from_coordinates() -> None:
         assert all(b[0] >= w for b, w in zip(back, shape.widths, strict=True))
 
 
+def test_what_a_calibration_cannot_tell_is_said(phone: Device, graph: Graph, tmp_path: Path) -> None:
+    """Forty products say nothing of convolutions; one reshape, which has no widths, is all that there is of it."""
+    product = {"op": "gemm", "widths": {"m": 1, "k": 64, "n": 64}, "us": 3.0}
+    reshape = {"op": "reshape", "statics": {"op": "Reshape"}, "widths": {}, "us": 0.1}
+    held = json.loads(made_up(phone, count=60, runtime_version=onnxruntime.__version__).model_dump_json())
+    save_calibration(parse_calibration({**held, "samples": [product] * 40 + [reshape]}), tmp_path)
+    [note] = cost_model(graph, phone, calibrations=tmp_path).notes
+    assert "too few samples of plain_conv" in note
+    assert "estimated from its data sheet" in note
+    assert "gemm" not in note
+    assert "reshape" not in note
+    save_calibration(
+        parse_calibration({**held, "samples": [product] * 5 + [told_with(CONV)["samples"][0]] * 30}), tmp_path
+    )
+    [note] = cost_model(graph, phone, calibrations=tmp_path).notes
+    assert "gemm of one row" in note
+    assert "plain_conv" not in note
+
+
 def test_what_was_held_out_is_told(phone: Device) -> None:
     roofline = Roofline(figures(phone))
     samples = [sample.timed() for sample in made_up(phone, count=600).samples]
@@ -111,6 +131,10 @@ def test_a_basis_that_is_not_to_be_had(phone: Device, graph: Graph, tmp_path: Pa
         DeviceError, match="no calibration of 'raspberry-pi-5' for onnxruntime, 1 threads and float32"
     ):
         cost_model(graph, phone, basis="calibrated", calibrations=tmp_path)
+    with pytest.raises(
+        DeviceError, match="`basis` must be one of measured, calibrated, estimated, got 'guessed'"
+    ):
+        cost_model(graph, phone, basis="guessed")  # type: ignore[arg-type]
 
 
 CONV = {
@@ -124,7 +148,7 @@ POOL = {
 }  # fmt: skip
 
 
-def told_with(sample: Any, **statics: object) -> dict[str, object]:
+def told_with(sample: Any, **statics: object) -> dict[str, list[object]]:
     return {"samples": [{**sample, "statics": {**sample["statics"], **statics}}] * 30}
 
 

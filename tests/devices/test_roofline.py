@@ -54,6 +54,26 @@ def test_the_peak_is_what_the_cores_can_do(board: Device) -> None:
     assert figures(board).assumed == (figures(board).assumed[-1],)
 
 
+def test_each_core_computes_with_its_own_vectors() -> None:
+    """One core of 16 floats a vector and two vectors a cycle at 2 GHz, then four of 2 floats and one at 1 GHz."""
+    mixed = parse_device(
+        'name = "x"\ntitle = "X"\nkind = "phone"\nruntimes = ["onnxruntime"]\nmemory_bandwidth_gb_s = 17.0\n'
+        "clusters = [{count = 1, clock_ghz = 2.0, simd_bits = 512, fma_units = 2},"
+        ' {name = "small", count = 4, clock_ghz = 1.0, simd_bits = 64}]'
+    )
+    one, three = figures(mixed), figures(mixed, threads=3)
+    assert one.macs_per_us == 2000 * 2 * 16
+    assert three.macs_per_us == 2000 * 2 * 16 + 2 * 1000 * 2 * 2
+    assert three.operations_per_us == 2000 * 16 + 2 * 1000 * 2
+    assert three.bytes_per_us[0] == 2000 * 2 * 64 + 2 * 1000 * 2 * 8
+    # The last roof: what the cores can draw, then what the memory gives.
+    assert (one.bytes_per_us[-1], three.bytes_per_us[-1]) == (6 * 2000, 17_000)
+    drawn = "a core draws 6 bytes a cycle from memory at most, 12 of its 17 GB/s"
+    gap = "how many vectors a core multiplies and adds in a cycle (small) is not known, 2 assumed"
+    assert [said for said in one.assumed if said in (drawn, gap)] == [drawn]
+    assert [said for said in three.assumed if said in (drawn, gap)] == [gap]
+
+
 def test_what_is_not_known_is_assumed_and_said() -> None:
     device = parse_device('name = "x"\ntitle = "X"\nkind = "phone"\nruntimes = ["coreml"]')
     said = "; ".join(figures(device).assumed)
@@ -142,7 +162,10 @@ def test_energy_is_of_operations_bytes_and_time(graph: Graph, board: Device) -> 
         < told["energy_mj"]
         < least + 100.0 * (told["size_bytes"] + 50 * told["peak_memory_bytes"]) / 1e9
     )
-    assert cost_model(graph, find_device("pixel-9")).figures.mac_pj == MAC_PJ["float32"]
+    assert cost_model(graph, board).energy_origin == "an estimate from the device's data sheet"
+    phone = cost_model(graph, find_device("pixel-9"))
+    assert phone.figures.mac_pj == MAC_PJ["float32"]
+    assert phone.energy_origin.endswith("data sheet, and figures for 45 nm where it has none")
 
 
 def test_twenty_thousand_estimates_a_second(graph: Graph, board: Device) -> None:

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import sned
-from sned.devices import Budget, cost_model, find_device
+from sned.devices import Budget, cost_model, find_device, find_devices
 from sned.graph import Graph, trace
 from sned.report.compose import stairs
+from sned.report.html import to_html
 from sned.report.table import to_table
 from tests.devices.networks import Residual, sizes, trained
 
@@ -37,6 +38,24 @@ def test_a_plan_that_gains_something_does_not_warn() -> None:
     assert report.warning == ""
     assert report.before.latency is None
     assert report.asked.origin == "an estimate from the device's data sheet"
+
+
+def test_a_set_is_told_of_device_by_device(graph: Graph) -> None:
+    """The picture is of the device whose layers are told: the slowest; what was assumed is told of each, whole."""
+    model, example = trained(Residual()), torch.randn(1, 3, 24, 24)
+    report = sned.prune(model, example, budget=Budget(sparsity=0.5, device="samsung-iphone-2026")).report
+    members = [cost_model(graph, device) for device in find_devices("samsung-iphone-2026")]
+    slowest = max(members, key=lambda cost: float(cost.evaluate(sizes(graph)).latency_ms[0]))
+    assert report.roofs is not None
+    assert report.roofs.device == slowest.device
+    assert f"By the data sheet, an estimate, of {slowest.device}." in to_html(report)
+    assert "and figures for 45 nm where it has none" in to_html(report)
+    for cost in members:
+        assert f"Assumed of '{cost.device}': {'; '.join(cost.assumed)}." in report.notes
+    assert (
+        report.asked.energy
+        == "an estimate from the device's data sheet, and figures for 45 nm where it has none"
+    )
 
 
 def test_where_a_plan_stands_on_the_stairs(graph: Graph) -> None:

@@ -18,6 +18,10 @@ class Multiplications:
         unknown = np.full(len(counts), np.nan)
         return Costs(1 + macs / 100, macs, parameters, 4 * parameters, unknown, unknown)
 
+    @property
+    def capacity(self) -> dict[str, float]:
+        return {}
+
     def layers(self, counts: np.ndarray) -> list[object]:
         raise AssertionError("not asked for")
 

@@ -59,6 +59,10 @@ class ChainCost:
             peak_memory_bytes=nothing,
         )
 
+    @property
+    def capacity(self) -> dict[str, float]:
+        return {}
+
     def layers(self, counts: FloatArray) -> list[LayerCost]:
         """Not asked for by searches."""
         raise NotImplementedError(counts)

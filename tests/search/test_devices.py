@@ -1,11 +1,14 @@
 """Budgets on sets of devices, and on devices that can hold only so much."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 import sned
 from sned.devices import Budget, FleetCost, cost_for, find_device, limits_for
+from sned.devices.model import batch_of
 from sned.errors import BudgetError, DeviceError
 from sned.graph import Graph, trace
 from tests.devices.networks import Residual, sizes, trained
@@ -91,6 +94,26 @@ def test_a_plan_must_fit_a_microcontroller(graph: Graph) -> None:
         costs.peak_memory_bytes[0] <= ram < cost_for(wide, budget).evaluate(sizes(wide)).peak_memory_bytes[0]
     )
     assert costs.size_bytes[0] <= flash
+    said, also = cost_for(wide, budget).costs[0].exceeded(cost_for(wide, budget).evaluate(sizes(wide)).at(0))
+    assert re.match(
+        r"peak_memory_bytes is [\d,]+, and the RAM of 'nano-33-ble' holds 262,144: .* as it is", said
+    )
+    assert "the flash of 'nano-33-ble' holds 1,048,576" in also
+    assert cost.costs[0].exceeded(dense) == ()
+
+
+def test_what_no_plan_fits_into_is_the_limit_of_the_device() -> None:
+    """Three channels of 200 by 200 floats are 480,000 bytes, whatever is pruned behind them."""
+    large = trace(trained(Residual()), torch.randn(1, 3, 200, 200))
+    asked = {"device": "nano-33-ble", "runtime": "litert-micro"}
+    with pytest.raises(
+        BudgetError,
+        match=r"peak_memory_bytes of at most 262,144 fits into the RAM of the device, .* Only so much fits into the RAM of "
+        "the device: give the network a smaller input",
+    ):
+        sned.plan(large, budget=Budget(macs="90%", **asked))
+    with pytest.raises(BudgetError, match=r"of at most 1,000 was asked, .* Ask for more than that"):
+        sned.plan(large, budget=Budget(peak_memory_bytes=1000, **asked))
 
 
 @pytest.mark.parametrize(
@@ -129,3 +152,5 @@ def test_a_network_of_one_batch_size_only() -> None:
     ):
         cost_for(fixed, Budget(macs="50%", device="pixel-9", batch=5))
     assert find_device("pixel-9").cores == 8
+    assert batch_of(fixed, 1) == 3
+    assert batch_of(trace(trained(Residual()), torch.randn(2, 3, 8, 8)), 5) == 5

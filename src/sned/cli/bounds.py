@@ -22,6 +22,7 @@ def bound_data(cost: "Cost", layers: "Sequence[LayerCost]") -> dict[str, Any]:
         "device": cost.device,
         "basis": cost.basis,
         "assumed": list(cost.assumed),
+        "notes": list(cost.notes),
     }
 
 
@@ -45,7 +46,13 @@ def bound_tables(cost: "Cost", layers: "Sequence[LayerCost]") -> "list[Renderabl
             layer.module, layer.kind, layer.bound, milliseconds(layer.latency_ms), percent(layer.latency_ms / total),
             count(layer.macs), size(layer.bytes_moved), intensity,
         )  # fmt: skip
-    return [table, f"{_sums(layers, total)} Latencies are {cost.origin}.{_assumed(cost)}"]
+    return [table, f"{_left(len(layers))}{_sums(layers, total)} Latencies are {cost.origin}.{_said(cost)}"]
+
+
+def _left(count: int) -> str:
+    if count <= _SHOWN:
+        return ""
+    return f"The {_SHOWN} longest of {count} steps; --report FILE.html and --json have all. "
 
 
 def _sums(layers: "Sequence[LayerCost]", total: float) -> str:
@@ -62,5 +69,5 @@ def _sums(layers: "Sequence[LayerCost]", total: float) -> str:
     )
 
 
-def _assumed(cost: "Cost") -> str:
-    return "".join(f"\n· {sentence}" for sentence in cost.assumed)
+def _said(cost: "Cost") -> str:
+    return "".join(f"\n· {sentence}" for sentence in (*cost.notes, *cost.assumed))

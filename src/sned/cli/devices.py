@@ -93,6 +93,10 @@ def calibrate(
 ) -> None:
     """Time a designed set of ops in ONNX Runtime, so that networks can be costed without timing theirs.
 
+    A calibration of another device is used wherever that is named. One of this machine is used where it is asked for
+    ([bold]sned inspect --basis calibrated[/bold], `cost_model(..., basis="calibrated")`): a search here times the very
+    ops of its network, which is nearer.
+
     It takes five minutes, goes on where it was interrupted, and tells how well it predicts ops that it held
     out. A calibration that another computer or a phone made is read in with [bold]--from[/bold]; the format is in
     docs/calibration-format.md.
@@ -230,11 +234,11 @@ def _profile(device: "Device") -> "Table":
 
 
 def _how(device: "Device", figure: str) -> str:
+    if figure in device.measured:
+        return "measured"
     if figure not in device.sources:
         return ""
-    if device.measurable:
-        return "read"
-    return "measured" if figure in device.measured else "published"
+    return "read" if device.measurable else "published"
 
 
 def _written(figure: str, value: Any) -> str:

@@ -1,8 +1,9 @@
 """`sned inspect`: what of a network can go, and what cannot."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sned.devices import Cost, LayerCost
+    from sned.devices.cost import Basis
     from sned.graph import Graph, Group
     from sned.report.shares import Share
 
@@ -31,6 +33,14 @@ def command(
     threads: Threads = 1,
     runtime: Runtime = "onnxruntime",
     dtype: Dtype = "float32",
+    basis: Annotated[
+        str | None,
+        typer.Option(
+            "--basis",
+            help="What latencies stand on: measured, calibrated or estimated; else the best that there is. After "
+            "`sned devices calibrate host`, calibrated times nothing here.",
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -52,6 +62,7 @@ def command(
     sned inspect torchvision:resnet18 --example 1,3,224,224 --device pixel-9 --report layers.html
     """
     from sned.devices import cost_model
+    from sned.devices.model import batch_of
     from sned.devices.profile import find_one
     from sned.report.shares import shares
     from sned.surgery import trace
@@ -63,9 +74,11 @@ def command(
         graph = trace(built, inputs)
         advance(1)
     cost = cost_model(
-        graph, target, runtime=runtime, batch=batch, threads=threads, dtype=dtype, progress=shown
-    )
+        graph, target, runtime=runtime, batch=batch, threads=threads, dtype=dtype, progress=shown,
+        basis=cast("Basis | None", basis),
+    )  # fmt: skip
     dense = cost.evaluate(_sizes(graph)).at(0)
+    cost = replace(cost, notes=(*cost.exceeded(dense), *cost.notes))
     worth = shares(graph, cost)
     layers = cost.layers(_sizes(graph)[0])
     if report is not None:
@@ -73,7 +86,7 @@ def command(
     if json:
         show_json({**_data(graph, worth, dense), **bound_data(cost, layers)})
     else:
-        for part in _tables(graph, worth, dense, f"{device}, batch {batch}: {cost.origin}"):
+        for part in _tables(graph, worth, dense, f"{device}, batch {batch_of(graph, batch)}: {cost.origin}"):
             show(part)
         for part in bound_tables(cost, layers):
             show(part)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, model_validator
@@ -42,7 +44,7 @@ def _amount(value: Any, info: ValidationInfo) -> float | str | None:
 
 
 def _number(value: Any, rule: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, Real | str):
         raise BudgetError(f"{rule}; got {value!r}.")
     number = float(value)
     if not math.isfinite(number) or number <= 0:
@@ -71,7 +73,7 @@ def _fraction(value: Any, info: ValidationInfo) -> float | None:
         return None
     if isinstance(value, str) and re.fullmatch(_NUMBER, value.strip(), re.IGNORECASE):
         value = float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
         raise BudgetError(f"{rule}; got {value!r}.")
     return float(value)
 
@@ -79,14 +81,26 @@ def _fraction(value: Any, info: ValidationInfo) -> float | None:
 def _at_least_one(value: Any, info: ValidationInfo) -> int:
     if isinstance(value, str) and value.strip().isdigit():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 1:
         raise BudgetError(f"`{info.field_name}` must be a whole number of at least 1, got {value!r}.")
-    return value
+    return int(value)
+
+
+def _devices(value: Any) -> str:
+    """Names and paths as one text, with commas between them."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    if not parts or not all(isinstance(part, str | Path) for part in parts):
+        raise BudgetError(
+            "`device` must be the name of a device or a set, or the path of a profile (.toml), or several of these, "
+            f"got {value!r}."
+        )
+    return ",".join(map(str, parts))
 
 
 Amount = Annotated[float | str | None, BeforeValidator(_amount)]
 Fraction = Annotated[float | None, BeforeValidator(_fraction)]
 Whole = Annotated[int, BeforeValidator(_at_least_one)]
+Devices = Annotated[str, BeforeValidator(_devices)]
 
 
 class Budget(BaseModel):
@@ -105,7 +119,7 @@ class Budget(BaseModel):
         sparsity: fraction of the units of each group to remove, in [0, 1); instead of all amounts.
         max_loss: how much of the figure that `evaluate` returns may be lost, in [0, 1).
         device: name of a device in the catalogue, or of a set, or the path of a profile (.toml), or several of these
-            with commas: the budget must then hold on every one, and a relative latency is each device's own.
+            with commas or in a list: the budget must then hold on every one, and a relative latency is each one's own.
         runtime: that runs the network there.
         batch: inputs at once, at least 1.
         threads: inside an op, at least 1.
@@ -129,13 +143,18 @@ class Budget(BaseModel):
     peak_memory_bytes: Amount = None
     sparsity: Fraction = None
     max_loss: Fraction = None
-    device: str = "host"
+    device: Devices = "host"
     runtime: Runtime = "onnxruntime"
     batch: Whole = 1
     threads: Whole = 1
     dtype: Dtype = "float32"
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, *unnamed: Any, **fields: Any) -> None:
+        if unnamed:
+            raise BudgetError(
+                f"A budget must say what it limits, got {unnamed[0]!r} alone. "
+                'Name it, such as `Budget(latency_ms="50%")`.'
+            )
         try:
             super().__init__(**fields)
         except ValidationError as error:

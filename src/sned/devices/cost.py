@@ -21,6 +21,9 @@ from sned.errors import PlanError
 CHUNK = 4096
 """Plans evaluated at a time: the arrays in between then stay in the cache."""
 
+STORES: Mapping[str, str] = {"peak_memory_bytes": "RAM", "size_bytes": "flash"}
+"""Where a device keeps what may exceed its `capacity`."""
+
 Basis = Literal["measured", "calibrated", "estimated"]
 """What latencies stand on: the network's own ops timed, a calibration of the device, or its profile alone."""
 
@@ -95,6 +98,11 @@ class CostModel(Protocol):
         """Cost one plan, `counts[G]`, step by step in running order; the latencies add up to the plan's."""
         ...
 
+    @property
+    def capacity(self) -> Mapping[str, float]:
+        """The limits that a plan must keep to run at all, by the name of the cost."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Cost:
@@ -137,9 +145,24 @@ class Cost:
         }[self.basis]
 
     @property
+    def energy_origin(self) -> str:
+        """In a few words, what energies stand on."""
+        said = "an estimate from the device's data sheet"
+        return f"{said}, and figures for 45 nm where it has none" if self.figures.energy_assumed else said
+
+    @property
     def assumed(self) -> tuple[str, ...]:
         """A sentence for each figure that was assumed because the profile does not tell it."""
         return self.figures.assumed
+
+    def exceeded(self, figures: Mapping[str, float]) -> tuple[str, ...]:
+        """A sentence for each of the figures of a plan (`Costs.at`) that the device cannot hold."""
+        return tuple(
+            f"{name} is {figures[name]:,.0f}, and the {STORES[name]} of '{self.device}' holds {most:,.0f}: the network "
+            "does not run there as it is. Prune it until it fits, give it a smaller input, or choose another device."
+            for name, most in self.capacity.items()
+            if figures[name] > most
+        )
 
     def evaluate(self, counts: FloatArray, of: Collection[str] | None = None) -> Costs:
         """Cost `P` plans that keep `counts[P, G]` units of the graph's groups.
@@ -207,6 +230,11 @@ class Cost:
     def costs(self) -> tuple[Cost, ...]:
         """The models of the devices that this one speaks of: itself."""
         return (self,)
+
+    @property
+    def slowest(self) -> Cost:
+        """The model whose layers are told: itself."""
+        return self
 
     def _checked(self, counts: FloatArray) -> FloatArray:
         sizes, least = np.array(self.work.group_sizes), np.array(self.work.group_least)
@@ -294,10 +322,11 @@ class FleetCost:
 
     def layers(self, counts: FloatArray) -> list[LayerCost]:
         """Cost one plan on the device that takes longest for the whole network."""
-        return self._slowest.layers(counts)
+        return self.slowest.layers(counts)
 
     @property
-    def _slowest(self) -> Cost:
+    def slowest(self) -> Cost:
+        """The model of the device that takes longest for the whole network."""
         dense = np.array([self.costs[0].work.group_sizes], np.float64)
         return max(self.costs, key=lambda cost: float(cost.evaluate(dense).latency_ms[0]))
 
@@ -335,6 +364,11 @@ class FleetCost:
         """In a few words, how latencies were obtained."""
         worst = next(cost for cost in self.costs if cost.basis == self.basis)
         return f"the most on any of {len(self.costs)} devices, {worst.origin}"
+
+    @property
+    def energy_origin(self) -> str:
+        """In a few words, what energies stand on, on the device of which least is known."""
+        return next((c for c in self.costs if c.figures.energy_assumed), self.costs[0]).energy_origin
 
     @property
     def assumed(self) -> tuple[str, ...]:

@@ -60,6 +60,7 @@ class Figures:
         mac_pj: energy of a multiply-accumulate, picojoules.
         byte_pj: `[L]`, energy of moving a byte from each level.
         idle_w: watts that flow meanwhile; 0 where not known.
+        energy_assumed: whether figures for 45 nm stand in for energies that the profile does not tell.
         assumed: a sentence for each figure that the profile does not tell.
     """
 
@@ -76,6 +77,7 @@ class Figures:
     mac_pj: float
     byte_pj: FloatArray
     idle_w: float
+    energy_assumed: bool
     assumed: tuple[str, ...]
 
     @property
@@ -104,29 +106,49 @@ def figures(device: Device, *, threads: int = 1, dtype: str = "float32", block: 
     if dtype not in BYTES:
         raise DeviceError(f"`dtype` must be one of {', '.join(BYTES)}, got {dtype!r}.")
     told = _Told(device)
-    used = _used(told.clusters(), threads)
-    clock, bits = used[0].clock_ghz or 0.0, used[0].simd_bits or 0
-    lanes = max(1, bits // (8 * BYTES[dtype])) * told.rate(dtype, bits)
-    macs = sum((c.clock_ghz or 0) * (c.fma_units or 0) * c.count for c in used) * 1e3 * lanes
-    scalar = sum((c.clock_ghz or 0) * c.count for c in used) * 1e3 * max(1, bits // 32)
+    used = told.cores(threads)
+    clock, bits = used[0].clock_ghz, used[0].simd_bits
     names, sizes = told.caches(threads)
+    caches = sum(core.cycles_per_us * _cache_bandwidth(len(names), core.simd_bits) for core in used)
+    mac_pj, byte_pj = told.mac_pj(dtype), told.byte_pj((*names, "memory"))
     return Figures(
         dtype=dtype,
         threads=threads,
-        macs_per_us=macs,
-        operations_per_us=scalar,
+        macs_per_us=sum(c.cycles_per_us * c.fma_units * _lanes(c, dtype) * told.rate(dtype, c.simd_bits) for c in used),
+        operations_per_us=sum(core.cycles_per_us * _lanes(core, "float32") for core in used),
         tile=block if block > 1 else (2 * max(1, bits // 32) if bits > 32 else 1),
         levels=(*names, "memory"),
         sizes=sizes,
-        bytes_per_us=np.append(_cache_bandwidth(len(names), bits) * clock * 1e3 * threads, told.memory(clock, threads)),
+        bytes_per_us=np.append(caches, told.memory(sum(core.cycles_per_us for core in used))),
         launch_us=(LAUNCH_CYCLES + (SYNCHRONISE_CYCLES if threads > 1 else 0)) / clock / 1e3,
         call_us=CALL_CYCLES / clock / 1e3,
-        mac_pj=told.mac_pj(dtype),
-        byte_pj=told.byte_pj((*names, "memory")),
+        mac_pj=mac_pj,
+        byte_pj=byte_pj,
         idle_w=told.idle(),
+        energy_assumed=told.energy_assumed,
         assumed=(*told.assumed, "kernels reach a fixed share of the peak, and an op begins after "
                  f"{LAUNCH_CYCLES:,.0f} cycles"),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Cores:
+    """Cores of one kind that are used, nothing unknown."""
+
+    count: int
+    clock_ghz: float
+    simd_bits: int
+    fma_units: int
+
+    @property
+    def cycles_per_us(self) -> float:
+        """Of all together."""
+        return self.count * self.clock_ghz * 1e3
+
+
+def _lanes(core: _Cores, dtype: str) -> int:
+    """Numbers in a vector."""
+    return max(1, core.simd_bits // (8 * BYTES[dtype]))
 
 
 def _used(clusters: tuple[Cores, ...], threads: int) -> list[Cores]:
@@ -151,31 +173,34 @@ class _Told:
     def __init__(self, device: Device) -> None:
         self._device = device
         self.assumed: list[str] = []
+        self.energy_assumed = False
 
-    def clusters(self) -> tuple[Cores, ...]:
-        """The cores, without gaps."""
+    def cores(self, threads: int) -> list[_Cores]:
+        """The fastest cores, as many as there are threads, without gaps."""
         device = self._device
-        given = device.clusters or (Cores(count=1),)
-        filled = tuple(
-            core.model_copy(
-                update={
-                    "clock_ghz": core.clock_ghz or CLOCK_GHZ[device.kind],
-                    "simd_bits": core.simd_bits or SIMD_BITS.get(device.kind, 128),
-                    "fma_units": core.fma_units or (1 if device.kind == "microcontroller" else FMA_UNITS),
-                }
-            )
-            for core in given
-        )
-        first = given[0]
         if device.clusters is None:
             self._say("its cores", "one")
-        if first.clock_ghz is None:
-            self._say("the clock of its cores", f"{filled[0].clock_ghz:g} GHz")
-        if first.simd_bits is None:
-            self._say("the width of its vectors", f"{filled[0].simd_bits} bits")
-        if first.fma_units is None:
-            self._say("how many vectors a core multiplies and adds in a cycle", f"{filled[0].fma_units}")
-        return filled
+        used = _used(device.clusters or (Cores(count=1),), threads)
+        clock, bits = CLOCK_GHZ[device.kind], SIMD_BITS.get(device.kind, 128)
+        units = 1 if device.kind == "microcontroller" else FMA_UNITS
+        for what, given, usual in (
+            ("the clock of its cores", [core.clock_ghz for core in used], f"{clock:g} GHz"),
+            ("the width of its vectors", [core.simd_bits for core in used], f"{bits} bits"),
+            (
+                "how many vectors a core multiplies and adds in a cycle",
+                [core.fma_units for core in used],
+                f"{units}",
+            ),
+        ):
+            without = [
+                core.name or "others" for core, figure in zip(used, given, strict=True) if figure is None
+            ]
+            if without:
+                whose = f" ({', '.join(dict.fromkeys(without))})" if len(without) < len(used) else ""
+                self._say(f"{what}{whose}", usual)
+        return [
+            _Cores(c.count, c.clock_ghz or clock, c.simd_bits or bits, c.fma_units or units) for c in used
+        ]
 
     def rate(self, dtype: str, bits: int) -> float:
         """How much of the gain from narrower numbers arithmetic has: widening them first takes all of it away."""
@@ -203,19 +228,26 @@ class _Told:
         rising = np.maximum.accumulate(np.array([sizes[level] for level in levels], np.float64))
         return tuple(f"L{level}" for level in levels), rising
 
-    def memory(self, clock: float, threads: int) -> float:
-        """Bytes a microsecond from main memory."""
+    def memory(self, cycles_per_us: float) -> float:
+        """Bytes a microsecond from main memory, by cores with so many cycles in all."""
         given = self._device.memory_bandwidth_gb_s
         if given is None:
             given = BANDWIDTH_GB_S[self._device.kind]
             self._say("its memory bandwidth", f"{given:g} GB/s")
-        return min(given * 1e3, MEMORY_BYTES_A_CYCLE * clock * 1e3 * threads)
+        reached = MEMORY_BYTES_A_CYCLE * cycles_per_us
+        if reached < given * 1e3:
+            self.assumed.append(
+                f"a core draws {MEMORY_BYTES_A_CYCLE:g} bytes a cycle from memory at most, {reached / 1e3:.3g} of its "
+                f"{given:g} GB/s"
+            )
+        return min(given * 1e3, reached)
 
     def mac_pj(self, dtype: str) -> float:
         """Energy of a multiply-accumulate."""
         energy = self._device.energy
         given = None if energy is None else {str(k): v for k, v in energy.mac_pj.items()}.get(dtype)
         if given is None:
+            self.energy_assumed = True
             self._say("energy of an operation", f"{MAC_PJ[dtype]:g} pJ, a figure for 45 nm (Horowitz 2014)")
         return given or MAC_PJ[dtype]
 
@@ -224,6 +256,7 @@ class _Told:
         energy = self._device.energy
         given = {} if energy is None else {str(k): v for k, v in energy.byte_pj.items()}
         if any(level not in given for level in levels):
+            self.energy_assumed = True
             self._say("energy of moving a byte", "figures for 45 nm (Horowitz 2014)")
         return np.array([given.get(level, BYTE_PJ[level]) for level in levels])
 
@@ -234,4 +267,6 @@ class _Told:
         return self._device.idle_power_w or 0.0
 
     def _say(self, what: str, value: str) -> None:
-        self.assumed.append(f"{what} is not known, {value} assumed")
+        sentence = f"{what} is not known, {value} assumed"
+        if sentence not in self.assumed:
+            self.assumed.append(sentence)

@@ -28,7 +28,7 @@ from sned.devices.design import Shape
 from sned.devices.grids import SET
 from sned.devices.host import Wanted, grid, joined
 from sned.devices.kernels import BoolArray, FloatArray
-from sned.devices.layout import Family
+from sned.devices.layout import Family, Launch
 from sned.devices.recipes import RECIPES
 from sned.devices.roofline import Roofline
 from sned.devices.sharing import unevenness
@@ -76,6 +76,7 @@ class Fitted:
         rates: for each kind of op microseconds for each of its `_terms`.
         models: for each kind, from features `[P, F]` to the logarithm of the ratio `[P]`.
         names: for each kind the texts among its statics, each a feature.
+        counts: samples of each kind.
         usual: logarithm of the ratio where a kind has no samples.
     """
 
@@ -83,6 +84,7 @@ class Fitted:
     rates: Mapping[str, FloatArray]
     models: Mapping[str, Callable[[FloatArray], FloatArray]]
     names: Mapping[str, tuple[str, ...]]
+    counts: Mapping[str, int]
     usual: float
 
     def op_us(self, family: Family, widths: Sequence[FloatArray]) -> FloatArray:
@@ -90,7 +92,7 @@ class Fitted:
         times = np.asarray(_prior(self.roofline, family, widths) * np.exp(self.usual), np.float64)
         kinds = _kinds(family, widths)
         for kind in np.unique(kinds):
-            known = str(kind) if kind in self.models else family.recipe
+            known = self._known(str(kind), family)
             if known in self.models:
                 of = kinds == kind
                 own = [width[of] for width in widths]
@@ -98,6 +100,21 @@ class Fitted:
                 ratio = self.models[known](_features(family, own, self.roofline.block, self.names[known]))
                 times[of] = prior * np.exp(ratio)
         return times
+
+    def _known(self, kind: str, family: Family) -> str:
+        """The kind whose samples tell of another: its own, if there are any."""
+        return kind if kind in self.models else family.recipe
+
+    def untold(self, launches: Sequence[Launch]) -> tuple[str, ...]:
+        """The kinds of launched ops of which there are too few samples to tell more than the usual ratio."""
+        found: dict[str, None] = {}
+        for launch in launches:
+            # An op without widths is one op, which a single sample tells.
+            fewest = FEWEST if launch.widths else 1
+            kinds = np.unique(_kinds(launch.family, launch.widths)[launch.where])
+            known = (self._known(str(kind), launch.family) for kind in kinds)
+            found |= dict.fromkeys(kind for kind in known if self.counts.get(kind, 0) < fewest)
+        return tuple(found)
 
     def tables(
         self, wanted: Sequence[Wanted], block: int, company: Mapping[Way, Company] | None = None
@@ -126,13 +143,15 @@ def fit(samples: Sequence[Timed], roofline: Roofline) -> Fitted:
         roofline: of the device; its block is that of the runtime that ran the samples.
     """
     rates, models, names, medians = {}, {}, {}, []
-    for kind, places in _by_kind(samples).items():
+    by_kind = _by_kind(samples)
+    for kind, places in by_kind.items():
         learnt = _learnt([samples[place] for place in places], roofline)
         rates[kind], names[kind] = learnt.rates, learnt.texts
         medians += learnt.over_roofline.tolist()
         kept = _undisturbed(learnt.rows, learnt.target)
         models[kind] = _model(learnt.rows[kept], learnt.target[kept])
-    return Fitted(roofline, rates, models, names, float(np.median(medians)))
+    counts = {kind: len(places) for kind, places in by_kind.items()}
+    return Fitted(roofline, rates, models, names, counts, float(np.median(medians)))
 
 
 def excess(samples: Sequence[Timed], roofline: Roofline) -> FloatArray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -56,7 +57,8 @@ def cost_model(
         threads: inside an op, at least 1 and at most the cores of the device.
         dtype: of weights and activations: "float32", "float16" or "int8".
         basis: what latencies should stand on; by default the best that there is: "measured" on this machine, else
-            "calibrated" where the device has a calibration, else "estimated" from its profile.
+            "calibrated" where the device has a calibration, else "estimated" from its profile. With
+            "calibrated" nothing is timed on this machine either, once `sned devices calibrate host` was run.
         seconds: how long to measure at most.
         store: where measured times are kept; by default the user's cache folder.
         calibrations: folder of calibrations; by default in the user's cache folder.
@@ -67,6 +69,10 @@ def cost_model(
             size only, or the basis asked for is not to be had.
     """
     _check(graph, device, runtime, batch, threads)
+    if basis not in (None, *get_args(Basis)):
+        raise DeviceError(
+            f"`basis` must be one of {', '.join(get_args(Basis))}, got {basis!r}. Or leave it out."
+        )
     work = workload(graph, batch)
     here = device.measurable and runtime == "onnxruntime" and dtype == "float32"
     block = block_size() if here else 1
@@ -119,7 +125,20 @@ def _calibrated(work: Workload, device: Device, held: Calibration, dtype: str) -
         device.name,
         scale=pace,
         capacity=_capacity(device),
-        notes=version_notes(device, held),
+        notes=(
+            *version_notes(device, held),
+            *_untold(fitted.untold(_all_launches(work, held.block)), device),
+        ),
+    )
+
+
+def _untold(kinds: Sequence[str], device: Device) -> tuple[str, ...]:
+    """Ops whose times are no more than the profile says, whatever the basis is called."""
+    if not kinds:
+        return ()
+    return (
+        f"The calibration of '{device.name}' has too few samples of {', '.join(kinds)} to tell them: they are "
+        "estimated from its data sheet, times the ratio that is usual.",
     )
 
 
@@ -137,8 +156,11 @@ def version_notes(device: Device, held: Calibration) -> tuple[str, ...]:
 
 def _all_wanted(work: Workload, block: int) -> list[Wanted]:
     """Every family that a network can need, from its narrowest plan to the whole of it."""
-    edges = np.concatenate([work.least, work.dense])
-    return [_wanted(launch) for launch in launches(work, edges, block)]
+    return [_wanted(launch) for launch in _all_launches(work, block)]
+
+
+def _all_launches(work: Workload, block: int) -> list[Launch]:
+    return launches(work, np.concatenate([work.least, work.dense]), block)
 
 
 def cost_for(graph: Graph, budget: Budget, *, progress: Progress = SILENT) -> Cost | FleetCost:
@@ -165,6 +187,11 @@ def check_runs(graph: Graph, budget: Budget) -> None:
     """
     for device in find_devices(budget.device):
         _check(graph, device, budget.runtime, budget.batch, budget.threads)
+
+
+def batch_of(graph: Graph, batch: int) -> int:
+    """Inputs of a run where `batch` is asked for: a network of one batch size keeps that of its example."""
+    return batch if graph.batched else graph.batch
 
 
 def limits_for(budget: Budget, cost: Cost | FleetCost, dense: Mapping[str, float]) -> dict[str, float]:

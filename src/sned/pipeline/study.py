@@ -210,8 +210,9 @@ def _estimated(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
         f"Latencies are {study.cost.origin}: nothing was measured on {study.budget.device}.",
         *study.cost.notes,
     ]
-    if study.cost.assumed:
-        notes.append(f"Assumed: {'; '.join(study.cost.assumed[:6])}.")
+    notes += [
+        f"Assumed of '{cost.device}': {'; '.join(cost.assumed)}." for cost in study.cost.costs if cost.assumed
+    ]
     if study.budget.dtype != "float32":
         notes.append(
             f"Costs are those of {study.budget.dtype}; the exported file is float32 and still to be converted."

@@ -11,6 +11,7 @@ from torch import nn
 from sned.calibration import Calibration
 from sned.devices import Budget, Cost, CostModel, FleetCost, LayerCost
 from sned.devices.budget import ON, PER_DEVICE
+from sned.devices.model import batch_of
 from sned.export import Exported
 from sned.graph import Graph
 from sned.graph.example import Example
@@ -107,7 +108,7 @@ def compose(findings: Findings) -> Report:
         layers=layers,
         frozen=findings.graph.frozen,
         curve=_curve(findings),
-        roofs=roofs(findings.cost) if isinstance(findings.cost, Cost) else None,
+        roofs=roofs(findings.cost.slowest),
         checks=_checks(findings),
         warning=_gained_nothing(findings, layers),
         notes=(
@@ -141,13 +142,14 @@ def _asked(findings: Findings) -> Asked:
         limits=limits,
         device=budget.device,
         runtime=budget.runtime,
-        batch=budget.batch,
+        batch=batch_of(findings.graph, budget.batch),
         threads=budget.threads,
         calibration=findings.calibration.note,
         compared=findings.compared,
         accuracy="evaluate" if findings.after.accuracy is not None else "",
         basis=findings.cost.basis,
         origin=findings.cost.origin,
+        energy=findings.cost.energy_origin,
     )
 
 

@@ -81,7 +81,8 @@ def _figures(report: Report) -> list[Figure]:
             "What bounds each layer",
             "Each point is a layer: how much it computes for each byte that it moves, and how fast. The lines are what "
             "the device's profile allows: a layer under a slope waits for that memory, under the flat line for "
-            "arithmetic, far below both for the op to begin. By the data sheet, an estimate.",
+            "arithmetic, far below both for the op to begin. By the data sheet, an estimate"
+            f"{f', of {report.roofs.device}' if report.roofs else ''}.",
             roofline_chart(report),
         ),
     )

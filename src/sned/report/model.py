@@ -31,6 +31,7 @@ class Asked:
         accuracy: how accuracy was obtained, "evaluate".
         basis: what predicted latencies stand on: "measured", "calibrated" or "estimated".
         origin: the same in words.
+        energy: what energies stand on, in words.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Asked:
     accuracy: str = ""
     basis: str = "measured"
     origin: str = ""
+    energy: str = ""
 
 
 @dataclass(frozen=True)

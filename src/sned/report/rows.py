@@ -121,7 +121,7 @@ def _how(report: Report, name: str) -> str:
         "parameters": "counted",
         "size_bytes": "measured: the ONNX file",
         "peak_memory_bytes": "activations, estimated from shapes",
-        "energy_mj": f"an estimate from the data sheet of {asked.device}",
+        "energy_mj": asked.energy or "an estimate",
     }
     return fixed.get(name, "")
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sned.devices.budget import ON
+from sned.devices.cost import STORES
 from sned.errors import BudgetError
 from sned.graph.ir import Graph, Group, IntArray
 from sned.graph.plan import Plan
@@ -177,22 +178,41 @@ class Space:
 
     def unreachable(self, levels: IntArray) -> BudgetError:
         """Say that the limits cannot be met, and that `levels` is as near as it gets."""
-        return BudgetError(
-            f"The budget lies below what is reachable: {self.missed(levels, 'the smallest reachable is')}. "
-            "Ask for more than that, or protect less."
+        costs = dict(zip(self.limits, self.costs(levels[None])[0], strict=True))
+        full = [name for name in self.capacity if costs[name] > self.limits[name] * (1 + SLACK)]
+        advice = (
+            f"Only so much fits into the {STORES[full[0]]} of the device: give the network a smaller input, choose "
+            "another device, or protect less."
+            if full
+            else "Ask for more than that, or protect less."
         )
+        return BudgetError(
+            f"The budget lies below what is reachable: {self.missed(levels, 'the smallest reachable is')}. {advice}"
+        )
+
+    @property
+    def capacity(self) -> Mapping[str, float]:
+        """Those of the limits that are the device's own: nobody asked for less."""
+        held = {} if self.problem.cost is None else self.problem.cost.capacity
+        return {name: most for name, most in held.items() if self.problem.limits.get(name) == most}
 
     def missed(self, levels: IntArray, reached: str) -> str:
         """The limits that a choice does not keep, what it reaches, and what it keeps, in words."""
         costs = self.costs(levels[None])[0]
         missed = sorted(
-            (bound / cost, f"{_place(name)} of at most {amount(bound)} was asked, {reached} {amount(cost)}")
+            (
+                bound / cost,
+                f"{_place(name)} of at most {amount(bound)} {self._whose(name)}, {reached} {amount(cost)}",
+            )
             for (name, bound), cost in zip(self.limits.items(), costs, strict=True)
             if cost > bound * (1 + SLACK)
         )
         worst = "; ".join(text for _, text in missed[:MISSED_SHOWN])
         more = f"; and {len(missed) - MISSED_SHOWN} more" if len(missed) > MISSED_SHOWN else ""
         return f"{worst}{more}, by a plan that keeps {summary(self.groups, self.counts(levels))}"
+
+    def _whose(self, name: str) -> str:
+        return f"fits into the {STORES[name]} of the device" if name in self.capacity else "was asked"
 
 
 def _place(name: str) -> str:
