@@ -7,9 +7,10 @@ slows both.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -104,7 +105,7 @@ class Timer:
 
     def time(
         self,
-        points: Sequence[Probe],
+        points: Iterable[Probe],
         advance: Advance,
         *,
         left: int,
@@ -112,9 +113,9 @@ class Timer:
         optional: bool = False,
     ) -> None:
         """Time `points` in their share of the time for all that are `left`; optional ones until it ends."""
+        if optional:  # to open an op takes time, too
+            points = takewhile(lambda _: time.perf_counter() < self._deadline, points)
         for runners in self._chunks(points):
-            if optional and time.perf_counter() > self._deadline:
-                return
             seconds = max(0.0, self._deadline - time.perf_counter())
             self._interleaved(runners, seconds * len(runners) / left * TIMED_SHARE, runs)
             left -= len(runners)
@@ -148,7 +149,7 @@ class Timer:
         if runners:
             self._store.save()
 
-    def _chunks(self, points: Sequence[Probe]) -> Iterator[dict[str, Runner]]:
+    def _chunks(self, points: Iterable[Probe]) -> Iterator[dict[str, Runner]]:
         runners: dict[str, Runner] = {}
         held = 0
         for point in points:
