@@ -87,6 +87,22 @@ def weights(model: nn.Module) -> float:
     return sum(p.numel() for p in model.parameters()) / sum(p.numel() for p in small().parameters())
 
 
+def test_a_network_with_zeros_is_the_same_in_the_report_and_once_saved_and_loaded(tmp_path: Path) -> None:
+    sparse = sned.sparsify(small(), X, sparsity=0.6, calibration=BATCHES).model
+    fresh = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+
+    def answers(model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return model(fresh)
+
+    result = pruned(sparse, evaluate=lambda model: float(answers(model).square().sum()))
+    sned.save(result.model, tmp_path / "small.safetensors")
+    loaded = sned.load(small(), tmp_path / "small.safetensors").eval()
+    assert torch.equal(answers(loaded), answers(result.model))
+    assert result.report.after.accuracy == pytest.approx(float(answers(loaded).square().sum()))
+    assert any("Repair chose 'least squares" in note for note in result.report.notes)
+
+
 # --- what it chose, and why ------------------------------------------------------------------------------------------
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -218,3 +219,20 @@ def test_a_shared_weight_stays_as_it_was_cut() -> None:
     assert "same" not in [s.name for s in solved]
     assert torch.equal(state["same.weight"], cut["same.weight"])
     assert Replay(graph, state_of(model), plan).run(x)[0][0].shape == (50, 2)
+
+
+def test_masked_weights_get_what_lstsq_gives_on_the_entries_that_stay() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).eval()
+    x = torch.randn(100, 4)
+    graph, plan, calibration = ready(model, x, {"0": [1, 2]})
+    stay = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [1, 0, 0, 0]]).bool()
+    plan = replace(plan, masks={"2.weight": stay.numpy(), "2.bias": np.array([True, False, True])})
+    state, _ = reconstruct(graph, state_of(model), plan, calibration, options=Options(ridge=0.0))
+    with torch.no_grad():
+        hidden, y = model[:2](x)[:, [0, 3, 4, 5]].numpy(), model(x).numpy()
+    for row, kept in enumerate(stay.numpy()):
+        best = np.linalg.lstsq(np.c_[hidden[:, kept], np.ones(100)], y[:, row], rcond=None)[0]
+        np.testing.assert_allclose(state["2.weight"][row][stay[row]].numpy(), best[:-1], atol=1e-3)
+        assert float(state["2.bias"][row]) == pytest.approx(best[-1] if row != 1 else 0.0, abs=1e-3)
+    assert not bool(state["2.weight"][~stay].any())

@@ -1,16 +1,18 @@
+import copy
 import sys
 
 import pytest
 import torch
 from torch import nn
 
-from sned.calibration import Divergence, calibrate
+from sned.calibration import Divergence, calibrate, divergence
 from sned.errors import CalibrationError, PlanError, SurgeryError
 from sned.graph.replay import Replay, slice_state
 from sned.graph.trace import state_of, trace
 from sned.repair import load_state, repair
 from sned.repair.repair import PLAIN, Candidate, _best
-from sned.surgery import apply
+from sned.surgery import apply, masks_of
+from sned.surgery.masks import hold_masks
 from tests.repair.networks import block, images
 
 REMOVED = {"stem": [0, 2], "conv1": [1, 2, 3]}
@@ -139,3 +141,24 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(SurgeryError, match=r"has shape \[.*Nothing was changed"):
         load_state(model, cut)
     assert torch.equal(model.conv1.weight, before)
+
+
+def test_zeros_of_a_masked_network_stay_and_the_others_answer_for_them() -> None:
+    model, x = block(), images(200)
+    generator = torch.Generator().manual_seed(0)
+    names = ("conv1.weight", "conv2.weight", "head.weight")
+    hold_masks(model, {n: torch.rand(model.get_parameter(n).shape, generator=generator) < 0.6 for n in names})
+    graph = trace(model, x[:2])
+    plan = graph.plan({group.name: [1, 3] for group in graph.groups})
+    calibration = calibrate(graph, state_of(model), [x])
+    state, report = repair(graph, state_of(model), plan, calibration)
+    small = apply(model, plan)
+    load_state(small, state)
+    for name, mask in masks_of(small).items():
+        assert bool((~mask).any())
+        assert not bool(state[name][~mask].any())
+    with torch.no_grad():  # what was judged is what is handed over, and what a copy makes of it
+        told = divergence([model(x[160:])], [copy.deepcopy(small)(x[160:])])
+    assert report.judged == 40
+    assert told.key == pytest.approx(report.after.key, rel=1e-3)
+    assert report.after.key < 0.5 * report.before.key

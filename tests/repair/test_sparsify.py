@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,6 @@ def distance(a: nn.Module, b: nn.Module, x: torch.Tensor) -> float:
 
 def by_magnitude(model: nn.Module, names: list[str], sparsity: float) -> nn.Module:
     """The usual way: the smallest weights of each layer go, the others stay as they are."""
-    import copy
-
     thin = copy.deepcopy(model)
     with torch.no_grad():
         for name in names:
@@ -74,6 +73,24 @@ def test_pruned_first_then_thinned_then_saved(tmp_path: Path) -> None:
     assert {n: m.tolist() for n, m in masks_of(again).items()} == {
         n: m.tolist() for n, m in masks_of(sparse.model).items()
     }
+
+
+def test_zeros_of_a_network_that_is_thinned_again_stay_and_count() -> None:
+    model, x = block(), images(100)
+    once = sparsify(model, x[:2], sparsity=0.7, calibration=[x])
+    twice = sparsify(once.model, x[:2], pattern="1x4", sparsity=0.6, calibration=[x])
+    before, after = masks_of(once.model), masks_of(twice.model)
+    assert before.keys() == after.keys()
+    assert all(not bool((after[name] & ~mask).any()) for name, mask in before.items())
+    assert sum(int(m.sum()) for m in after.values()) < sum(int(m.sum()) for m in before.values())
+    state = state_of(twice.model)
+    zeros = sum(int((state[name] == 0).sum()) for name in after)
+    assert twice.sparsity == pytest.approx(zeros / sum(m.numel() for m in after.values()))
+    assert all(not bool(state[name][~mask].any()) for name, mask in after.items())
+    with torch.no_grad():
+        answers = twice.model(x)
+        assert torch.equal(copy.deepcopy(twice.model)(x), answers)
+        assert torch.allclose(sned.apply(twice.model, twice.plan)(x), answers, atol=1e-5)
 
 
 def test_the_model_is_not_touched() -> None:

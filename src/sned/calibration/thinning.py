@@ -32,7 +32,14 @@ WIDE = 1024
 
 
 def thinned(
-    weight: Tensor, second: Tensor, window: int, pattern: Pattern, density: float, *, ridge: float = RIDGE
+    weight: Tensor,
+    second: Tensor,
+    window: int,
+    pattern: Pattern,
+    density: float,
+    *,
+    stay: Tensor | None = None,
+    ridge: float = RIDGE,
 ) -> Tensor:
     """The weights with zeros where entries left, and the rest repaired.
 
@@ -42,6 +49,7 @@ def thinned(
         window: positions of a kernel: entry `j` belongs to channel `j // window`.
         pattern: of the zeros.
         density: share that stays, in (0, 1]; an N:M pattern has its own.
+        stay: bool, like `weight`: False where entries are zero already and stay so; none are when None.
         ridge: relative to the mean of the diagonal.
 
     Returns:
@@ -50,12 +58,10 @@ def thinned(
     lower, used = factor(second, ridge)
     cost = torch.cholesky_inverse(lower).diagonal().clone()
     del lower  # wide ones take hundreds of megabytes
-    kind = torch.float32 if len(second) > WIDE else torch.float64
-    h = second.to(kind)
-    h = h + torch.eye(len(h), dtype=kind) * (used * h.diagonal().mean())
-    goal, start, values = weight.to(kind), 1.0, weight.to(kind)
+    h = _damped(second, used)
+    goal, start, values = weight.to(h.dtype), 1.0, weight.to(h.dtype)
     end = density if pattern.fixed is None else 1 - pattern.fixed
-    stay = torch.ones_like(goal, dtype=torch.bool)
+    stay = torch.ones_like(goal, dtype=torch.bool) if stay is None else stay
     for number in range(1, ROUNDS + 1):
         share = end + (start - end) * (1 - number / ROUNDS) ** 3
         loss = (values.double().square() / cost * stay).reshape(len(goal), -1, window)
@@ -64,14 +70,26 @@ def thinned(
     return values.double()
 
 
-def _fitted(goal: Tensor, h: Tensor, stay: Tensor, values: Tensor) -> Tensor:
+def held(stay: Tensor, weight: Tensor, second: Tensor, *, ridge: float = RIDGE) -> Tensor:
+    """The same where it is known which entries stay: the others are zero, and these repaired, float64."""
+    h = _damped(second, ridge)
+    goal = weight.to(h.dtype)
+    return _fitted(goal, h, stay, goal * stay, ROUNDS * STEPS).double()
+
+
+def _damped(second: Tensor, ridge: float) -> Tensor:
+    h = second.to(torch.float32 if len(second) > WIDE else torch.float64)
+    return h + torch.eye(len(h), dtype=h.dtype) * (ridge * h.diagonal().mean())
+
+
+def _fitted(goal: Tensor, h: Tensor, stay: Tensor, values: Tensor, steps: int = STEPS) -> Tensor:
     """`min tr((V - goal) H (V - goal)ᵀ)` over the entries that stay, from `values`, all rows at once."""
     scale = h.diagonal().rsqrt()
     residual = ((goal - values) @ h) * stay
     ready = residual * scale.square()
     direction, power = ready, (residual * ready).sum(1, keepdim=True)
     tiny = torch.finfo(goal.dtype).tiny
-    for _ in range(STEPS):
+    for _ in range(steps):
         pushed = (direction @ h) * stay
         step = power / (direction * pushed).sum(1, keepdim=True).clamp(min=tiny)
         values = values + step * direction

@@ -37,6 +37,7 @@ from sned.calibration.patches import Columns, chunks, share_of
 from sned.calibration.resume import Resume, Slot
 from sned.calibration.solver import RIDGE, Fit, LeastSquares, squared_error
 from sned.calibration.spool import Spool
+from sned.calibration.thinning import held
 from sned.calibration.walk import Live, Walk
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan
@@ -57,13 +58,13 @@ class Options:
         ridge: relative to the mean of the diagonal of the moments.
         rounds: further looks at each consumer that an activation function follows, which ask for the right
             answer only where the activation function lets it through.
-        thin: what puts zeros into the best weights `[outputs, width]` of a consumer, given the moments `[width, width]`
-            of what enters it; None leaves them dense.
+        thin: (consumer, which entries the masks of the plan let stay, its best weights `[outputs, width]`, moments
+            `[width, width]` of what enters it) -> the weights with zeros; None puts none beside those of the masks.
     """
 
     ridge: float = RIDGE
     rounds: int = 1
-    thin: Callable[[Consumer, Tensor, Tensor], Tensor] | None = None
+    thin: Callable[[Consumer, Tensor, Tensor, Tensor], Tensor] | None = None
 
 
 STANDARD = Options()
@@ -96,6 +97,7 @@ class _Task:
     consumer: Consumer
     following: Following
     index: Tensor = field(repr=False)
+    masks: Mapping[str, Tensor] = field(repr=False)
 
 
 def reconstruct(
@@ -114,7 +116,7 @@ def reconstruct(
     Args:
         graph: what `sned.trace` made of the dense network.
         state: its parameters and buffers by name.
-        plan: what is removed.
+        plan: what is removed, and the masks that the solved weights keep to.
         calibration: gives the inputs.
         count: how many of its inputs to use, from the first; all when None.
         options: see `Options`.
@@ -192,12 +194,13 @@ def _tasks(graph: Graph, plan: Plan, calibration: Calibration) -> Iterator[_Task
     """The consumers that can be solved for: no other op reads their weight, and they are not too wide."""
     sizes = Sizes(graph, keep_of(graph, plan))
     after = followings(graph, calibration.consumers)
+    masks = {name: torch.from_numpy(mask) for name, mask in plan.masks.items()}
     for consumer in calibration.consumers:
         if consumer.shared:
             continue
         index = layout(graph, sizes, consumer)
         if index.shape[2] <= WIDEST:
-            yield _Task(consumer, after[consumer.op], index)
+            yield _Task(consumer, after[consumer.op], index, masks)
 
 
 class _Scene:
@@ -276,10 +279,24 @@ class _Scene:
         """Weights `[parts, outputs, width]` and the constant `[parts, outputs]`."""
         free = self._free is not None
         fits = [each.fit(goal.cross[n], goal.mean[n] if free else None) for n, each in enumerate(parts)]
-        if self._options.thin is not None:
-            thin = partial(self._options.thin, self._task.consumer)
-            fits = [_thinned(fit, self._moment, goal, part, free, thin) for part, fit in enumerate(fits)]
+        if (zeros := self._zeros()) is not None:
+            fits = [
+                _thinned(fit, self._moment, goal, part, free, zeros[part]) for part, fit in enumerate(fits)
+            ]
         return torch.stack([fit.weight for fit in fits]), torch.stack([fit.bias for fit in fits])
+
+    def _zeros(self) -> list[Callable[[Tensor, Tensor], Tensor]] | None:
+        """What puts zeros into the weights of each part: those of the mask, and those that are asked for."""
+        mask = self._task.masks.get(self._task.consumer.weight)
+        if self._options.thin is not None:
+            stay = torch.ones_like(self._start, dtype=torch.bool) if mask is None else self._parts(mask)
+            return [partial(self._options.thin, self._task.consumer, part) for part in stay]
+        if mask is None:
+            return None
+        return [partial(held, part, ridge=self._options.ridge) for part in self._parts(mask)]
+
+    def _parts(self, mask: Tensor) -> Tensor:
+        return mask.to(self._index.device).flatten()[self._index]
 
     def _told(self, goal: CrossMoment, weight: Tensor, bias: Tensor) -> Solved:
         """What the solution gains over the weights as they were cut."""
@@ -316,7 +333,8 @@ class _Scene:
             return
         start = self._held.double() if not consumer.bias_inside else torch.zeros_like(self._held).double()
         gained = bias.flatten() if consumer.bias else -bias.flatten()
-        self._state[self._free] = (start + gained).to(self._held.dtype)
+        value, mask = (start + gained).to(self._held.dtype), self._task.masks.get(self._free)
+        self._state[self._free] = value if mask is None else value * mask.to(value.device)
 
 
 def _thinned(

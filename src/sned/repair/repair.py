@@ -20,6 +20,7 @@ from sned.progress import SILENT, Progress
 from sned.repair.batchnorm import blended, reestimate
 from sned.repair.following import norms
 from sned.repair.reconstruct import STANDARD, Options, Solved, reconstruct
+from sned.surgery.masks import with_masks_of
 
 HELD_OUT = 0.2
 """Share of the calibration inputs that decide and are not fitted to."""
@@ -104,7 +105,7 @@ def repair(
     Tried are: the network as it was cut, re-estimated BatchNorm statistics, sequential least squares of every
     consumer, and least squares with statistics moved half or all of the way. The one whose answers to
     held-out calibration inputs are closest to the dense network's is returned, so the result is never worse
-    than the cut network there.
+    than the cut network there. Zeros that masks hold, of the dense network or of the plan, stay zeros.
 
     Args:
         graph: what `sned.trace` made of the dense network.
@@ -129,6 +130,7 @@ def repair(
             "another. "
             "Run `calibrate` with this graph."
         )
+    plan = with_masks_of(graph.model, plan)
     start = held_out(calibration, graph)
     fitted = start or calibration.count
     judge = Judge(graph, plan, calibration, start)

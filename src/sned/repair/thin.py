@@ -14,7 +14,7 @@ from torch import Tensor
 from sned.calibration import Calibration, Consumer
 from sned.calibration.moments import WIDEST
 from sned.calibration.patterns import Pattern
-from sned.calibration.thinning import thinned
+from sned.calibration.thinning import held, thinned
 from sned.errors import PlanError
 from sned.graph.ir import Graph
 from sned.graph.replay import State
@@ -24,6 +24,7 @@ from sned.repair.following import norms
 from sned.repair.reconstruct import Options, Solved, reconstruct
 from sned.repair.repair import MARGIN, SHARES, SOLVED, Candidate, Judge, held_out, statistics_inputs
 from sned.repair.shares import densities
+from sned.surgery.masks import with_masks_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,8 @@ def thin(
     Layers whose loss the answers feel keep more (`shares.py`): a ranking by the error of the layers' own outputs did
     worse than the same share of each. Weights that several ops share, or that are too wide to repair, stay dense.
 
+    Zeros that masks of the network hold stay, and count.
+
     Args:
         graph: of the network as it is (trace a pruned one anew).
         state: its parameters and buffers by name.
@@ -74,20 +77,20 @@ def thin(
         PlanError: no sparsity where the pattern needs one, or one that contradicts it.
     """
     asked = _asked(pattern, sparsity)
-    plan = graph.plan({})
+    plan = with_masks_of(graph.model, graph.plan({}))
     weights = frozenset(_thinnable(calibration, pattern))
 
-    def entries(consumer: Consumer, weight: Tensor, second: Tensor, density: float) -> Tensor:
-        return thinned(weight, second, consumer.window, pattern, density)
+    def alone(consumer: Consumer, weight: Tensor, second: Tensor, density: float) -> Tensor:
+        return thinned(weight, second, consumer.window, pattern, density, stay=weight != 0)
 
     kept = dict.fromkeys(weights, 1 - asked)
     if pattern.fixed is None and not calibration.synthetic:
-        kept = densities(graph, state, calibration, weights, entries, 1 - asked, progress=progress)
+        kept = densities(graph, state, calibration, weights, alone, 1 - asked, progress=progress)
 
-    def zeros(consumer: Consumer, weight: Tensor, second: Tensor) -> Tensor:
+    def zeros(consumer: Consumer, stay: Tensor, weight: Tensor, second: Tensor) -> Tensor:
         if consumer.weight not in weights:
-            return weight
-        return entries(consumer, weight, second, kept[consumer.weight])
+            return held(stay, weight, second)
+        return thinned(weight, second, consumer.window, pattern, kept[consumer.weight], stay=stay)
 
     start = held_out(calibration, graph)
     fitted = start or calibration.count
@@ -111,7 +114,7 @@ def thin(
     judged = [Candidate(name, judge(candidate)) for name, candidate in tried.items()]
     best = min(judged, key=lambda one: one.divergence.key * (1 if one.name == SOLVED else 1 + MARGIN))
     chosen = tried[best.name]
-    masks = {name: chosen[name] != 0 for name in sorted(weights)}
+    masks = {name: chosen[name] != 0 for name in sorted(weights | plan.masks.keys()) if name in chosen}
     zero, total = sum(int((~m).sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
     return Thinned(chosen, masks, zero / total, tuple(judged), consumers)
 

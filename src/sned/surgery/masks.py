@@ -8,6 +8,7 @@ module that this holds in copies, for exchanged parameters, and after `load_stat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from sned.errors import SurgeryError
 from sned.graph.ir import IntArray
 from sned.graph.modules import modules_of
+from sned.graph.plan import Plan
+from sned.graph.replay import cut_down
 from sned.surgery.keras import is_keras_model
 
 
@@ -97,9 +100,17 @@ def cut_masks(model: nn.Module, kept: Mapping[str, Mapping[int, IntArray]]) -> N
     for path, module in modules_of(model):
         for hook in _hooks(module):
             for name, mask in hook.masks.items():
-                for axis, indices in kept.get(f"{path}.{name}" if path else name, {}).items():
-                    mask = mask.index_select(axis, torch.from_numpy(indices).to(mask.device))
-                hook.masks[name] = mask
+                hook.masks[name] = cut_down(mask, kept.get(f"{path}.{name}" if path else name, {}))
+
+
+def with_masks_of(model: nn.Module, plan: Plan) -> Plan:
+    """The plan with all the masks that `apply` leaves in the pruned network: those that `model` holds, cut, and its
+    own."""
+    masks = dict(plan.masks)
+    for name, held in masks_of(model).items():
+        mask = cut_down(held, plan.kept.get(name, {})).cpu().numpy()
+        masks[name] = masks[name] & mask if name in masks else mask
+    return replace(plan, masks=masks)
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
