@@ -351,6 +351,15 @@ def test_a_loss_that_the_rest_of_the_budget_exceeds_is_an_error_that_names_the_c
         pruned(budget=sned.Budget(max_loss=0.3, macs="40%"), evaluate=weights)
 
 
+@pytest.mark.parametrize("amounts", [{}, {"macs": "60%"}])
+def test_rules_that_alone_exceed_the_loss_are_told(amounts: dict[str, str]) -> None:
+    fixed = {"sparsity": {"features.0": 0.5}}
+    cut = sned.apply(small(), sned.plan(sned.trace(small(), X), rules=fixed))
+    match = rf"but that alone loses {1 - weights(cut):.4g} by `evaluate`, and at most 0.01 may go\. Take less"
+    with pytest.raises(BudgetError, match=match):
+        pruned(budget=sned.Budget(max_loss=0.01, **amounts), rules=fixed, evaluate=weights)
+
+
 def test_nothing_goes_where_everything_costs_too_much() -> None:
     result = pruned(budget=sned.Budget(max_loss=0.0), evaluate=weights)
     assert result.plan.removed == {}

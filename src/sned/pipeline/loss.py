@@ -31,7 +31,7 @@ def within_loss(
     minimised; `largest` is the best one within the other limits.
 
     Raises:
-        BudgetError: within the other limits more is lost.
+        BudgetError: within the other limits more is lost, or by the rules alone.
     """
     allowed, axis = study.budget.max_loss or 0.0, axis_of(study.budget)
     dense = study.dense_costs()[axis]
@@ -68,6 +68,8 @@ def within_loss(
         share = largest.costs[axis] / dense
         if not keeps(largest):
             whole = search(name, replace(problem, limits={axis: dense}))
+            if not keeps(whole):
+                raise _taken(study, lost[id(whole)])
             problem = replace(problem, limits={})
             raise _contradiction(study, lost[id(largest)], bisected(whole, share, 1.0).costs[axis])
         best = bisected(largest, min(SMALLEST, share / 2), share)
@@ -78,6 +80,13 @@ def within_loss(
     return best, (
         f"{len(lost)} repaired networks were evaluated to find the smallest {axis} within the loss allowed; the chosen "
         f"one loses {lost[id(best)]:.4g} of at most {allowed:g}, by the very data that chose it.",
+    )
+
+
+def _taken(study: Study, loss: float) -> BudgetError:
+    return BudgetError(
+        f"`max_loss` and what rules and `without` take away must go together, but that alone loses {loss:.4g} by "
+        f"`evaluate`, and at most {study.budget.max_loss:g} may go. Take less away, or allow more loss."
     )
 
 
