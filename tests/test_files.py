@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sned.errors import WriteError
-from sned.files import atomic_path, atomic_write_text, size_of, staged_path
+from sned.files import atomic_path, atomic_write_text, check_place, size_of, staged_path
 
 DISK_IS_FULL = Path("/dev/full")
 
@@ -175,3 +175,18 @@ def test_a_file_stays_a_file_and_a_package_a_package(tmp_path: Path) -> None:
         staged.write_text("new")
     assert file.read_text() == "old"
     assert package.is_dir()
+
+
+def test_a_place_is_checked_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    for fine, folder in (("new/model.onnx", False), ("file", False), ("new/folder", True), (".", True)):
+        check_place(tmp_path / fine, folder=folder)
+    for taken, folder, reason in (
+        ("file", True, "a file stands at that place, where a folder is to be"),
+        (".", False, "a folder stands at that place"),
+        ("file/model.onnx", False, "a file stands where one of its folders should be"),
+        ("file/new/folder", True, "a file stands where one of its folders should be"),
+    ):
+        with pytest.raises(WriteError, match=rf"Could not write '.*': {reason}"):
+            check_place(tmp_path / taken, folder=folder)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import sned
-from sned.errors import BudgetError, CalibrationError, DeviceError, PlanError, UserError
+from sned.errors import BudgetError, CalibrationError, DeviceError, PlanError, UserError, WriteError
 from sned.export import Exported
 from sned.export.parity import Parity
 from sned.graph.trace import trace
@@ -334,6 +334,19 @@ def test_a_refused_budget_leaves_no_file_of_the_whole_network(
     with pytest.raises(BudgetError):
         pruned(rules={"protect": ["*"]}, out=tmp_path)
     assert (tmp_path / "dense.onnx").exists()
+
+
+def test_a_file_where_the_folder_should_be_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+
+    def untouched() -> Iterator[Tensor]:
+        raise AssertionError("inputs were read")
+        yield X
+
+    for out in ("file", "file/out"):
+        with pytest.raises(WriteError, match=r"Could not write '.*': a file stands"):
+            pruned(out=tmp_path / out, calibration=untouched())
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_the_smallest_within_a_loss_is_found_and_told() -> None:

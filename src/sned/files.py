@@ -14,8 +14,28 @@ from sned.errors import WriteError
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _UNWRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG})
 _NOT_A_FOLDER = frozenset({errno.ENOTDIR, errno.EEXIST})
+_FILE_THERE = "a file stands at that place, where a folder is to be. Choose another name."
+_FOLDER_THERE = "a folder stands at that place. Choose another name."
+_FILE_ABOVE = "a file stands where one of its folders should be. Choose another folder."
 _NEARLY_NOTHING = 64 * 1024
 """Bytes free below which a failed write is put down to a full disk: libraries often hide the errno."""
+
+
+def check_place(path: str | Path, *, folder: bool = False) -> None:
+    """Find out before any work is done whether a file, or a folder, can come to stand at `path`.
+
+    Raises:
+        WriteError: something else stands there, or a file where one of its folders should be.
+    """
+    final = Path(path)
+    above = next(there for there in final.absolute().parents if there.exists())
+    reason = None
+    if not above.is_dir():
+        reason = _FILE_ABOVE
+    elif final.exists() and final.is_dir() != folder:
+        reason = _FILE_THERE if folder else _FOLDER_THERE
+    if reason is not None:
+        raise WriteError(f"Could not write '{final}': {reason}")
 
 
 @contextmanager
@@ -142,11 +162,11 @@ def _write_failure(error: BaseException, final: Path, beside: Path) -> str | Non
     if named not in {final, beside, *final.parents} and not passing:
         return None
     if code == errno.ENOTDIR and final.is_file():
-        return "a file stands at that place, where a folder is to be. Choose another name."
+        return _FILE_THERE
     if code == errno.EISDIR:
-        return "a folder stands at that place. Choose another name."
+        return _FOLDER_THERE
     if code in _NOT_A_FOLDER:
-        return "a file stands where one of its folders should be. Choose another folder."
+        return _FILE_ABOVE
     if code in _UNWRITABLE:
         return f"{os.strerror(code).lower()}. Choose a folder that you may write to."
     return None

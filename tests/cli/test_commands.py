@@ -172,3 +172,18 @@ def test_sparsify_writes_a_masked_model(shell: Shell, user_file: Path, tmp_path:
     refused = shell("sparsify", where, "-e", "1,3,8,8", "--sparsity", "0.5", "--match-seconds", "0")
     assert refused.code == 2
     assert "more than 0 seconds" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("out", "match"),
+    [("thin.pt", r"must be a file that ends in \.safetensors, got '.*thin\.pt'"),
+     ("folder.safetensors", r"folder\.safetensors': a folder stands at that place")],
+)  # fmt: skip
+def test_sparsify_refuses_a_place_before_any_work(
+    shell: Shell, user_file: Path, tmp_path: Path, out: str, match: str
+) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    failing = ("-c", f"{user_file}:failing", "--sparsity", "0.5", "--out", tmp_path / out)
+    ended = shell("sparsify", f"{user_file}:make_model", "-e", "1,3,8,8", *failing)
+    assert ended.code == 2
+    assert re.search(match, ended.err), ended.err

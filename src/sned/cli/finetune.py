@@ -10,7 +10,7 @@ import typer
 from sned.cli.inputs import load_model
 from sned.cli.objects import called, load_object
 from sned.cli.options import Json, Model, Weights
-from sned.cli.output import progress, say, show, show_json
+from sned.cli.output import check_out, progress, say, show, show_json
 from sned.cli.stopping import keeping
 from sned.errors import UserError
 
@@ -144,7 +144,8 @@ def command(
     from sned.errors import TrainingError
     from sned.training import finetune
 
-    _check_out(out)
+    if out is not None:
+        check_out(out)
     built = load_model(model, weights)
     given = called(load_object(data, what="data"), spec=data)
     own = {"loss": loss, "metric": metric}
@@ -200,12 +201,6 @@ def _alone() -> bool:
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)
-
-
-def _check_out(path: Path | None) -> None:
-    """Find out before training whether what comes of it will be read again."""
-    if path is not None and path.suffix != ".safetensors":
-        raise UserError(f"`--out` must be a file that ends in .safetensors, got '{path}'.")
 
 
 def _named(given: str | None, what: str) -> Any:

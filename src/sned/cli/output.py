@@ -2,8 +2,11 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sned.errors import UserError
+from sned.files import check_place
 from sned.progress import Progress, RichProgress
 
 if TYPE_CHECKING:
@@ -17,6 +20,13 @@ def help_of(command: Callable[..., None]) -> str:
     """The docstring of a command with its paragraphs on one line each, for the terminal to wrap."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def check_out(path: Path, suffix: str = ".safetensors") -> None:
+    """Find out before the work whether the model that comes of it can be written, and will be read again."""
+    if path.suffix != suffix:
+        raise UserError(f"`--out` must be a file that ends in {suffix}, got '{path}'.")
+    check_place(path)
 
 
 def show(renderable: "RenderableType") -> None:

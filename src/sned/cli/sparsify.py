@@ -7,7 +7,7 @@ import typer
 
 from sned.cli.inputs import load_batches, load_example, load_model
 from sned.cli.options import Example, Json, Model, Weights
-from sned.cli.output import progress, say, show, show_json
+from sned.cli.output import check_out, progress, say, show, show_json
 from sned.cli.stopping import keeping
 
 
@@ -39,7 +39,10 @@ def command(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE.safetensors", help="The file to write.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="The file to write: .safetensors, or .keras of a Keras model."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -54,8 +57,11 @@ def command(
     """
     from sned.repair import sparsify
     from sned.surgery import save
+    from sned.surgery.keras import is_keras
 
     built, inputs = load_model(model, weights), load_example(example)
+    if out is not None:
+        check_out(out, ".keras" if is_keras(built) else ".safetensors")
     batches = load_batches(calibration) if calibration else None
     with keeping(out.parent if out else None):
         sparse = sparsify(

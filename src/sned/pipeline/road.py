@@ -18,7 +18,7 @@ from sned.calibration import Resume, calibrate
 from sned.devices import Budget, cost_for, limits_for
 from sned.errors import BudgetError, CalibrationError, ModelError, SnedError, UserError
 from sned.export import export_onnx
-from sned.files import atomic_write_text
+from sned.files import atomic_write_text, check_place
 from sned.graph import Graph, Plan
 from sned.graph.example import Inputs
 from sned.measure import Latency, agreement, evaluated
@@ -178,6 +178,7 @@ def prune(
         CalibrationError: the calibration inputs are not what the model takes.
         SurgeryError, ExportError: the result does not compute what it must; nothing is handed over.
         UserError, TrainingError: what `sned.finetune` raises.
+        WriteError: `out` is no folder, or cannot be written to.
 
     Example:
         >>> result = sned.prune(model, x, budget=sned.Budget(latency_ms="50%"), calibration=batches)
@@ -190,6 +191,8 @@ def prune(
     asked = RULES_ALONE if budget is None and without else one_of(None, budget, respected)
     if asked.max_loss is not None and evaluate is None:
         raise BudgetError("`max_loss` is measured by `evaluate`: pass a function from a model to a number.")
+    if out is not None:
+        check_place(out, folder=True)
     if finetune is not None and "data" not in finetune:
         raise UserError(
             "`finetune` must hold what `sned.finetune` takes, `data` at least: {'data': loader, 'epochs': 10}."
