@@ -183,6 +183,14 @@ def test_rules_alone_say_how_much_goes(tmp_path: Path) -> None:
             {"at_least": {"more.0": 7}, "sparsity": {"more.0": 0.5}},
             "asks 0.5 of the 8 units of 'more.0' to go, and",
         ),
+        (
+            {"sparsity": {"more.0": 0.5}, "multiple_of": 100},
+            r"other rules keep all of it: 'more\.0' keeps 8 of 8 units, not 4 \(`multiple_of` 100\)\. Leave one",
+        ),
+        (
+            {"sparsity": {"*": 0.5}, "protect": ["*"]},
+            r"keep all of it: 'features\.0' keeps 8 of 8 units, not 4 \(`protect`\); 'more\.0' keeps 8",
+        ),
     ],
 )
 def test_rules_that_cannot_be_are_refused_before_anything_is_measured(
@@ -191,6 +199,36 @@ def test_rules_that_cannot_be_are_refused_before_anything_is_measured(
     monkeypatch.setattr("sned.pipeline.study.calibrate", lambda *a, **k: pytest.fail("too late"))
     with pytest.raises(PlanError, match=message):
         pruned(rules=rules)
+
+
+def test_rules_that_hold_a_sparsity_back_are_told() -> None:
+    def told(rules: Any, budget: Any = None) -> tuple[list[int], list[str]]:
+        result = sned.prune(small(), X, budget=budget, rules=rules)
+        return widths(result), [note for note in result.report.notes if "hold back" in note]
+
+    asked = "Other rules hold back what `sparsity` asks for: "
+    fixed = {"sparsity": {"features.0": 0.5}}
+    assert told(fixed) == ([4, 8], [])
+    assert told({**fixed, "multiple_of": 7}) == (
+        [7, 8],
+        [f"{asked}'features.0' keeps 7 of 8 units, not 4 (`multiple_of` 7)."],
+    )
+    assert told({"sparsity": {"*": 0.5}, "at_least": {"m*": 6}, "protect": ["f*"]}) == (
+        [8, 6],
+        [
+            f"{asked}'features.0' keeps 8 of 8 units, not 4 (`protect`); "
+            "'more.0' keeps 6 of 8 units, not 4 (`at_least` 6)."
+        ],
+    )
+    half = sned.Budget(sparsity=0.5)
+    held = "'{}' keeps 8 of 8 units, not 4 (`multiple_of` 100)".format
+    assert told({"multiple_of": 100}, half) == ([8, 8], [f"{asked}{held('features.0')}; {held('more.0')}."])
+
+
+def test_a_sparsity_of_less_than_a_unit_is_not_called_a_budget_that_is_kept() -> None:
+    notes = sned.prune(small(), X, rules={"sparsity": {"*": 0.01}}).report.notes
+    assert "What is asked for leaves no whole unit of any group to go, so nothing was removed." in notes
+    assert not any("keeps the budget" in note for note in notes)
 
 
 def test_a_manual_plan_that_names_nothing_or_misses_the_budget() -> None:

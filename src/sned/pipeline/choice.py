@@ -16,6 +16,7 @@ from sned.pipeline.study import Study, anchored, keep, measure, once, timed
 from sned.report.compose import Whole
 from sned.saliency import CRITERIA, Evidence, Scores, criterion_named
 from sned.search import Found, Problem, curve, remeasured, search
+from sned.search.rules import listed
 from sned.surgery.pytorch import pruned
 
 ROUNDS = 4
@@ -63,6 +64,7 @@ def choose(study: Study, search_by: str | None, evaluate: Evaluate | None, base:
             _ranked_by(study),
             *_labels_unused(study),
             _chosen_by(study, name, asked=search_by is not None),
+            *_held_back(study, name),
             *notes,
             *said,
         )
@@ -82,8 +84,17 @@ def _within(study: Study, problem: Problem, name: str) -> tuple[Found, tuple[str
     if study.measured and "latency_ms" in problem.limits:
         return _within_latency(study, problem, name)
     found = search(name, problem)
-    whole = not found.changes and study.budget.max_loss is None
-    return found, ("The network keeps the budget as it is, so nothing was removed.",) if whole else ()
+    if found.changes or study.budget.max_loss is not None:
+        return found, ()
+    if problem.sparsity is not None or name == "manual":
+        return found, ("What is asked for leaves no whole unit of any group to go, so nothing was removed.",)
+    return found, ("The network keeps the budget as it is, so nothing was removed.",)
+
+
+def _held_back(study: Study, name: str) -> tuple[str, ...]:
+    """Which groups lose less than was asked of them, and why."""
+    groups = study.rules.held_back(study.graph, study.budget.sparsity if name == "uniform" else None)
+    return (f"Other rules hold back what `sparsity` asks for: {listed(groups)}.",) if groups else ()
 
 
 def _within_latency(study: Study, problem: Problem, name: str) -> tuple[Found, tuple[str, ...]]:

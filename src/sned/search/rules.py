@@ -97,19 +97,75 @@ class Rules:
         _check_contradictions(graph, self)
         return tuple(self._choices(group) for group in graph.groups)
 
+    def held_back(self, graph: Graph, sparsity: float | None = None) -> tuple[HeldBack, ...]:
+        """Groups that keep more units than their sparsity asks for, because other rules do.
+
+        Args:
+            graph: of the network.
+            sparsity: of groups to which the rules give none.
+        """
+        found = []
+        for group in graph.groups:
+            own = lookup(self.sparsity, group.name)
+            fraction = (sparsity or 0.0) if own is None else own
+            ladders = (_counts(group), self._allowed(group))
+            asked, kept = (int(ladder[uniform_level(ladder, fraction)]) for ladder in ladders)
+            if kept > asked:
+                found.append(HeldBack(group, asked, kept, self._others(group)))
+        return tuple(found)
+
     def _choices(self, group: Group) -> IntArray:
-        cells = group.cell_count
-        counts: IntArray = np.arange(group.size, 0, -cells, dtype=np.int64)
-        if any(matches(pattern, group.name) for pattern in self.protect):
-            return counts[:1]
-        multiple = lookup(self.multiple_of, group.name) or 1
-        least = min(lookup(self.at_least, group.name) or 1, group.size)
-        allowed: IntArray = counts[((counts % multiple == 0) & (counts >= least)) | (counts == group.size)]
+        allowed = self._allowed(group)
         sparsity = lookup(self.sparsity, group.name)
         if sparsity is None:
             return allowed
         level = uniform_level(allowed, sparsity)
         return allowed[level : level + 1]
+
+    def _allowed(self, group: Group) -> IntArray:
+        """What may be kept whatever the sparsity."""
+        counts = _counts(group)
+        if self._protects(group):
+            return counts[:1]
+        multiple = lookup(self.multiple_of, group.name) or 1
+        least = min(lookup(self.at_least, group.name) or 1, group.size)
+        allowed: IntArray = counts[((counts % multiple == 0) & (counts >= least)) | (counts == group.size)]
+        return allowed
+
+    def _protects(self, group: Group) -> bool:
+        return any(matches(pattern, group.name) for pattern in self.protect)
+
+    def _others(self, group: Group) -> str:
+        """The rules for a group beside its sparsity, in words."""
+        if self._protects(group):
+            return "`protect`"
+        named = {"at_least": self.at_least, "multiple_of": self.multiple_of}
+        values = {name: lookup(counts, group.name) for name, counts in named.items()}
+        return " and ".join(f"`{name}` {value}" for name, value in values.items() if value is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldBack:
+    """A group that keeps `kept` units where its sparsity asks for `asked`, because of `others`, rules in words."""
+
+    group: Group
+    asked: int
+    kept: int
+    others: str
+
+    def __str__(self) -> str:
+        return f"{self.group.name!r} keeps {self.kept} of {self.group.size} units, not {self.asked} ({self.others})"
+
+
+def listed(held_back: Sequence[HeldBack], *, limit: int = 4) -> str:
+    """The first of them in words."""
+    more = f"; and {len(held_back) - limit} more" if len(held_back) > limit else ""
+    return "; ".join(map(str, held_back[:limit])) + more
+
+
+def _counts(group: Group) -> IntArray:
+    counts: IntArray = np.arange(group.size, 0, -group.cell_count, dtype=np.int64)
+    return counts
 
 
 def uniform_level(kept: IntArray, sparsity: float) -> int:
@@ -166,7 +222,7 @@ def _check_values(graph: Graph, rules: Rules) -> None:
 
 
 def _check_contradictions(graph: Graph, rules: Rules) -> None:
-    """A sparsity that is asked of one group by its name must not be taken back by another rule."""
+    """A sparsity that is asked of one group by its name must not be taken back by another rule, nor all of them."""
     for group in graph.groups:
         fraction = rules.sparsity.get(group.name)
         if not fraction:
@@ -183,6 +239,12 @@ def _check_contradictions(graph: Graph, rules: Rules) -> None:
                 f"`sparsity` asks {fraction:g} of the {group.size} units of {group.name!r} to go, and `at_least` "
                 f"{least} of them to stay. Lower one of them."
             )
+    held_back = rules.held_back(graph)
+    if held_back and all(rules._choices(group)[0] == group.size for group in graph.groups):
+        raise PlanError(
+            "Something must be left of what `sparsity` asks to go, but other rules keep all of it: "
+            f"{listed(held_back)}. Leave one of them out."
+        )
 
 
 def _table(name: str, value: object) -> Mapping[str, object]:
