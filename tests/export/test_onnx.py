@@ -133,6 +133,31 @@ def test_a_batch_that_the_forward_fixes_stays_fixed_and_the_result_says_why(tmp_
     assert result.batches == (2,)
 
 
+class Passing(nn.Module):
+    """Hands its inputs on, under names that inputs have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, p: Tensor, q: Tensor) -> dict[str, Tensor]:
+        return {"p": self.head(p + q), "again": q, "q": p, "p_2": q}
+
+
+def test_inputs_that_are_outputs_as_well_keep_their_names(tmp_path: Path) -> None:
+    example = {"p": torch.randn(2, 4), "q": torch.randn(2, 4)}
+    result = export_onnx(Passing(), example, tmp_path / "model.onnx")
+    assert result.inputs == ("p", "q")
+    session = open_session(result.path)
+    assert tuple(value.name for value in session.get_outputs()) == result.outputs
+    assert len({*result.inputs, *result.outputs}) == 6
+    given = feeds(result, example, batch=5)
+    given["q"] = given["q"] + 1
+    found = session.run(None, given)
+    for place, name in ((1, "q"), (2, "p"), (3, "q")):
+        np.testing.assert_array_equal(found[place], given[name])
+
+
 @pytest.mark.parametrize(
     ("function", "match"),
     [

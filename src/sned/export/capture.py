@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,8 @@ class Subject:
             ) from error
         given = tuple(tensors((args, kwargs)))
         names = tuple(_tensor_inputs(program))
-        return Captured(program, names, self.outputs, given, self.module, dynamic_batch)
+        outputs = _distinct([*names, *self.outputs])[len(names) :]
+        return Captured(program, names, outputs, given, self.module, dynamic_batch)
 
     def _dynamic_shapes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         size = batch_size((args, kwargs))
@@ -286,11 +288,10 @@ def _reason(error: BaseException) -> str:
 
 def _distinct(names: list[str]) -> tuple[str, ...]:
     """Names that an ONNX file takes, each once."""
-    seen: dict[str, int] = {}
-    distinct = []
+    distinct: list[str] = []
     for name in (re.sub(r"\W", "_", name) for name in names):
-        seen[name] = seen.get(name, 0) + 1
-        distinct.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+        numbered = (f"{name}_{number}" for number in count(2))
+        distinct.append(next(free for free in chain([name], numbered) if free not in distinct))
     return tuple(distinct)
 
 
