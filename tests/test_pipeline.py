@@ -174,6 +174,7 @@ def test_rules_alone_say_how_much_goes(tmp_path: Path) -> None:
         ({"sparsity": {"features.0": 1.0}}, r"must be in \[0, 1\)"),
         ({"sparsity": {"head": 0.5}}, "Its 4 outputs cannot be cut: output of the model"),
         ({"at_least": {"more.0": 70}}, "asks to keep 70 units of 'more.0', which has 8"),
+        ({"sparsity": {3: 0.5}}, "`sparsity` is told by names of groups or patterns, got 3"),
         (["features.0"], "must be a dict with fields such as `protect`, a TOML file .* got list"),
         (
             {"protect": ["features.*"], "sparsity": {"features.0": 0.5}},
@@ -321,7 +322,7 @@ def test_layers_that_are_not_there_are_refused() -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        (None, "Say how much may remain"),
+        (None, r"Say how much may remain: give a `Budget`, such as Budget\(sparsity=0\.5\)"),
         ({"macs": "50%"}, r"must be a `sned\.Budget`, such as Budget\(macs=\"50%\"\), got \{'macs'"),
         (sned.Budget(max_loss=0.1), "`max_loss` is measured by `evaluate`"),
     ],
@@ -385,6 +386,35 @@ def test_a_file_where_the_folder_should_be_is_refused_before_any_work(tmp_path: 
         with pytest.raises(WriteError, match=r"Could not write '.*': a file stands"):
             pruned(out=tmp_path / out, calibration=untouched())
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"without": 3}, "`without` must be a list of layers by their names in `graph.layers`, got 3"),
+        ({"without": [3]}, r"`without` must be a list of layers .*, got \[3\]"),
+        ({"saliency": 3}, "`saliency` must be a name, got 3"),
+        ({"search_by": ["knapsack"]}, r"`search_by` must be a name, got \['knapsack'\]"),
+        ({"match_seconds": "10"}, "`match_seconds` is a time, more than 0 seconds, got '10'"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pruned(**asked)
+
+
+def test_a_plan_takes_a_sparsity_or_a_budget() -> None:
+    graph = sned.trace(small(), X)
+    with pytest.raises(BudgetError, match="both say how much may remain: give one of them"):
+        sned.plan(graph, sparsity=0.5, budget=sned.Budget(macs="50%"))
+    with pytest.raises(UserError, match="`saliency` must be a name, got 3"):
+        sned.plan(graph, sparsity=0.5, saliency=3)  # type: ignore[arg-type]
+
+
+def test_too_few_inputs_to_match_on_are_refused_once_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sned.pipeline.study.scored", lambda *a, **k: pytest.fail("too late"))
+    with pytest.raises(CalibrationError, match="at least 32 inputs, got 16"):
+        pruned(calibration=BATCHES[:1], match_seconds=1.0)
 
 
 def test_the_smallest_within_a_loss_is_found_and_told() -> None:

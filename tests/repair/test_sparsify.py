@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import sned
-from sned.errors import BudgetError, PlanError
+from sned.errors import BudgetError, CalibrationError, PlanError
 from sned.graph.trace import state_of
 from sned.repair import sparsify
 from sned.surgery import masks_of
@@ -106,12 +109,31 @@ def test_the_model_is_not_touched() -> None:
     [({}, r"in \(0, 1\), got None"),
      ({"sparsity": 1.5}, r"in \(0, 1\), got 1.5"),
      ({"sparsity": 0.7, "pattern": "2:4"}, r"makes 50% of the weights zero, but 70% was asked"),
+     ({"sparsity": "50%"}, r"a number in \(0, 1\), got '50%'"),
+     ({"sparsity": True}, r"a number in \(0, 1\), got True"),
      ({"sparsity": 0.5, "pattern": "2 of 4"}, r"got '2 of 4'"),
-     ({"pattern": "16:32"}, r"No weight of this network can be thinned")],
+     ({"sparsity": 0.5, "pattern": None}, r"got None"),
+     ({"sparsity": 0.5, "pattern": 24}, r"got 24")],
 )  # fmt: skip
-def test_what_cannot_be_done_is_said(asked: dict[str, object], text: str) -> None:
+def test_what_cannot_be_done_is_said_before_any_input_is_read(asked: dict[str, object], text: str) -> None:
     with pytest.raises(PlanError, match=text):
-        sparsify(block(), images(8)[:2], calibration=[images(8)], **asked)
+        sparsify(block(), images(8)[:2], calibration=unread(), **asked)
+
+
+def unread() -> Iterator[torch.Tensor]:
+    raise AssertionError("inputs were read")
+    yield images(8)
+
+
+def test_a_network_that_has_not_as_many_inputs_as_the_pattern_is_refused() -> None:
+    with pytest.raises(PlanError, match="No weight of this network can be thinned"):
+        sparsify(block(), images(8)[:2], calibration=[images(8)], pattern="16:32")
+
+
+def test_too_few_inputs_to_match_on_are_refused_once_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["sned.repair.sparsify"], "thin", lambda *a, **k: pytest.fail("too late"))
+    with pytest.raises(CalibrationError, match="at least 32 inputs, got 31"):
+        sparsify(block(), images(8)[:2], sparsity=0.5, calibration=[images(31)], match_seconds=4.0)
 
 
 @pytest.mark.usefixtures("steps_for_seconds")
@@ -134,6 +156,7 @@ def test_nothing_is_matched_on_random_inputs_and_that_is_said() -> None:
     assert "Nothing was matched" in sparse.note
 
 
-def test_a_time_to_match_is_more_than_none() -> None:
-    with pytest.raises(BudgetError, match="more than 0 seconds, got 0"):
-        sparsify(block(), images(8)[:2], sparsity=0.5, calibration=[images(8)], match_seconds=0)
+@pytest.mark.parametrize("seconds", [0, float("nan"), "10", True])
+def test_a_time_to_match_is_more_than_none(seconds: Any) -> None:
+    with pytest.raises(BudgetError, match=f"more than 0 seconds, got {seconds!r}"):
+        sparsify(block(), images(8)[:2], sparsity=0.5, calibration=unread(), match_seconds=seconds)

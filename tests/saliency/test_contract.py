@@ -85,6 +85,8 @@ def test_calibration_is_asked_for(name: str) -> None:
 def test_unknown_criteria_list_close_names() -> None:
     with pytest.raises(UserError, match=r"No saliency criterion is called 'tailor'. Did you mean 'taylor'"):
         score("tailor", evidence("residual"))
+    with pytest.raises(UserError, match=r"called 'fpgm'\. It is 'geometric-median' here"):
+        score("fpgm", evidence("residual"))
 
 
 def test_importance_is_ranked_within_each_cell() -> None:

@@ -42,7 +42,7 @@ class Pattern:
         """
         if text == SINGLE:
             return Pattern(text)
-        found = _PATTERN.fullmatch(text)
+        found = _PATTERN.fullmatch(text) if isinstance(text, str) else None
         held = {name: int(number) for name, number in (found.groupdict() if found else {}).items() if number}
         if 0 < held.get("n", 0) < held.get("m", 0):
             return Pattern(text, keep=held["n"], of=held["m"])
@@ -57,6 +57,26 @@ class Pattern:
     def fixed(self) -> float | None:
         """The share of zeros where the pattern gives it: 1 - N / M."""
         return 1 - self.keep / self.of if self.of else None
+
+    def share(self, sparsity: float | None) -> float:
+        """The share of zeros that is asked for, or that the pattern gives.
+
+        Raises:
+            PlanError: no sparsity where the pattern needs one, or one that contradicts it.
+        """
+        number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
+        if sparsity is None and self.fixed is not None:
+            return self.fixed
+        if sparsity is None or not number or not 0 < sparsity < 1:
+            raise PlanError(
+                f"`sparsity` is the share of weights that become zero, a number in (0, 1), got {sparsity!r}."
+            )
+        if self.fixed is not None and abs(sparsity - self.fixed) > 1e-6:
+            raise PlanError(
+                f"The pattern {self.name} makes {self.fixed:.0%} of the weights zero, but {sparsity:.0%} was "
+                "asked. Leave the sparsity out, or take another pattern."
+            )
+        return sparsity
 
     def pooled(self, loss: Tensor) -> Tensor:
         """What each thing that leaves whole is worth: `[outputs, channels, window]` to blocks of the same rank."""

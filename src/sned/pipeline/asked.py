@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from sned.calibration import Calibration
 from sned.devices import Budget
-from sned.errors import BudgetError, CalibrationError
+from sned.errors import BudgetError, CalibrationError, PlanError, UserError
 from sned.saliency import criterion_named
 from sned.search import Rules, search_named
 
@@ -27,20 +27,36 @@ def one_of(sparsity: float | None, budget: Budget | None, rules: Rules) -> Budge
         raise BudgetError(f'`budget` must be a `sned.Budget`, such as Budget(macs="50%"), got {budget!r}.')
     if sparsity is None and budget is None and rules.sparsity:
         return RULES_ALONE
-    if (sparsity is None) == (budget is None):
+    if sparsity is None and budget is None:
         raise BudgetError(
-            "Say how much may remain: give either `sparsity`, such as 0.5, or a `Budget`; or rules that give groups a "
-            "sparsity."
+            'Say how much may remain: give a `Budget`, such as Budget(sparsity=0.5) or Budget(macs="50%"); or rules '
+            "that give groups a sparsity."
         )
+    if sparsity is not None and budget is not None:
+        raise BudgetError("`sparsity` and `budget` both say how much may remain: give one of them.")
     return budget if budget is not None else Budget(sparsity=sparsity)
 
 
 def check_names(saliency: str | None, search_by: str | None) -> None:
     """A name that is mistyped is told before any work is done."""
-    if saliency is not None:
-        criterion_named(saliency)
-    if search_by is not None:
-        search_named(search_by)
+    for what, name, named in (
+        ("saliency", saliency, criterion_named),
+        ("search_by", search_by, search_named),
+    ):
+        if name is not None and not isinstance(name, str):
+            raise UserError(f"`{what}` must be a name, got {name!r}.")
+        if name is not None:
+            named(name)
+
+
+def layers_of(given: Sequence[str] | str) -> tuple[str, ...]:
+    """The layers to leave out, of which one alone may be given by its name."""
+    names = (given,) if isinstance(given, str) else given
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise PlanError(
+            f"`without` must be a list of layers by their names in `graph.layers`, got {given!r}."
+        )
+    return tuple(names)
 
 
 def checked(labels: torch.Tensor | None, learnt: Calibration | None) -> torch.Tensor | None:

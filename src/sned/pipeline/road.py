@@ -23,7 +23,16 @@ from sned.graph import Graph, Plan
 from sned.graph.example import Inputs
 from sned.measure import Latency, agreement, evaluated
 from sned.memory import reused
-from sned.pipeline.asked import RULES_ALONE, Evaluate, check_names, checked, default_search, one_of, rules_of
+from sned.pipeline.asked import (
+    RULES_ALONE,
+    Evaluate,
+    check_names,
+    checked,
+    default_search,
+    layers_of,
+    one_of,
+    rules_of,
+)
 from sned.pipeline.choice import Choice, choose
 from sned.pipeline.making import handed, made, matched, trained
 from sned.pipeline.study import DENSE, Study, check_groups, keep, measure, scored, study_of, timed
@@ -187,7 +196,7 @@ def prune(
     check_seconds(match_seconds)
     check_names(saliency, search_by)
     respected = rules_of(rules)
-    without = (without,) if isinstance(without, str) else tuple(without)
+    without = layers_of(without)
     asked = RULES_ALONE if budget is None and without else one_of(None, budget, respected)
     if asked.max_loss is not None and evaluate is None:
         raise BudgetError("`max_loss` is measured by `evaluate`: pass a function from a model to a number.")

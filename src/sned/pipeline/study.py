@@ -25,7 +25,7 @@ from sned.measure import Latency, measure_onnx
 from sned.memory import trim
 from sned.pipeline.asked import checked
 from sned.progress import Progress
-from sned.repair.match import FURTHER
+from sned.repair.match import FURTHER, check_enough
 from sned.report.compose import Whole
 from sned.saliency import Evidence, Scores, score
 from sned.search import Found, Problem, Rules
@@ -123,6 +123,8 @@ def study_of(
         learnt = calibrate(
             graph, state, batches, limit=limit, further=further, progress=progress, resume=resume
         )
+    if matches:
+        check_enough(learnt)
     with timed(seconds, "score"):
         known = checked(labels, learnt)
         scores = scored(Evidence(graph, state, learnt, known, progress=progress), saliency)

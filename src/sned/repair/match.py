@@ -103,8 +103,27 @@ def check_seconds(seconds: float | None) -> None:
     Raises:
         BudgetError: it is not more than 0.
     """
-    if seconds is not None and not seconds > 0:
-        raise BudgetError(f"`match_seconds` is a time, more than 0 seconds, got {seconds}.")
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise BudgetError(f"`match_seconds` is a time, more than 0 seconds, got {seconds!r}.")
+
+
+def check_enough(calibration: Calibration) -> None:
+    """Refuse too few inputs to match on as soon as they were read.
+
+    Raises:
+        CalibrationError: they are real, and fewer than there is something to learn from.
+    """
+    if not calibration.synthetic:
+        _check_count(calibration.count + calibration.further)
+
+
+def _check_count(count: int) -> None:
+    if count < FEWEST:
+        raise CalibrationError(
+            f"Matching learns from at least {FEWEST} inputs, got {count}. Give more batches."
+        )
 
 
 def match_on(
@@ -151,10 +170,7 @@ def match(
         steps = STEPS
     inputs = _joined(batches)
     count = len(tensors_in(inputs)[0])
-    if count < FEWEST:
-        raise CalibrationError(
-            f"Matching learns from at least {FEWEST} inputs, got {count}. Give more batches."
-        )
+    _check_count(count)
     generator = torch.Generator().manual_seed(seed)
     start_held = count - int(count * HELD_OUT)
     learnt, held = torch.arange(start_held), torch.arange(start_held, count)

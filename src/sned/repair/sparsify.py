@@ -13,7 +13,7 @@ from sned.graph.example import Inputs
 from sned.graph.plan import Plan
 from sned.graph.trace import state_of
 from sned.progress import SILENT, Progress
-from sned.repair.match import FURTHER, check_seconds, match_on
+from sned.repair.match import FURTHER, check_enough, check_seconds, match_on
 from sned.repair.repair import load_state
 from sned.repair.thin import thin
 from sned.surgery import trace
@@ -93,6 +93,7 @@ def sparsify(
         >>> sned.save(sparse.model, "sparse.safetensors")
     """
     wanted = Pattern.parse(pattern)
+    wanted.share(sparsity)  # what cannot be is told before any work
     check_seconds(match_seconds)
     if is_keras(model):
         from sned.surgery.keras.road import calibration_of, inputs_of, network_for
@@ -107,6 +108,8 @@ def sparsify(
     learnt = calibrate(
         graph, state, calibration, limit=INPUTS, further=further, progress=progress, workdir=workdir
     )
+    if match_seconds is not None:
+        check_enough(learnt)
     found = thin(graph, state, learnt, pattern=wanted, sparsity=sparsity, progress=progress, workdir=workdir)
     masks = {name: mask.cpu().numpy() for name, mask in found.masks.items()}
     plan = replace(graph.plan({}), masks=masks)

@@ -76,7 +76,7 @@ def thin(
     Raises:
         PlanError: no sparsity where the pattern needs one, or one that contradicts it.
     """
-    asked = _asked(pattern, sparsity)
+    asked = pattern.share(sparsity)
     plan = with_masks_of(graph.model, graph.plan({}))
     weights = frozenset(_thinnable(calibration, pattern))
 
@@ -117,19 +117,6 @@ def thin(
     masks = {name: chosen[name] != 0 for name in sorted(weights | plan.masks.keys()) if name in chosen}
     zero, total = sum(int((~m).sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
     return Thinned(chosen, masks, zero / total, tuple(judged), consumers)
-
-
-def _asked(pattern: Pattern, sparsity: float | None) -> float:
-    if pattern.fixed is not None:
-        if sparsity is not None and abs(sparsity - pattern.fixed) > 1e-6:
-            raise PlanError(
-                f"The pattern {pattern.name} makes {pattern.fixed:.0%} of the weights zero, but {sparsity:.0%} was "
-                "asked. Leave the sparsity out, or take another pattern."
-            )
-        return pattern.fixed
-    if sparsity is None or not 0 < sparsity < 1:
-        raise PlanError(f"`sparsity` is the share of weights that become zero, in (0, 1), got {sparsity}.")
-    return sparsity
 
 
 def _thinnable(calibration: Calibration, pattern: Pattern) -> list[str]:

@@ -95,7 +95,9 @@ def criterion_named(name: str) -> Criterion:
     """
     found = CRITERIA.get(name)
     if found is None:
-        raise UserError(f"No saliency criterion is called {name!r}. {close_names(name, CRITERIA)}")
+        known = [each.name for each in CRITERIA.values() if f"({name.casefold()})" in each.summary.casefold()]
+        hint = f"It is {known[0]!r} here." if known else close_names(name, CRITERIA)
+        raise UserError(f"No saliency criterion is called {name!r}. {hint}")
     return found
 
 

@@ -260,6 +260,8 @@ def _table(name: str, value: object) -> Mapping[str, object]:
 def _numbers(name: str, value: object) -> dict[str, float]:
     table = _table(name, value)
     for pattern, number in table.items():
+        if not isinstance(pattern, str):
+            raise PlanError(f"`{name}` is told by names of groups or patterns, got {pattern!r}.")
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
             raise PlanError(f"`{name}` must be a number, got {number!r} for {pattern!r}.")
     return {pattern: float(number) for pattern, number in table.items() if isinstance(number, int | float)}
