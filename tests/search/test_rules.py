@@ -99,6 +99,12 @@ def test_wrong_names_are_explained() -> None:
         Rules(sparsity={"head": 0.5}).choices(graph)
 
 
+def test_a_layer_of_a_single_unit_is_told_to_be_one() -> None:
+    model = nn.Sequential(nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 6), nn.ReLU(), nn.Linear(6, 3))
+    with pytest.raises(PlanError, match=r"'0', which is no group\. It has a single unit, which stays\."):
+        Rules(protect=("0",)).choices(trace(model, torch.zeros(2, 4)))
+
+
 def test_manual_cuts_what_is_named_and_nothing_else() -> None:
     scores = random_scores(GRAPH, 0, convex=True)
     rules = Rules(sparsity={"1": 0.5})

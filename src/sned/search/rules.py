@@ -202,6 +202,10 @@ def _where(graph: Graph, name: str, names: Sequence[str]) -> str:
     for frozen in graph.frozen:
         if frozen.name == name:
             return f"Its {frozen.size} outputs cannot be cut: {frozen.reason}."
+    made = -1 if graph.recorded.outputs_last else 0
+    shapes = [graph.tensors[n].shape for p, n in graph.parameters.items() if p.rpartition(".")[0] == name]
+    if any(len(shape) > 1 and shape[made] == 1 for shape in shapes):
+        return "It has a single unit, which stays."
     return close_names(name, names)
 
 
