@@ -199,6 +199,33 @@ def test_a_model_that_takes_one_batch_size() -> None:
     assert distance(outputs, call(model, x)) < 1e-6
 
 
+class Rows(nn.Module):
+    """Takes its batch apart, and reads the rows or not."""
+
+    def __init__(self, *, read: bool) -> None:
+        super().__init__()
+        self.read = read
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.a(x))
+        rows = list(y)
+        z = torch.stack(rows) if self.read else y
+        return self.b(z.view(*z.shape))
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_rows_that_nothing_reads_do_not_tie_a_graph_to_its_batch(read: bool) -> None:
+    model = lively(Rows(read=read))
+    graph = trace(model, torch.randn(2, 4))
+    assert graph.batched is not read
+    assert [op.index for op in graph.ops] == list(range(len(graph.ops)))
+    assert [graph.ops[use.first_op].name for use in graph.uses] == ["view"] * len(graph.uses)
+    x = torch.randn(2 if read else 5, 4)
+    outputs, _ = Replay(graph, state(model)).run(x)
+    assert distance(outputs, call(model, x)) < 1e-6
+
+
 def test_a_graph_without_its_model_crosses_a_process() -> None:
     from dataclasses import replace
 

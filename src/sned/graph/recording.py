@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -79,3 +80,25 @@ class Recorded:
     trained: Recording | None
     device: str = "meta"
     outputs_last: bool = False
+
+
+def without(recording: Recording, gone: Collection[int]) -> Recording:
+    """A recording with some of its ops left out, by number; nothing may read what they made."""
+    if not gone:
+        return recording
+    at = [index - sum(number < index for number in gone) for index in range(len(recording.ops) + 1)]
+
+    def made_nothing(held: Use | Scale) -> bool:
+        return at[held.first_op] == at[held.last_op] and held.first_op < held.last_op
+
+    uses = [use for use in recording.uses if not made_nothing(use)]
+    scales = [scale for scale in recording.scales if not made_nothing(scale)]
+    return replace(
+        recording,
+        ops=[replace(op, index=at[op.index]) for op in recording.ops if op.index not in gone],
+        uses=[use._replace(first_op=at[use.first_op], last_op=at[use.last_op]) for use in uses],
+        scales=[replace(scale, first_op=at[scale.first_op], last_op=at[scale.last_op]) for scale in scales],
+        calls=[
+            replace(call, first_op=at[call.first_op], last_op=at[call.last_op]) for call in recording.calls
+        ],
+    )

@@ -27,7 +27,7 @@ from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
 from sned.graph.ir import Affine, Graph, Op, Ref, Tensor
 from sned.graph.modules import modules_of
 from sned.graph.provenance import Sized, SizedFloat, Watch, functions_opened, instrumented
-from sned.graph.recording import BATCHES, Call, Recorded, Recording
+from sned.graph.recording import BATCHES, Call, Recorded, Recording, without
 from sned.graph.values import Values
 
 
@@ -443,8 +443,17 @@ def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
 
 
 def _merge(first: Recording, second: Recording) -> Recording | None:
-    """Replace integers that differ between two batch sizes by `Affine`; None where the passes differ otherwise."""
+    """Replace integers that differ between two batch sizes by `Affine`; None where the passes differ otherwise.
+
+    An op that returns as many tensors as there are inputs (`list(x)`) is left out; None where one of them is read.
+    """
     if [op.target for op in first.ops] != [op.target for op in second.ops]:
+        return None
+    lists = {
+        a.index: a for a, b in zip(first.ops, second.ops, strict=True) if len(a.outputs) != len(b.outputs)
+    }
+    read = {*first.outputs}.union(*(op.inputs for op in first.ops))
+    if any(number in read for op in lists.values() for number in op.outputs):
         return None
     try:
         ops = [
@@ -455,7 +464,7 @@ def _merge(first: Recording, second: Recording) -> Recording | None:
         ]
     except ValueError:
         return None
-    return replace(first, ops=ops)
+    return without(replace(first, ops=ops), lists.keys())
 
 
 def _affine(a: Any, b: Any) -> Any:

@@ -164,6 +164,44 @@ def bidirectional() -> Made:
 
 
 @case
+def recurrent_by_steps() -> Made:
+    """Cells that Keras itself calls step by step, where it has no fused op for them."""
+    x = inputs = keras.Input((5, 6))
+    x = layers.SimpleRNN(8, return_sequences=True)(x)
+    x = layers.GRU(6, reset_after=False, return_sequences=True)(x)
+    x = layers.LSTM(6, dropout=0.2, recurrent_dropout=0.1, return_sequences=True)(x)
+    x = layers.RNN([layers.LSTMCell(8), layers.GRUCell(6)])(x)
+    return keras.Model(inputs, layers.Dense(3)(x)), sequence()
+
+
+@case
+def masked() -> Made:
+    inputs = keras.Input((7,), dtype="int32")
+    x = layers.Embedding(11, 6, mask_zero=True)(inputs)
+    x = layers.Bidirectional(layers.GRU(4, return_sequences=True))(x)
+    x = layers.LSTM(6)(x)
+    given = tokens()
+    given[0, 4:], given[1, 6:] = 0, 0
+    return keras.Model(inputs, layers.Dense(3)(x)), given
+
+
+@case
+def masked_sequence() -> Made:
+    model = keras.Sequential([keras.Input((5, 6)), layers.Masking(), layers.LSTM(8), layers.Dense(3)])
+    given = sequence()
+    given[:, 3:] = 0
+    return model, given
+
+
+@case
+def convolutional_recurrent() -> Made:
+    x = inputs = keras.Input((3, 6, 6, 2))
+    x = layers.ConvLSTM2D(4, 3)(x)
+    given = np.random.default_rng(1).standard_normal((2, 3, 6, 6, 2)).astype("float32")
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x))), given
+
+
+@case
 def reshaped() -> Made:
     x = inputs = keras.Input((6,))
     x = layers.Dense(4 * 4 * 6, activation="relu")(x)

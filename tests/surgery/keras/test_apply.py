@@ -61,3 +61,16 @@ def test_half_of_every_group_can_go(name: str, tmp_path: Path) -> None:
         close(few, answers(zeroed(made(name)[0], graph, only_exact), inputs))
     small.save(tmp_path / "small.keras")
     close(answers(keras.saving.load_model(tmp_path / "small.keras"), inputs), answers(small, inputs))
+
+
+def test_both_directions_lose_the_same_units() -> None:
+    """Keras reckons the output of `Bidirectional` as twice that of the forward layer."""
+    model, inputs = made("masked")
+    graph = sned.trace(model, inputs)
+    for group in graph.groups:
+        plan = graph.plan({group.name: [0]})
+        removed = {p: axes for p, axes in plan.kept.items() if "recurrent_kernel" in p and "gru" in p}
+        assert len(removed) in (0, 2)
+        few = answers(sned.apply(model, plan), inputs)
+        if group.exact:
+            close(few, answers(zeroed(made("masked")[0], graph, plan), inputs))

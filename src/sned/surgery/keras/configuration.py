@@ -23,6 +23,9 @@ NO_SIZES = frozenset({
 })  # fmt: skip
 """Keys of a configuration below which no number is a count of units."""
 
+_ALIKE = {"backward_layer": "layer"}
+"""Keys below which the sizes must be those below another one: `Bidirectional` reckons its output as twice the one."""
+
 _OLD_SHAPES = ("build_config", "compile_config")
 
 
@@ -154,7 +157,7 @@ def _walk(config: Any, change: Callable[[int, Attribute], int], path: str = "") 
         if config.get("class_name") == "__keras_tensor__":
             return config
         return {
-            key: value if key in NO_SIZES else _walk_item(value, change, path, key)
+            key: value if key in NO_SIZES else _walk_item(value, change, path, _ALIKE.get(key, key))
             for key, value in config.items()
         }
     if isinstance(config, list | tuple):

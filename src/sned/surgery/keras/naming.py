@@ -101,7 +101,7 @@ def _numbered(layer: Any) -> tuple[str, int] | None:
     """The stem and the number of a name that Keras gave by itself (`dense`, `dense_1`); None for other names."""
     kind = type(layer).__name__
     stem = re.sub(
-        r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", re.sub(r"\W+", "", kind))
+        r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", kind))
     )
     found = re.fullmatch(rf"((?:forward_|backward_)?{stem.lower()})(?:_(\d+))?", layer.name)
     return (found[1], int(found[2] or 0)) if found else None
