@@ -6,6 +6,7 @@ its input does, in the middle of work too; Ctrl-C is for its parent to hear.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sned.errors import ModelError, SnedError
+from sned.surgery.keras.script import Script
 
 MODEL, JOB, ANSWER = "model.keras", "job.pickle", "answer.pickle"
 """The files of a job."""
@@ -42,9 +44,15 @@ def serve(folder: Path) -> None:
         pickle.dump(answer, opened, protocol=pickle.HIGHEST_PROTOCOL)
 
 
-def _found(module: str, qualname: str, file: str | None) -> Any:
+def _found(module: str, qualname: str, file: str | None, package: str | None) -> Any:
     """A class or function of the user's, from the module that it is in."""
-    found: Any = _module(module, file)
+    found: Any
+    if module == "__main__" and file is not None:
+        script = _script(file, package)
+        script.provide(qualname.partition(".")[0])
+        found = script.module
+    else:
+        found = _module(module, file)
     for step in qualname.split("."):
         if not hasattr(found, step):
             raise ModelError(
@@ -55,9 +63,11 @@ def _found(module: str, qualname: str, file: str | None) -> Any:
     return found
 
 
+_script = functools.cache(Script)
+"""The script that the parent runs."""
+
+
 def _module(name: str, file: str | None) -> Any:
-    if name == "__main__":
-        name = "__mp_main__"  # so that what stands under `if __name__ == "__main__":` is left alone
     if name in sys.modules:
         return sys.modules[name]
     try:

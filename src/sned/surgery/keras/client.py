@@ -76,13 +76,19 @@ def _objects(model: Any, backend: str) -> dict[str, dict[str, str | None]]:
     """Where the classes and functions of the user's own are found."""
     found = {}
     for name, kind in own_objects(model).items():
-        file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+        home = sys.modules.get(kind.__module__)
+        file = getattr(home, "__file__", None)
         if "<locals>" in kind.__qualname__ or (kind.__module__ == "__main__" and file is None):
             raise ModelError(
                 f"{kind.__qualname__!r} must be importable by another process, which has the model under the "
                 f"{TITLES[backend]} backend: define it at the top of a .py file and import it from there."
             )
-        found[name] = {"module": kind.__module__, "qualname": kind.__qualname__, "file": file}
+        found[name] = {
+            "module": kind.__module__,
+            "qualname": kind.__qualname__,
+            "file": file and os.path.abspath(file),  # noqa: PTH100
+            "package": getattr(home, "__package__", None),
+        }
     return found
 
 

@@ -157,7 +157,7 @@ def _walk(config: Any, change: Callable[[int, Attribute], int], path: str = "") 
         if config.get("class_name") == "__keras_tensor__":
             return config
         return {
-            key: value if key in NO_SIZES else _walk_item(value, change, path, _ALIKE.get(key, key))
+            key: value if key in NO_SIZES else _walk_item(value, change, path, key)
             for key, value in config.items()
         }
     if isinstance(config, list | tuple):
@@ -172,7 +172,7 @@ def _walk_item(value: Any, change: Callable[[int, Attribute], int], path: str, k
         return type(value)(
             v if v is None else change(v, Attribute(path, key, item=i)) for i, v in enumerate(value)
         )
-    return _walk(value, change, f"{path}/{key}")
+    return _walk(value, change, f"{path}/{_ALIKE.get(key, key)}")
 
 
 def _without_shapes(config: Any) -> Any:
