@@ -1,6 +1,6 @@
 """A Keras 3 model on any backend: pruned, trained on with its teacher, and still plain Keras.
 
-    KERAS_BACKEND=torch python examples/keras_model.py        or tensorflow, or jax
+KERAS_BACKEND=torch python examples/keras_model.py        or tensorflow, or jax
 """
 
 from pathlib import Path

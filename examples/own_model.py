@@ -53,5 +53,9 @@ out = Path("out/examples")
 sned.save(result.model, out / "small.safetensors")
 again = sned.load(make_model(), out / "small.safetensors").eval()
 assert torch.equal(again(inputs[test]), result.model(inputs[test]))
-exported = sned.export(again, inputs[:1], to="onnx", calibration=inputs[:512].split(64), out=out / "small.onnx")
-print(f"{exported.path} agrees with PyTorch to {exported.parity.max_abs_diff:.1e}: {exported.size_bytes:,} bytes")
+exported = sned.export(
+    again, inputs[:1], to="onnx", calibration=inputs[:512].split(64), out=out / "small.onnx"
+)
+print(
+    f"{exported.path} agrees with PyTorch to {exported.parity.max_abs_diff:.1e}: {exported.size_bytes:,} bytes"
+)

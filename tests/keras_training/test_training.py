@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+import torch
 from keras import layers
 
 import sned.keras
@@ -78,6 +80,79 @@ def test_regression_is_distilled_by_squares() -> None:
     assert got == pytest.approx(expected, rel=1e-4)
 
 
+def headed(width: int, head: str) -> Any:
+    """A classifier that ends in probabilities, in one of the ways that models are written in."""
+    keras.utils.set_random_seed(width)
+    inputs = keras.Input((6,))
+    body = keras.Sequential([layers.Dense(width, activation="relu"), layers.Dense(3, "softmax")])
+    if head == "nested":
+        return keras.Model(inputs, body(inputs))
+    if head == "ops":
+        return keras.Model(inputs, keras.ops.softmax(layers.Dense(3)(layers.Dense(width)(inputs))))
+    if head == "binary":
+        return keras.Model(inputs, layers.Dense(1, "sigmoid")(layers.Dense(width)(inputs)))
+    if head == "labels":
+        return keras.Model(inputs, layers.Dense(4, "sigmoid")(layers.Dense(width)(inputs)))
+    if head == "quantity":
+        return keras.Model(inputs, layers.Dense(1)(layers.Dense(width)(inputs)) + 40)
+    x = layers.Dense(width)(inputs)
+    return keras.Model(inputs, {"kind": layers.Dense(3, "softmax")(x), "size": layers.Dense(1)(x) - 40})
+
+
+def told(distiller: Any, x: np.ndarray) -> float:
+    """The distilling loss of a batch."""
+    given = keras.ops.convert_to_tensor(x)
+    return float(distiller.compute_loss(given, None, distiller.student(given)))
+
+
+def divided(p: np.ndarray, q: np.ndarray, temperature: float) -> float:
+    """`T² * KL` of the last axis of two tables of probabilities, over a temperature."""
+    p, q = ((x ** (1 / temperature)) / (x ** (1 / temperature)).sum(-1, keepdims=True) for x in (p, q))
+    return float(temperature**2 * (p * np.log(p / q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("head", ["nested", "ops", "binary", "labels", "quantity", "both"])
+def test_each_output_is_taken_for_what_its_answers_are(head: str) -> None:
+    teacher, student = headed(16, head), headed(8, head)
+    distiller = sned.keras.Distiller(student, teacher, temperature=3.0, weight=1.0)
+    x = inputs(16)
+    expected = 0.0
+    for a, b in zip(answers(teacher, x), answers(student, x), strict=True):
+        p, q = a.astype("float64"), b.astype("float64")
+        if head in ("binary", "labels"):
+            p, q = np.stack([p, 1 - p], -1), np.stack([q, 1 - q], -1)
+        quantity = p.shape[-1] == 1
+        expected += np.square(p - q).mean() if quantity else divided(p, q, 3.0)
+    assert told(distiller, x) == pytest.approx(expected, rel=1e-4)
+    distiller.compile("adam")
+    distiller.fit(x, verbose=0)  # compiled, where the backend compiles
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_what_the_user_says_of_an_output_is_believed(from_logits: bool) -> None:
+    kind = None if from_logits else "sigmoid"
+    teacher, student = (
+        keras.Sequential([keras.Input((6,)), layers.Dense(1, kind, kernel_initializer=start)])
+        for start in ("ones", "zeros")
+    )
+    distiller = sned.keras.Distiller(student, teacher, temperature=2.0, weight=1.0, from_logits=from_logits)
+    x = inputs(16)
+    p, q = (answers(model, x)[0].astype("float64") for model in (teacher, student))
+    if from_logits:
+        p, q = (1 / (1 + np.exp(-z)) for z in (p, q))
+    expected = divided(np.stack([p, 1 - p], -1), np.stack([q, 1 - q], -1), 2.0)
+    assert told(distiller, x) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_teacher_of_other_classes_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"outputs of its teacher.*\(4,\) and its own \(3,\)"):
+        sned.keras.Distiller(network(4), headed(4, "labels"))
+    with pytest.raises(ModelError, match=r"The student must be a Keras model, got NoneType"):
+        sned.keras.Distiller(None, None)
+    with pytest.raises(ModelError, match=r"The teacher must be a Keras model, got Linear"):
+        sned.keras.Distiller(network(4), torch.nn.Linear(6, 3))
+
+
 def test_zeros_hold_through_fit() -> None:
     model = network(16)
     kernel = model.layers[0].kernel
@@ -111,7 +186,75 @@ def test_sparsity_grows_along_the_cubic_schedule() -> None:
     assert seen == sorted(seen)
 
 
+def fitted(model: Any, *callbacks: Any, count: int = 128, optimizer: Any = "adam", **options: Any) -> Any:
+    """The model, trained on its inputs to answer nothing."""
+    shape = tuple(model.inputs[0].shape[1:])
+    x = np.random.default_rng(0).standard_normal((count, *shape)).astype("float32")
+    model.compile(optimizer, "mse", **options)
+    wanted = np.ones((count, *model.outputs[0].shape[1:]), "float32")
+    model.fit(x, wanted, batch_size=8, verbose=0, callbacks=list(callbacks))
+    return model
+
+
+def test_averages_of_weights_lose_no_zeros() -> None:
+    model = network(16)
+    value = np.array(keras.ops.convert_to_numpy(model.layers[0].kernel.value))
+    value[:, ::2] = 0
+    model.layers[0].kernel.assign(value)
+    optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)
+    fitted(model, sned.keras.GradualSparsity(0.5, end=8, every=2), optimizer=optimizer)
+    assert sned.keras.sparsity_of(model) == pytest.approx(0.5, abs=0.01)
+
+
+def test_weights_put_back_by_another_callback_lose_no_zeros() -> None:
+    model = network(16)
+
+    class Back(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            self.first = self.model.get_weights()
+
+        def on_train_end(self, logs: Any = None) -> None:
+            self.model.set_weights(self.first)
+
+    fitted(model, Back(), sned.keras.GradualSparsity(0.5, end=8, every=2))
+    assert sned.keras.sparsity_of(model) == pytest.approx(0.5, abs=0.01)
+
+
+def test_training_that_ends_early_is_warned_about() -> None:
+    callback = sned.keras.GradualSparsity(0.8, end=20, every=2)
+    model = network(16)
+    with pytest.warns(UserWarning, match=r"after batch 16, but `end` is 20: 79%.*of 80%.*`fit` again"):
+        fitted(model, callback)
+    with warnings.catch_warnings(record=True) as caught:
+        fitted(model, callback)
+    assert not any("`end`" in str(one.message) for one in caught)
+    assert sned.keras.sparsity_of(model) == pytest.approx(0.8, abs=0.01)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="one batch an execution under PyTorch")
+def test_batches_are_counted_where_an_execution_has_several() -> None:
+    callback = sned.keras.GradualSparsity(0.8, end=14, every=3)
+    model = fitted(network(16), callback, steps_per_execution=4)
+    assert sned.keras.sparsity_of(model) == pytest.approx(0.8, abs=0.01)
+    assert callback._batches == 16
+
+
+def test_what_has_yet_to_learn_is_no_zero_to_keep() -> None:
+    inputs = keras.Input((5, 8))
+    x = layers.MultiHeadAttention(2, 4)(inputs, inputs)
+    dense = layers.Dense(4)
+    model = keras.Model(inputs, dense(layers.GRU(4)(x)))
+    dense.enable_lora(1)  # its second factor starts as zeros
+    for callback in (sned.keras.HoldZeros(), sned.keras.GradualSparsity(0.5, end=8, every=2)):
+        fitted(model, callback, optimizer=keras.optimizers.SGD(0.1))
+        for variable in model.trainable_variables:
+            zeros = (np.array(keras.ops.convert_to_numpy(variable.value)) == 0).mean()
+            assert zeros < 0.6, variable.path
+
+
 def test_bad_arguments_are_told() -> None:
+    with pytest.raises(UserError, match=r"`sparsity`.*got '50%'"):
+        sned.keras.GradualSparsity("50%", end=5)
     with pytest.raises(UserError, match=r"`sparsity`.*got 1"):
         sned.keras.GradualSparsity(1.0, end=5)
     with pytest.raises(UserError, match=r"`begin` < `end`"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -17,15 +18,17 @@ class Distiller(keras.Model):  # type: ignore[misc]
     """Trains `student` through `fit` to answer as `teacher` does, and as the labels say where there are any.
 
     `loss = (1 - weight) * loss(y, s(x)) + weight * T² * KL(p_T(t(x)) || p_T(s(x)))` with `p_T` the softmax of the
-    logits over the temperature `T`, averaged over the inputs. With `temperature=None` the second term is the mean
-    squared difference of the outputs, for networks that do not classify.
+    logits over the temperature `T`, averaged over the inputs. Each output is taken for what its answers are: classes
+    where they are probabilities that sum to 1, or logits of several classes; units that are on or off, each by itself
+    (`p_T` is then a sigmoid), where they are in [0, 1]. What one unit answers beyond that is a quantity: there, and
+    with `temperature=None` everywhere, the second term is the mean squared difference of the outputs.
 
     Args:
         student: a built model, such as a pruned one; `fit` trains it in place.
         teacher: a model of the same inputs and outputs, such as the dense one; it is left as it is.
         temperature: `T`, above 0; or None.
         weight: of the teacher's answers, in (0, 1]; 1 needs no labels.
-        from_logits: whether the outputs are logits; None: whether the last layer of the student is no softmax.
+        from_logits: whether the outputs are logits (True) or probabilities (False); None: see above.
 
     Example:
         >>> distiller = sned.keras.Distiller(small, dense)
@@ -45,6 +48,9 @@ class Distiller(keras.Model):  # type: ignore[misc]
         weight: float = 0.9,
         from_logits: bool | None = None,
     ) -> None:
+        for role, model in (("student", student), ("teacher", teacher)):
+            if not isinstance(model, keras.Model):
+                raise ModelError(f"The {role} must be a Keras model, got {type(model).__name__}.")
         super().__init__(name=f"{student.name}_distiller")
         if temperature is not None and temperature <= 0:
             raise UserError(f"`temperature` must be above 0, got {temperature}.")
@@ -54,9 +60,10 @@ class Distiller(keras.Model):  # type: ignore[misc]
             raise ModelError("The student must have its variables: call it on an input once.")
         self.student = student
         self._teacher = _Aside(teacher)
-        self.temperature, self.weight = temperature, weight
-        self.from_logits = not _ends_in_softmax(student) if from_logits is None else from_logits
+        self.temperature, self.weight, self.from_logits = temperature, weight, from_logits
         self.built = True
+        if getattr(student, "outputs", None) and getattr(teacher, "outputs", None):
+            _pairs(teacher.outputs, student.outputs)
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """What the student answers."""
@@ -76,19 +83,86 @@ class Distiller(keras.Model):  # type: ignore[misc]
         if not training and labelled:
             return own
         wanted = self._teacher.model(x, training=False)
-        pairs = zip(keras.tree.flatten(wanted), keras.tree.flatten(y_pred), strict=True)
+        pairs = _pairs(wanted, y_pred)
         soft = sum(self._difference(ops.stop_gradient(theirs), mine) for theirs, mine in pairs)
         return (1 - self.weight) * own + self.weight * soft
 
     def _difference(self, wanted: Any, got: Any) -> Any:
-        if self.temperature is None:
-            return ops.mean(ops.square(wanted - got))
-        teacher, student = (
-            ops.log_softmax((x if self.from_logits else ops.log(ops.maximum(x, TINY))) / self.temperature)
-            for x in (wanted, got)
+        """Of an output: `T² * KL`, or of squares where it is not of classes."""
+        both = [ops.cast(x, "float32") for x in (wanted, got)]
+        several = len(wanted.shape) > 1 and wanted.shape[-1] > 1
+
+        temperature = self.temperature
+
+        def squares() -> Any:
+            return ops.mean(ops.square(both[0] - both[1]))
+
+        if temperature is None:
+            return squares()
+
+        def divergence(logits: Callable[[Any], Any]) -> Callable[[], Any]:
+            return lambda: _divergence(logits(both[0]), logits(both[1]), temperature)
+
+        if self.from_logits:
+            return divergence(_itself if several else _odds)()
+        shares = ops.logical_and(*map(_between_0_and_1, both)) if self.from_logits is None else True
+        if several:
+            shares = ops.logical_and(shares, ops.logical_not(_sum_to_1(both[0])))
+        return ops.cond(shares, divergence(_log_odds), divergence(_logits) if several else squares)
+
+
+def _divergence(wanted: Any, got: Any, temperature: float) -> Any:
+    """`T² * KL(p_T(wanted) || p_T(got))`, averaged; of logits, classes last."""
+    teacher, student = (ops.log_softmax(x / temperature) for x in (wanted, got))
+    return temperature**2 * ops.mean(ops.sum(ops.exp(teacher) * (teacher - student), axis=-1))
+
+
+def _itself(x: Any) -> Any:
+    return x
+
+
+def _logits(x: Any) -> Any:
+    """Logits of classes; the logarithm of what are probabilities."""
+    return ops.cond(_sum_to_1(x), lambda: _log(x), lambda: x)
+
+
+def _log(x: Any) -> Any:
+    return ops.log(ops.maximum(x, TINY))
+
+
+def _odds(x: Any) -> Any:
+    """The logits of on and of off, from logits of on."""
+    return ops.stack([x, ops.zeros_like(x)], axis=-1)
+
+
+def _log_odds(x: Any) -> Any:
+    """The logits of on and of off, from probabilities of on."""
+    return _log(ops.stack([x, 1 - x], axis=-1))
+
+
+def _between_0_and_1(x: Any) -> Any:
+    return ops.all(ops.logical_and(x >= 0, x <= 1))
+
+
+def _sum_to_1(x: Any) -> Any:
+    """Whether answers are probabilities of classes; those in half precision sum to about 1."""
+    return ops.logical_and(ops.all(x >= 0), ops.all(ops.abs(ops.sum(x, axis=-1) - 1) < 1e-2))
+
+
+def _pairs(wanted: Any, got: Any) -> list[tuple[Any, Any]]:
+    """The outputs of the teacher beside those of the student.
+
+    Raises:
+        ModelError: they have different shapes.
+    """
+    theirs, mine = keras.tree.flatten(wanted), keras.tree.flatten(got)
+    shapes = [[tuple(x.shape[1:]) for x in outputs] for outputs in (theirs, mine)]
+    if shapes[0] != shapes[1]:
+        raise ModelError(
+            "The student must have the outputs of its teacher, but without the batch theirs are of shapes "
+            f"{', '.join(map(str, shapes[0]))} and its own {', '.join(map(str, shapes[1]))}."
         )
-        divergence = ops.sum(ops.exp(teacher) * (teacher - student), axis=-1)
-        return self.temperature**2 * ops.mean(divergence)
+    return list(zip(theirs, mine, strict=True))
 
 
 class _Aside:
@@ -96,11 +170,3 @@ class _Aside:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-
-
-def _ends_in_softmax(model: Any) -> bool:
-    last = model.layers[-1] if model.layers else model
-    return (
-        isinstance(last, keras.layers.Softmax)
-        or getattr(last, "activation", None) is keras.activations.softmax
-    )

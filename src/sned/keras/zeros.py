@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,12 +19,13 @@ Mask = NDArray[np.bool_]
 class HoldZeros(keras.callbacks.Callback):  # type: ignore[misc]
     """A callback that keeps zero what is zero in the kernels of a model when training begins.
 
-    The weights are put right after every batch (with `steps_per_execution`, after every execution), so that the trained
-    model holds its zeros as plain numbers and needs nothing of sned.
+    The weights are put right after every batch (with `steps_per_execution`, after every execution) and when training
+    ends, so that the trained model holds its zeros as plain numbers and needs nothing of sned. Give it after callbacks
+    that put other weights back at the end, such as `EarlyStopping`.
 
     Args:
         only: patterns of the paths of variables, such as `["*/conv2d*/kernel"]`; by default all trainable weights of
-            two axes and more.
+            two axes and more but biases, and but those that are zero altogether: they have yet to learn.
 
     Example:
         >>> sparse = sned.sparsify(model, x, sparsity=0.8, calibration=batches).model
@@ -38,11 +40,17 @@ class HoldZeros(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_begin(self, logs: Any = None) -> None:
         """Note where zeros are."""
         del logs
-        self._masks = [(v, _values(v) != 0) for v in kernels(self.model, self.only)]
+        found = [(v, _values(v) != 0) for v in kernels(self.model, self.only)]
+        self._masks = [(v, mask) for v, mask in found if mask.any() or self.only is not None]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Set them to zero again."""
         del batch, logs
+        self.hold()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Set them to zero once more: an optimiser with `use_ema`, say, ends with an average of weights."""
+        del logs
         self.hold()
 
     def hold(self) -> None:
@@ -57,11 +65,12 @@ class GradualSparsity(HoldZeros):
     """A callback that makes more and more of the smallest weights zero while a model is trained, and keeps them so.
 
     After the batch `t` of those from `begin` to `end` the share `s_t = s * (1 - (1 - (t - begin) / (end - begin))³)` of
-    every kernel is zero. What is zero once stays so.
+    every kernel is zero. What it made zero stays so. Batches are counted over all calls of `fit` that it is given to.
 
     Args:
         sparsity: `s`, the share of zeros at the end, in (0, 1).
-        end: number of the batch, from the start of training, after which all of it is reached.
+        end: number of the batch, from the start of training, after which all of it is reached; training that ends
+            before it is warned about.
         begin: number of the batch after which the first weights go.
         every: batches between two rounds.
         only: as for `HoldZeros`.
@@ -77,25 +86,55 @@ class GradualSparsity(HoldZeros):
         self, sparsity: float, *, end: int, begin: int = 0, every: int = 20, only: Sequence[str] | None = None
     ) -> None:
         super().__init__(only)
-        if not 0 < sparsity < 1:
+        if not isinstance(sparsity, int | float) or not 0 < sparsity < 1:
             raise UserError(
-                f"`sparsity` is the share of weights that become zero, in (0, 1), got {sparsity}."
+                f"`sparsity` is the share of weights that become zero, a number in (0, 1), got {sparsity!r}."
             )
         if not 0 <= begin < end or every < 1:
             raise UserError(f"`begin` < `end` and `every` >= 1 are needed, got {begin}, {end} and {every}.")
         self.sparsity, self.begin, self.end, self.every = sparsity, begin, end, every
-        self._batches = 0
+        self._batches = self._before = 0
+        self._round = -1
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Find the kernels; no zeros but its own are held."""
+        del logs
+        known = {id(v): mask for v, mask in self._masks}
+        found = kernels(self.model, self.only)
+        self._masks = [(v, known.get(id(v), np.ones(tuple(v.shape), np.bool_))) for v in found]
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Note how many batches there were."""
+        del epoch, logs
+        self._before = self._batches
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Make more of them zero where it is time, and hold those that are."""
-        del batch, logs
-        self._batches += 1
-        done = self._batches >= self.end
-        if self._batches >= self.begin and ((self._batches - self.begin) % self.every == 0 or done):
+        del logs
+        self._batches = self._before + batch + 1  # an execution may be of several
+        if (now := self._round_at(self._batches)) > self._round:
+            self._round = now
             _synchronised(self.model)
             share = self.share(self._batches)
             self._masks = [(v, _smallest_gone(_values(v), mask, share)) for v, mask in self._masks]
         self.hold()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Hold them once more, and tell where training ended before the schedule."""
+        super().on_train_end(logs)
+        if self._batches < self.end:
+            warnings.warn(
+                f"Training ended after batch {self._batches}, but `end` is {self.end}: "
+                f"{self.share(self._batches):.0%} of the weights were to be zero by then, of {self.sparsity:.0%} in "
+                "the end. Call `fit` again with the same callback, or give a smaller `end`.",
+                stacklevel=2,
+            )
+
+    def _round_at(self, batch: int) -> int:
+        """The number of the last round that is due after a batch; -1 for none."""
+        if batch < self.end:
+            return (batch - self.begin) // self.every if batch >= self.begin else -1
+        return (self.end - self.begin) // self.every + 1
 
     def share(self, batch: int) -> float:
         """The share of zeros that is due after a batch."""
@@ -104,14 +143,14 @@ class GradualSparsity(HoldZeros):
 
 
 def kernels(model: Any, only: Sequence[str] | None = None) -> list[Any]:
-    """The trainable variables of two axes and more, or those whose path fits one of the patterns.
+    """The trainable variables of two axes and more but biases, or those whose path fits one of the patterns.
 
     Raises:
         NotFoundError: a pattern fits none; close names are listed.
     """
     matrices = [v for v in model.trainable_variables if len(v.shape) > 1]
     if only is None:
-        return matrices
+        return [v for v in matrices if "bias" not in v.name]
     for pattern in only:
         if not any(fnmatchcase(v.path, pattern) for v in matrices):
             raise NotFoundError(

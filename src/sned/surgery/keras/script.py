@@ -31,7 +31,7 @@ class Script:
         self._left = ast.parse(Path(file).read_bytes(), file).body
 
     def provide(self, name: str) -> None:
-        """Run the imports, definitions and assignments that a name needs, each once (some imports again), in their order.
+        """Run the imports, definitions and assignments that a name needs, in their order; each once, but for imports.
 
         Raises:
             ModelError: one of them failed.
@@ -43,7 +43,7 @@ class Script:
             exec(code, vars(self.module))
         except (Exception, SystemExit) as error:
             raise ModelError(
-                f"{name!r} is defined in the script itself, and another process runs those lines of it that {name!r} "
+                f"{name!r} is defined in the script itself, and another process runs those lines of it that it "
                 f"needs, but that failed: {type(error).__name__}: {error}. Put it into a file of its own and import it "
                 "from there."
             ) from error
