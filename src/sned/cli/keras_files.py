@@ -42,11 +42,15 @@ def with_keras_weights(model: Any, path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    unknown = "Could not locate class" in text or "Unknown layer" in text or "Unknown object" in text
+    from sned.surgery.keras.configuration import reason_of
+
+    text = reason_of(error)
+    unknown = any(
+        told in text
+        for told in ("Could not locate", "Could not deserialize", "Cannot deserialize", "Unknown")
+    )
     advice = (
         " Decorate the class with `@keras.saving.register_keras_serializable()` and name a file that imports it and "
         "loads the model instead: 'model.py:make_model'."
     )
-    return f"{text[:300]}{advice if unknown else ''}"
+    return f"{text}.{advice if unknown else ''}"

@@ -22,6 +22,36 @@ def pruned(model: Any, inputs: Any) -> Any:
     return sned.apply(model, sned.plan(sned.trace(model, inputs), sparsity=0.5))
 
 
+@keras.saving.register_keras_serializable("tests")
+class Compiles(keras.Model):
+    """A model with a `compile` of its own."""
+
+    def __init__(self, hidden: int = 8, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.hidden = hidden
+        self.one, self.two = layers.Dense(hidden), layers.Dense(3)
+
+    def call(self, x: Any) -> Any:
+        return self.two(self.one(x))
+
+    def compile(self, alpha: float, **kwargs: Any) -> None:
+        super().compile(**kwargs)
+        self.alpha = alpha
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "hidden": self.hidden}
+
+
+def test_where_a_compile_cannot_be_repeated_it_is_told() -> None:
+    model, x = Compiles(), np.ones((2, 6), "float32")
+    model(x)
+    model.compile(alpha=0.5, optimizer="adam", loss="mse")
+    with pytest.warns(UserWarning, match=r"Compiles has a `compile` of its own.*Call its `compile`"):
+        small = pruned(model, x)
+    assert not small.compiled
+    assert small.hidden == 4
+
+
 def test_names_flags_and_compile_settings_are_kept() -> None:
     model, x = made("sequential_cnn")
     model.get_layer("stem").trainable = False

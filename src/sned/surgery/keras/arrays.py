@@ -59,8 +59,8 @@ def batches(given: Any, example: Any) -> Iterator[Any]:
     Args:
         given: a `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader`, any iterable of batches, or an
             array (a dict of arrays) with all inputs.
-        example: inputs of the model. A batch that is no nest like it is read as Keras reads it: inputs, labels and
-            perhaps weights; the labels are left aside.
+        example: inputs of the model. A batch that is no nest like it is read as Keras reads it: inputs, perhaps labels,
+            perhaps weights; these are left aside.
 
     Yields:
         A tuple of one: the inputs of a batch, as `model(inputs)` takes them.
@@ -72,7 +72,9 @@ def batches(given: Any, example: Any) -> Iterator[Any]:
     try:
         for number, batch in enumerate(_iterated(given)):
             is_inputs = (
-                _structure(batch) == wanted or not isinstance(batch, tuple | list) or len(batch) not in (2, 3)
+                _structure(batch) == wanted
+                or not isinstance(batch, tuple | list)
+                or len(batch) not in (1, 2, 3)
             )
             yield (tensors(batch if is_inputs else batch[0], f"Calibration batch {number}"),)
     except ExampleError as error:

@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,9 @@ from sned.surgery.keras.configuration import own_objects
 
 TITLES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 """What backends are called."""
+
+NOISE = re.compile(r"WARNING: All log messages before absl|[IW]\d{4} |\d{4}-\d\d-\d\d [\d:.]+: [IW] ")
+"""Begins what TensorFlow says of itself."""
 
 TAIL = 2000
 """How much of what a dead child printed is read for its last words."""
@@ -56,6 +60,13 @@ def asked(backend: str, function: str, model: Any, *arguments: Any) -> Any:
         SnedError: what the function raised.
         ModelError: the model cannot be saved, or loaded by the child; or the child died.
     """
+    if backend == "torch" and (
+        dotted := [name for layer in model._flatten_layers() if "." in (name := layer.name)]
+    ):
+        raise ModelError(
+            f"Under the PyTorch backend, which Keras models are recorded under, Keras takes no layers with a dot in "
+            f"their name, got {dotted[0]!r}. Give it another name."
+        )
     with tempfile.TemporaryDirectory(prefix="sned-") as made:
         folder = Path(made)
         try:
@@ -163,8 +174,9 @@ class Child:
         self._process = None
         self._said.seek(0, os.SEEK_END)
         self._said.seek(max(0, self._said.tell() - TAIL))
-        lines = [line for line in self._said.read().decode(errors="replace").splitlines() if line.strip()]
-        said = f" It said last: {lines[-1].strip()}" if lines else ""
+        lines = map(str.strip, self._said.read().decode(errors="replace").splitlines())
+        told = [line for line in lines if line and not NOISE.match(line)]
+        said = f" It said last: {told[-1]}" if told else ""
         killed = " It was killed, perhaps for want of memory." if code == -9 else ""
         return (
             f"The process that has Keras models under the {TITLES[self._backend]} backend ended with code "

@@ -7,6 +7,7 @@ tells, when it makes its variables and when it is recorded, which of them its si
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -190,6 +191,8 @@ def _without_shapes(config: Any) -> Any:
 
 def reason_of(error: BaseException) -> str:
     """What Keras could not find or do, from a text that begins with its own classes and ends with the configuration."""
-    text = str(error).rpartition("encountered: ")[2].partition(" Full object config:")[0]
+    text = re.sub(r"\x1b\[\d*m", "", str(error))
+    text = text.rpartition("encountered: ")[2].partition(" Full object config:")[0]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    told = [line for line in lines if not line.startswith("Exception encountered when calling")] or lines
+    return told[0][:300].rstrip(".") if told else type(error).__name__

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+from torch import nn
+
+TAKEN = frozenset(dir(nn.Module())) | {
+    "before", "entering", "graph", "inputs_kept", "keras", "named_tensors", "of", "paths", "places", "plans", "pull",
+    "push", "tensors", "_graph", "_held", "_variables",
+}  # fmt: skip
+"""Attributes of the modules that hold the tensors (`network.Network`, `recording.Forward`)."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +100,10 @@ def _unique(names: list[str]) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """A name without dots, and without the number that Keras gives to variables that were given no name."""
-    return "variable" if re.fullmatch(r"variable(_\d+)?", name) else name.replace(".", "_")
+    """A name without dots that a module can hold, and without the number that Keras gives to nameless variables."""
+    if re.fullmatch(r"variable(_\d+)?", name):
+        return "variable"
+    return f"{name}_" if name in TAKEN else name.replace(".", "_")
 
 
 def _numbered(layer: Any) -> tuple[str, int] | None:

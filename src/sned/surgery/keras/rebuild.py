@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -122,6 +123,12 @@ def _compile_alike(model: Any, small: Any) -> None:
     if noted is None or type(model).compile is not keras.Model.compile:
         with classes_of(model):
             small.compile_from_config(model.get_compile_config())
+        if not small.compiled:
+            warnings.warn(
+                f"{type(model).__name__} has a `compile` of its own, so that the pruned model could not be compiled as "
+                "it was. Call its `compile` before you train or evaluate it.",
+                stacklevel=2,
+            )
         return
     small.compile(**keras.tree.map_structure(_fresh, dict(noted.config)))
     if getattr(small, "optimizer", None) is not None and small.built:

@@ -39,7 +39,33 @@ def network_of(model: Any) -> Network:
             f"A Keras model must have its variables, but {type(model).__name__} was not built yet. Call it on an input "
             "once."
         )
+    _check_followed(model)
     return Network.of(model)
+
+
+LOOKUPS = frozenset({"Hashing", "HashedCrossing", "IntegerLookup", "StringLookup", "TextVectorization"})
+"""Layers of Keras that work under TensorFlow alone."""
+
+
+def _check_followed(model: Any) -> None:
+    """Refuse layers that cannot be recorded.
+
+    Raises:
+        ModelError: there is one.
+    """
+    for layer in model._flatten_layers():
+        if type(layer).__name__ in LOOKUPS:
+            raise ModelError(
+                f"A Keras model must compute with numbers alone, but {type(layer).__name__} (layer {layer.name!r}) "
+                "looks them up in tables of TensorFlow. Prune the model behind it, which takes the numbers, such as "
+                "`keras.Sequential(model.layers[1:])`, and put the two together again afterwards."
+            )
+        if getattr(layer, "stateful", False):
+            raise ModelError(
+                f"A Keras model must answer each batch by itself, but {type(layer).__name__} (layer {layer.name!r}) "
+                "keeps its state from batch to batch. Make the model with `stateful=False` and give it the weights "
+                "(`set_weights`), prune that one, and make it stateful again afterwards if you must."
+            )
 
 
 def trace_keras(model: Any, example_inputs: Inputs) -> Graph:
@@ -184,7 +210,7 @@ def load_keras(model: Any, path: Path) -> Any:
     Raises:
         CheckpointError: the file is missing or damaged, or a class in it is not known.
     """
-    from sned.surgery.keras.configuration import classes_of
+    from sned.surgery.keras.configuration import classes_of, reason_of
 
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}. Check the path.")
@@ -194,4 +220,7 @@ def load_keras(model: Any, path: Path) -> Any:
         with classes_of(model):
             return keras.saving.load_model(path)
     except Exception as error:
-        raise CheckpointError(f"{path.name} could not be loaded by Keras: {error}") from error
+        raise CheckpointError(
+            f"{path.name} could not be loaded by Keras: {reason_of(error)}. Import the modules of your own classes "
+            "first, or give a model that is made of them: `sned.load(model, path)`."
+        ) from error

@@ -22,6 +22,7 @@ from sned.graph.example import Example
 from sned.graph.provenance import Attribute, Sized, functions_opened, opened_float
 from sned.surgery.keras.configuration import reason_of, rebuilt
 from sned.surgery.keras.naming import share_constants, variables_of
+from sned.surgery.keras.outside import within_keras
 
 Shape = tuple[int, ...]
 
@@ -39,9 +40,10 @@ def make_twin(config: Mapping[str, Any], like: Any, example: Example) -> Twin:
 
     Raises:
         Unmade: a layer did not accept its configuration; holds the variables made until then.
+        ModelError: the model computes with another library.
     """
     made: list[tuple[Any, Shape]] = []
-    with keras.StatelessScope(initialize_variables=False), _variables_noted(made):
+    with within_keras(), keras.StatelessScope(initialize_variables=False), _variables_noted(made):
         try:
             model = rebuilt(config, like)
             if not model.built or len(variables_of(model)) < len(variables_of(like)):

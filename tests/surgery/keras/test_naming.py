@@ -1,0 +1,46 @@
+"""Names that layers may have and modules of PyTorch may not."""
+
+from __future__ import annotations
+
+import keras
+import pytest
+from keras import layers
+
+import sned
+from sned.errors import ModelError
+from sned.graph.trace import state_of
+from sned.surgery.keras.naming import variables_of
+from sned.surgery.keras.network import Network
+from tests.surgery.keras.models import sequence
+from tests.surgery.keras.test_apply import answers, close
+
+TORCH = keras.backend.backend() == "torch"
+
+
+def test_layers_may_be_called_like_attributes_of_modules() -> None:
+    plain = keras.Sequential([keras.Input((6,)), layers.Dense(3, name="plain")])
+    names = sorted(
+        name for name in {*dir(Network.of(plain)), "paths", "_variables"} if name not in dir(object)
+    )
+    model = keras.Sequential([keras.Input((6,)), *[layers.Dense(2, name=name) for name in names]])
+    state = state_of(Network.of(model))
+    assert list(state) == [held.path for held in variables_of(model)]
+    assert len(state) == 2 * len(names)
+
+
+def test_a_model_of_such_names_is_cut() -> None:
+    inputs = keras.Input((5, 6))
+    both = [layers.LSTM(8, name="forward")(inputs), layers.LSTM(8, go_backwards=True, name="graph")(inputs)]
+    model = keras.Model(inputs, layers.Dense(3, name="type")(layers.Concatenate(name="keras")(both)))
+    graph = sned.trace(model, sequence())
+    small = sned.apply(model, sned.plan(graph, sparsity=0.5))
+    assert small.get_layer("graph").units == 4
+    assert {group.name for group in graph.groups} == {"forward_.lstm_cell", "graph_.lstm_cell"}
+    close(answers(sned.apply(model, graph.plan({})), sequence()), answers(model, sequence()))
+
+
+@pytest.mark.skipif(TORCH, reason="under PyTorch there can be no such model")
+def test_dots_in_names_are_told() -> None:
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8, name="block.up"), layers.Dense(3)])
+    with pytest.raises(ModelError, match=r"no layers with a dot in their name, got 'block\.up'"):
+        sned.trace(model, sequence(1, 6)[:, 0])
