@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -33,6 +35,28 @@ def test_near_the_best_of_all_plans(stair: int, convex: bool) -> None:
     ]
     assert np.mean(gaps) < 0.005
     assert np.max(gaps) < 0.06
+
+
+def gaps_where_few_are(few: int, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    monkeypatch.setattr(sys.modules["sned.search.knapsack"], "FEW", few)
+    graph, cost = chain(6, 16, 12), ChainCost(4)
+    dense = cost.evaluate(np.array([[6.0, 16.0, 12.0]])).at(0)
+    limited: tuple[tuple[str, float], ...] = (("latency_ms", 0.6), ("macs", 0.3))
+    return [
+        relative_gap(
+            Problem(graph, random_scores(graph, seed, convex=False), cost, {name: share * dense[name]})
+        )
+        for seed in range(12)
+        for name, share in limited
+    ]
+
+
+def test_of_few_plans_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert max(gaps_where_few_are(2**14, monkeypatch)) < 1e-9
+
+
+def test_further_starts_come_nearer_to_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert np.mean(gaps_where_few_are(0, monkeypatch)) < 0.001
 
 
 def test_several_limits_at_once() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sned.errors import UserError
 from sned.graph.ir import IntArray
-from sned.search.knapsack import path, refined
+from sned.search.knapsack import best, path
 from sned.search.moves import Neighbourhood
 from sned.search.space import Found, Problem, Space
 
@@ -33,14 +33,14 @@ def curve(problem: Problem, cost: str, *, points: int = 10) -> tuple[Found, ...]
     space = Space(replace(problem, limits={cost: np.inf}, sparsity=None))
     dense, smallest = space.costs(np.stack([space.dense, space.tops]))[:, 0]
     steps, levels = Neighbourhood(space), space.dense
-    best: list[tuple[Space, IntArray]] = []
+    chosen: list[tuple[Space, IntArray]] = []
     for amount in np.linspace(dense, smallest, points):
         within = space.bounded(np.array([amount]))
         *_, levels = path(within, steps, levels)
-        best.append((within, refined(within, steps, levels)))
+        chosen.append((within, best(within, steps, levels)))
     found: list[Found] = []
-    for within, chosen in reversed(best):
+    for within, plan in reversed(chosen):
         # More room is never worse: the plan for less would do too.
-        if not found or within.errors(chosen[None])[0] < found[-1].error:
-            found.append(within.finish("knapsack", chosen))
+        if not found or within.errors(plan[None])[0] < found[-1].error:
+            found.append(within.finish("knapsack", plan))
     return tuple(reversed(found))

@@ -21,6 +21,15 @@ def global_ranking(problem: Problem) -> Found:
         BudgetError: the limits cannot be met.
     """
     space = Space(problem)
+    return space.finish("global", ranked(space))
+
+
+def ranked(space: Space) -> IntArray:
+    """Levels once the fewest units of one ranking are gone that meet the limits.
+
+    Raises:
+        BudgetError: no number of them does.
+    """
     group, level = np.nonzero(np.arange(space.kept.shape[1])[None] <= space.tops[:, None])
     group, level = group[level > 0], level[level > 0]
     units = space.kept[group, level - 1] - space.kept[group, level]
@@ -32,4 +41,4 @@ def global_ranking(problem: Problem) -> Found:
     def plans(positions: IntArray) -> IntArray:
         return np.stack([np.bincount(line[:at], minlength=len(space.groups)) for at in positions])
 
-    return space.finish("global", first_that_fits(space, len(line) + 1, plans))
+    return first_that_fits(space, len(line) + 1, plans)

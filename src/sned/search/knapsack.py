@@ -3,7 +3,9 @@
 The errors of groups add up, their costs do not (a convolution's cost is a product of two widths, and
 latencies have stairs), so this is a knapsack over the true cost of whole plans: a greedy path from the whole
 network downwards, each time the step of any width in any group that adds the least error for what it saves
-(the discrete form of a Lagrangian); then exchanges, one group up and another down, until none helps.
+(the discrete form of a Lagrangian); then exchanges, one group up and another down, until none helps. Since
+these end where no pair of groups helps, the plans of the simpler searches are starts as well where they come
+near; and where there are few plans in all, every one is looked at.
 
 Reference: Everett, Generalized Lagrange multiplier method, 1963, for why the ratio of error to saving is what
 must be equal across groups at the optimum; steps of several widths stand for the lower convex hull of each
@@ -13,14 +15,24 @@ error curve.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 
+from sned.errors import BudgetError
 from sned.graph.ir import IntArray
 from sned.saliency.scores import FloatArray
+from sned.search.global_ranking import ranked
 from sned.search.moves import Moves, Neighbourhood
 from sned.search.registry import searcher
 from sned.search.space import Found, Problem, Space
+from sned.search.uniform import equal_shares
+
+FEW = 2**14
+"""Plans of which every one is looked at, which takes no longer than a search among more."""
+
+NEAR = 2.0
+"""Times the least error so far that another start may have: from further away exchanges take long, and end no lower."""
 
 EXCHANGES = 400
 """Rounds of exchange at most; each lowers the error, so most searches end long before."""
@@ -42,7 +54,7 @@ def knapsack(problem: Problem) -> Found:
     space = Space(problem)
     steps = Neighbourhood(space)
     *_, last = path(space, steps, space.dense)
-    return space.finish("knapsack", refined(space, steps, last))
+    return space.finish("knapsack", best(space, steps, last))
 
 
 def path(space: Space, steps: Neighbourhood, levels: IntArray) -> Iterator[IntArray]:
@@ -81,6 +93,33 @@ def _best(space: Space, moves: Moves, saved: FloatArray, excess: FloatArray) -> 
     ratio = np.where(useful, moves.error / np.where(useful, worth, 1.0), np.inf)
     # Among equals (units that cost no error), the one that saves most.
     return int(np.lexsort((-worth, ratio))[0])
+
+
+def best(space: Space, steps: Neighbourhood, levels: IntArray) -> IntArray:
+    """A choice of no more error than the given one, which fits: the least there is where there are few."""
+    if np.prod(space.tops + 1.0) <= FEW:
+        return _least(space)
+    chosen = refined(space, steps, levels)
+    for start in _other_starts(space):
+        if space.errors(start) <= NEAR * space.errors(chosen):
+            chosen = min(chosen, refined(space, steps, start), key=space.errors)
+    return chosen
+
+
+def _least(space: Space) -> IntArray:
+    """The least error of all plans that fit; among equals, the one that costs least."""
+    plans = np.array(list(np.ndindex(*(space.tops + 1))), np.int64)
+    costs = space.costs(plans)
+    fits = np.flatnonzero(space.fits(costs))
+    share = (costs[fits] / np.maximum(space.bounds, 1e-30)).sum(axis=1)
+    return np.asarray(plans[fits[np.lexsort((share, space.errors(plans[fits])))[0]]])
+
+
+def _other_starts(space: Space) -> Iterator[IntArray]:
+    """What the simpler searches choose; nothing of one on whose line no plan fits."""
+    for line in (equal_shares, ranked):
+        with suppress(BudgetError):
+            yield line(space)
 
 
 def refined(space: Space, steps: Neighbourhood, levels: IntArray) -> IntArray:

@@ -31,10 +31,19 @@ def uniform(problem: Problem) -> Found:
         space = Space(replace(problem, sparsity=None))
         return space.finish("uniform", _at(space, np.array([problem.sparsity]))[0])
     space = Space(problem)
+    return space.finish("uniform", equal_shares(space))
+
+
+def equal_shares(space: Space) -> IntArray:
+    """Levels at the smallest sparsity of every group that meets the limits.
+
+    Raises:
+        BudgetError: none does.
+    """
     sizes = np.array([[group.size] for group in space.groups])
     # Plans change only where some group reaches its next count.
     steps = np.unique(np.append(0.0, 1 - space.kept / sizes))
-    return space.finish("uniform", first_that_fits(space, len(steps), lambda at: _at(space, steps[at])))
+    return first_that_fits(space, len(steps), lambda at: _at(space, steps[at]))
 
 
 def _at(space: Space, sparsity: FloatArray) -> IntArray:
