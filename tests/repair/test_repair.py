@@ -68,6 +68,56 @@ def test_repair_never_does_worse_than_the_cut_on_what_decides() -> None:
         assert [c.name for c in report.candidates] == [PLAIN, "least squares"]
 
 
+class Recurrent(nn.Module):
+    """Units 4 to 7 of the recurrent layer repeat units 0 to 3, and are read otherwise."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.layer = kind(3, 8, batch_first=True)
+        self.head = nn.Linear(8, 2)
+        with torch.no_grad():
+            for tensor in self.layer.parameters():
+                gates = tensor.view(-1, 8, *tensor.shape[1:])
+                gates[:, 4:] = gates[:, :4]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_units_that_others_repeat_are_made_up_for_entirely(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    model, x = Recurrent(kind).eval(), torch.randn(200, 6, 3)
+    graph = trace(model, x[:2])
+    plan = graph.plan({graph.groups[0].name: [4, 1, 6, 3]})
+    state, report = repair(graph, state_of(model), plan, calibrate(graph, state_of(model), [x]))
+    assert report.after.key < 1e-4 * report.before.key
+    assert not any("Not solved for" in note for note in report.notes)
+    small = apply(model, plan)
+    load_state(small, state)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), model(x), atol=5e-3, rtol=0)
+
+
+def test_what_is_not_solved_for_is_named_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            there = self.inner(x).tanh()
+            return self.head((there @ self.inner.weight).tanh() + self.inner(there).tanh())
+
+    model, x = Tied().eval(), torch.randn(60, 8)
+    graph = trace(model, x[:2])
+    calibration = calibrate(graph, state_of(model), [x])
+    _, report = repair(graph, state_of(model), graph.plan({}), calibration)
+    assert any(
+        "other kinds of ops read it too or it is too wide: inner.weight." in note for note in report.notes
+    )
+
+
 def test_few_inputs_do_both_and_that_is_said() -> None:
     model = block()
     graph = trace(model, images(2))

@@ -79,7 +79,7 @@ class Consumer:
         channels: input channels of each part.
         geometry: of a convolution, else None.
         reads: the groups whose units it reads.
-        shared: whether another op reads its weight too, so that it cannot be solved for alone.
+        readers: how many ops read its weight; where there are several, it cannot be solved for alone.
     """
 
     op: int
@@ -95,8 +95,13 @@ class Consumer:
     outputs: int
     channels: int
     geometry: Geometry | None
-    shared: bool
+    readers: int
     reads: tuple[Read, ...] = field(repr=False)
+
+    @property
+    def shared(self) -> bool:
+        """Whether another op reads its weight too."""
+        return self.readers > 1
 
     @property
     def window(self) -> int:
@@ -205,7 +210,7 @@ class _Finder:
                 self.readers.setdefault(number, []).append(op)
 
     def found(self) -> tuple[Consumer, ...]:
-        """All consumers; a weight that several of them read is marked shared."""
+        """All consumers."""
         made = [self.find(op) for op in self.graph.ops]
         return tuple(consumer for consumer in made if consumer is not None)
 
@@ -285,7 +290,7 @@ class _Finder:
             outputs=outputs,
             channels=width // (geometry.window if geometry else 1),
             geometry=geometry,
-            shared=self._uses(weight) > 1,
+            readers=self._uses(weight),
             reads=self._reads(weight, index),
         )
 

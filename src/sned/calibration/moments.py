@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -36,6 +37,23 @@ class Moment:
     diagonal: Tensor = field(repr=False)
     mean: Tensor = field(repr=False)
     count: int
+
+
+def pooled(moments: Iterable[Moment]) -> Moment:
+    """What is known of the patches of several consumers together; one moment after another is looked at."""
+    return reduce(_both, moments)
+
+
+def _both(one: Moment, other: Moment) -> Moment:
+    count = one.count + other.count
+    share = other.count / max(count, 1)
+    second = None if one.second is None or other.second is None else one.second.lerp(other.second, share)
+    return Moment(
+        second=second,
+        diagonal=one.diagonal.lerp(other.diagonal, share),
+        mean=one.mean.lerp(other.mean, share),
+        count=count,
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from sned.progress import SILENT, Progress
 from sned.repair.batchnorm import blended, reestimate
 from sned.repair.following import norms
 from sned.repair.reconstruct import STANDARD, Options, Solved, reconstruct
+from sned.saliency.mending import together
 from sned.surgery.masks import with_masks_of
 
 HELD_OUT = 0.2
@@ -40,6 +41,9 @@ MACS = 1.3e11
 
 MARGIN = 0.05
 """How much closer moved statistics must be than least squares alone: on few inputs less is chance."""
+
+NAMED = 4
+"""Weights that a note names."""
 
 PLAIN = "as cut"
 SOLVED = "least squares"
@@ -146,7 +150,7 @@ def repair(
             judged.append(Candidate(name, judge(candidate)))
             advance(1)
     chosen = _best(judged)
-    notes = _notes(calibration, consumers, fitted, start)
+    notes = _notes(graph, calibration, consumers, fitted, start)
     report = RepairReport(
         chosen=chosen,
         candidates=tuple(judged),
@@ -226,13 +230,15 @@ class Judge:
 
 
 def _notes(
-    calibration: Calibration, consumers: tuple[Solved, ...], fitted: int, start: int
+    graph: Graph, calibration: Calibration, consumers: tuple[Solved, ...], fitted: int, start: int
 ) -> tuple[str, ...]:
     notes = []
-    left = [c.name for c in calibration.consumers if c.op not in {s.op for s in consumers}]
+    solved = {s.weight for s in consumers} | {c.weight for c, *_ in together(graph, calibration.consumers)}
+    left = {c.weight: None for c in calibration.consumers if c.weight not in solved}
     if left:
-        names = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
-        notes.append(f"Not solved for, because several ops share the weight or it is too wide: {names}.")
+        notes.append(
+            f"Not solved for, because other kinds of ops read it too or it is too wide: {few_of(left)}."
+        )
     if start == 0:
         notes.append(
             f"Only {fitted} calibration inputs: they were fitted to and decided as well. Give more than 20."
@@ -246,6 +252,12 @@ def _notes(
     if calibration.synthetic:
         notes.append("Repaired on random inputs: give real ones to `calibration` for a better result.")
     return tuple(notes)
+
+
+def few_of(names: Collection[str]) -> str:
+    """The first few of many names, and how many more there are."""
+    first = list(names)[:NAMED]
+    return ", ".join(first) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def load_state(model: nn.Module, state: State) -> None:

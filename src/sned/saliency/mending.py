@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from sned.calibration import Calibration, Consumer, Moment, least_squares
 from sned.calibration.consumers import layout
-from sned.calibration.moments import WIDEST
+from sned.calibration.moments import WIDEST, pooled
 from sned.graph.ir import Graph, IntArray
 from sned.graph.sizes import Sizes
 from sned.saliency.reconstruction import normalised, restores_mean
@@ -49,14 +49,57 @@ def mended(graph: Graph, gone: Gone, calibration: Calibration, state: State, *, 
     return changed
 
 
+def mended_together(graph: Graph, gone: Gone, calibration: Calibration, state: State) -> State:
+    """What changes when weights that several ops read are solved for once, on what enters all of these ops: those of
+    recurrent layers, which every step reads, and of layers that are called twice.
+
+    A state that a recurrent layer reads follows from the weights that are solved for, so that those would drift from
+    what they were fitted to: what enters in the dense network, where all is right, serves better.
+
+    Args:
+        graph, gone, calibration, state: as for `mended`.
+
+    Returns:
+        The parameters and buffers that changed, by name; entries that go are zero.
+    """
+    changed: dict[str, torch.Tensor] = {}
+    for consumers in together(graph, calibration.consumers):
+        first = consumers[0]
+        lost = [read.rows[np.asarray(gone.get(read.group, ()), np.int64)].ravel() for read in first.reads]
+        if any(len(rows) for rows in lost):
+            moment = pooled(calibration.moments[consumer.op] for consumer in consumers)
+            centre = len({_takes_up(graph, consumer) for consumer in consumers}) == 1
+            changed |= _mend(graph, first, np.concatenate(lost), moment, {**state, **changed}, centre)
+    return changed
+
+
+def together(graph: Graph, consumers: Iterable[Consumer]) -> Iterator[list[Consumer]]:
+    """The consumers of each weight that several of them and nothing else read, all in the same way."""
+    by_weight: dict[str, list[Consumer]] = {}
+    for consumer in consumers:
+        if consumer.shared and consumer.kind != "depthwise" and consumer.width <= WIDEST:
+            by_weight.setdefault(consumer.weight, []).append(consumer)
+    sizes = Sizes(graph, graph.coupling.keep({}))
+    for found in by_weight.values():
+        index = layout(graph, sizes, found[0])
+        alike = (torch.equal(layout(graph, sizes, other), index) for other in found[1:])
+        if found[0].readers == len(found) and all(alike):
+            yield found
+
+
+def _takes_up(graph: Graph, consumer: Consumer) -> tuple[str, ...]:
+    """The parameters that can put the mean of a consumer's output right."""
+    return (consumer.bias,) if consumer.bias else tuple(normalised(graph).get(consumer.output, ()))
+
+
 def _mend(
-    graph: Graph, consumer: Consumer, rows: IntArray, moment: Moment, state: State
+    graph: Graph, consumer: Consumer, rows: IntArray, moment: Moment, state: State, centre: bool = True
 ) -> dict[str, torch.Tensor]:
     assert moment.second is not None
     weight = state[consumer.weight].detach()
     index = layout(graph, Sizes(graph, graph.coupling.keep({})), consumer).long().to(weight.device)
     matrices = weight.flatten()[index].double()
-    centre = restores_mean(graph, consumer)
+    centre = centre and restores_mean(graph, consumer)
     shifts = []
     for part, own in enumerate(matrices):
         mean, first = moment.mean[part].double(), part * consumer.width
