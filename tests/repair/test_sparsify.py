@@ -156,6 +156,23 @@ def test_nothing_is_matched_on_random_inputs_and_that_is_said() -> None:
     assert "Nothing was matched" in sparse.note
 
 
+def test_what_stays_dense_is_named_and_counted() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.steps = nn.Linear(3, 16), nn.LSTM(16, 8, batch_first=True)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.steps(self.before(x))[0][:, -1])
+
+    model, x = Recurrent().eval(), torch.randn(60, 5, 3)
+    sparse = sparsify(model, x[:2], sparsity=0.5, calibration=[x])
+    zeros = sum(int((state_of(sparse.model)[name] == 0).sum()) for name in ("before.weight", "head.weight"))
+    share = zeros / sum(parameter.numel() for parameter in model.parameters())
+    assert f"{share:.1%} of all (dense stay steps.weight_hh_l0, steps.weight_ih_l0)," in sparse.note
+
+
 @pytest.mark.parametrize("seconds", [0, float("nan"), "10", True])
 def test_a_time_to_match_is_more_than_none(seconds: Any) -> None:
     with pytest.raises(BudgetError, match=f"more than 0 seconds, got {seconds!r}"):

@@ -14,7 +14,7 @@ from sned.graph.plan import Plan
 from sned.graph.trace import state_of
 from sned.progress import SILENT, Progress
 from sned.repair.match import FURTHER, check_enough, check_seconds, match_on
-from sned.repair.repair import load_state
+from sned.repair.repair import few_of, load_state
 from sned.repair.thin import thin
 from sned.surgery import trace
 from sned.surgery.home import CPU, home_of, moved, moved_inputs
@@ -116,8 +116,10 @@ def sparsify(
     small = pruned(model, graph, plan).model
     load_state(small, found.state)
     best = min(found.candidates, key=lambda candidate: candidate.divergence.key)
+    left = f" (dense stay {few_of(found.dense)})" if found.dense else ""
     note = (
-        f"{found.sparsity:.1%} of the weights in {len(masks)} tensors are zero ({pattern}), from {learnt.note}; "
+        f"{found.sparsity:.1%} of the weights in {len(masks)} tensors are zero ({pattern}), "
+        f"{found.overall:.1%} of all{left}, from {learnt.note}; "
         f"divergence from the dense network on inputs held out: {best.divergence.key:.3g}."
     )
     if match_seconds is not None:

@@ -35,6 +35,8 @@ class Thinned:
         state: parameters and buffers by name.
         masks: `{parameter: bool}`, like the parameter: where its entries may be other than zero.
         sparsity: share of the entries of those parameters that are zero.
+        overall: the same of the entries of all parameters of the network.
+        dense: weights that were left as they are, by name.
         candidates: what was tried, and how far its answers are from the dense network's on inputs held out.
         consumers: what the zeros cost each consumer.
     """
@@ -42,6 +44,8 @@ class Thinned:
     state: dict[str, Tensor] = field(repr=False)
     masks: dict[str, Tensor] = field(repr=False)
     sparsity: float
+    overall: float
+    dense: tuple[str, ...]
     candidates: tuple[Candidate, ...] = ()
     consumers: tuple[Solved, ...] = field(default=(), repr=False)
 
@@ -116,7 +120,18 @@ def thin(
     chosen = tried[best.name]
     masks = {name: chosen[name] != 0 for name in sorted(weights | plan.masks.keys()) if name in chosen}
     zero, total = sum(int((~m).sum()) for m in masks.values()), sum(m.numel() for m in masks.values())
-    return Thinned(chosen, masks, zero / total, tuple(judged), consumers)
+    entire = {
+        name: chosen[name] for name in graph.parameters if name in graph.trainable - graph.aliases.keys()
+    }
+    return Thinned(
+        state=chosen,
+        masks=masks,
+        sparsity=zero / total,
+        overall=zero / sum(tensor.numel() for tensor in entire.values()),
+        dense=tuple(name for name, tensor in entire.items() if tensor.ndim > 1 and name not in masks),
+        candidates=tuple(judged),
+        consumers=consumers,
+    )
 
 
 def _thinnable(calibration: Calibration, pattern: Pattern) -> list[str]:
