@@ -118,6 +118,12 @@ def test_no_permission(tmp_path: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(beside))
 
 
+def test_a_file_that_grows_too_large(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match=r"larger than the disk, or a limit of this process, allows"), \
+            atomic_path(tmp_path / "x") as beside:  # fmt: skip
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(beside))
+
+
 def test_errors_about_other_files_pass_through(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="elsewhere"), atomic_path(tmp_path / "x"):
         (tmp_path / "elsewhere").read_text()

@@ -167,6 +167,8 @@ def _write_failure(error: BaseException, final: Path, beside: Path) -> str | Non
         return _FOLDER_THERE
     if code in _NOT_A_FOLDER:
         return _FILE_ABOVE
+    if code == errno.EFBIG:
+        return "the file is larger than the disk, or a limit of this process, allows. Choose another folder."
     if code in _UNWRITABLE:
         return f"{os.strerror(code).lower()}. Choose a folder that you may write to."
     return None

@@ -66,3 +66,18 @@ def test_the_network_is_not_touched_and_what_is_never_called_stays() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(made.unused.bias, model.unused.bias)
     assert not torch.equal(made.used.bias, model.used.bias)
+
+
+def test_a_layer_may_be_called_by_keyword() -> None:
+    class ByName(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(input=x)
+
+    layer, x = nn.Linear(3, 3), torch.randn(5, 3) + 1
+    made = compensated(ByName(layer), [x])
+    torch.testing.assert_close(made.layer.bias, compensated(nn.Sequential(layer), [x])[0].bias)
+    assert not torch.equal(made.layer.bias, layer.bias)

@@ -43,7 +43,7 @@ def command(
             "--quantize",
             "-q",
             metavar="int8|int8-dynamic|fp16",
-            help="Coarser numbers; int8 needs --calibration.",
+            help="Coarser numbers; int8 fits real inputs with --calibration.",
         ),
     ] = None,
     calibration: Annotated[

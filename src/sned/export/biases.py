@@ -38,7 +38,10 @@ def compensated(model: nn.Module, batches: Iterable[Inputs]) -> nn.Module:
     rounding: dict[nn.Module, Tensor] = {
         layer: rounded(layer.weight.detach()) - layer.weight.detach() for layer in layers
     }
-    hooks = [layer.register_forward_pre_hook(partial(_add, rounding, sums, counts)) for layer in layers]
+    hooks = [
+        layer.register_forward_pre_hook(partial(_add, rounding, sums, counts), with_kwargs=True)
+        for layer in layers
+    ]
     with torch.no_grad():
         for inputs in batches:
             called(made, inputs)
@@ -64,9 +67,11 @@ def _add(
     counts: dict[nn.Module, int],
     layer: Any,
     args: tuple[Tensor, ...],
+    kwargs: dict[str, Tensor],
 ) -> None:
     """Add up what the rounding of one layer adds to its outputs."""
-    error = _applied(layer, args[0], rounding[layer]).double()
+    x = args[0] if args else kwargs["input"]
+    error = _applied(layer, x, rounding[layer]).double()
     axes = [axis for axis in range(error.ndim) if axis != _channels(layer, error)]
     sums[layer] = sums.get(layer, torch.zeros(())) + error.sum(axes)
     counts[layer] = counts.get(layer, 0) + error.numel() // error.shape[_channels(layer, error)]

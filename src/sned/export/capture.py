@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -69,11 +69,15 @@ class Captured:
         with quiet():
             nodes = [*self.program.graph.nodes, *self.program.run_decompositions().graph.nodes]
         called = [node for node in nodes if node.op == "call_function"]
-        # The longest name first: "add" is in many words.
-        for node in sorted(called, key=lambda node: -len(_base(node))):
-            if len(_base(node)) > 3 and re.search(rf"(?<![a-z]){re.escape(_base(node))}(?![a-z_])", told):
-                module = scope(node)
-                return f"'{node.target}'" + (f" in module '{module}'" if module else "")
+        for names in (_full_names, _bare_names):
+            # The longest name first: "add" is in many words.
+            for node in sorted(called, key=lambda node: -len(_base(node))):
+                # "mean:0" is a tensor.
+                if any(
+                    re.search(rf"(?<![a-z]){re.escape(name)}(?![a-z_]|:\d)", told) for name in names(node)
+                ):
+                    module = scope(node)
+                    return f"'{node.target}'" + (f" in module '{module}'" if module else "")
         return ""
 
 
@@ -109,7 +113,7 @@ class Subject:
         self.module = burn_in(copy.deepcopy(model)).cpu().eval()
         if halves:
             self.module.half()
-        self.outputs: tuple[str, ...] = ()
+        self.outputs: list[str] = []
         self._entered: list[str] = []
         original = self.module.forward
 
@@ -118,8 +122,9 @@ class Subject:
             if halves:
                 args, kwargs = pytree.tree_map(_narrow, (args, kwargs))
             found = list(named_tensors(original(*args, **kwargs)))
-            self.outputs = _distinct([name for name, _ in found])
-            return tuple(_widen(tensor) if halves else tensor for _, tensor in found)
+            self.outputs = [name for name, _ in found]
+            made = (_widen(tensor) if halves else tensor for _, tensor in found)
+            return tuple(_apart(made, tensors((args, kwargs))))
 
         self.module.forward = forward
         for name, module in self.module.named_modules():
@@ -182,8 +187,7 @@ class Subject:
             ) from error
         given = tuple(tensors((args, kwargs)))
         names = tuple(_tensor_inputs(program))
-        outputs = _distinct([*names, *self.outputs])[len(names) :]
-        return Captured(program, names, outputs, given, self.module, dynamic_batch)
+        return Captured(program, names, _distinct(self.outputs, names), given, self.module, dynamic_batch)
 
     def _dynamic_shapes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         size = batch_size((args, kwargs))
@@ -213,6 +217,16 @@ def _base(node: torch.fx.Node) -> str:
     """The bare name of an operation: "linalg_eig" of `aten.linalg_eig.default`."""
     parts = str(node.target).split(".")
     return parts[1].strip("_") if len(parts) > 1 else parts[0]
+
+
+def _full_names(node: torch.fx.Node) -> tuple[str, ...]:
+    """The name of an operation as no other word is written: "aten.gru.input", "aten::gru", "gru.input"."""
+    parts = str(node.target).split(".")
+    return (str(node.target), "::".join(parts[:2]), ".".join(parts[1:])) if len(parts) > 2 else ()
+
+
+def _bare_names(node: torch.fx.Node) -> tuple[str, ...]:
+    return (_base(node),) if len(_base(node)) > 3 else ()
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -286,13 +300,21 @@ def _reason(error: BaseException) -> str:
     )
 
 
-def _distinct(names: list[str]) -> tuple[str, ...]:
-    """Names that an ONNX file takes, each once."""
+def _distinct(names: list[str], taken: Iterable[str]) -> tuple[str, ...]:
+    """Names that an ONNX file takes, each once, and none of those that are taken."""
     distinct: list[str] = []
     for name in (re.sub(r"\W", "_", name) for name in names):
         numbered = (f"{name}_{number}" for number in count(2))
-        distinct.append(next(free for free in chain([name], numbered) if free not in distinct))
+        distinct.append(next(one for one in chain([name], numbered) if one not in {*taken, *distinct}))
     return tuple(distinct)
+
+
+def _apart(outputs: Iterable[Tensor], inputs: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Outputs as tensors of their own: converters fail on one that is an input, or that is returned twice."""
+    seen = {id(tensor) for tensor in inputs}
+    for output in outputs:
+        yield output.clone() if id(output) in seen else output
+        seen.add(id(output))
 
 
 def _to_cpu(leaf: Any) -> Any:

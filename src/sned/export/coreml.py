@@ -233,4 +233,5 @@ TARGET = Target(
         "the Neural Engine of A17 Pro, M4 and later can gain time from it, and none of that could be measured here."
     ),
     here=False,
+    options=("system",),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sned.errors import ExampleError
-from sned.export.parity import Array, Parity
-from sned.export.structure import tensors
+from sned.export.calls import Call, run_rows
+from sned.export.parity import Parity
+from sned.export.structure import arrays
 from sned.export.target import FP32, Session, find_target
 from sned.timing import Latency
 
@@ -40,6 +40,7 @@ class Exported:
         torch_latency: of the model in PyTorch, interleaved with it; None of a Keras model.
         accuracy: of the file, by the user's own measure.
         torch_accuracy: of the model itself, by the same.
+        call: how it is called as the model is.
         notes: what was chosen and what was not checked, a sentence each.
     """
 
@@ -60,6 +61,7 @@ class Exported:
     torch_latency: Latency | None = None
     accuracy: float | None = None
     torch_accuracy: float | None = None
+    call: Call = field(default_factory=Call)
     notes: tuple[str, ...] = ()
 
     @property
@@ -79,44 +81,26 @@ class Exported:
     def module(self, *, threads: int = 1) -> Deployed:
         """The file as a module: any function that evaluates a PyTorch model evaluates the file."""
         batch = None if self.dynamic_batch else self.batch
-        return Deployed(self.session(threads=threads), batch)
+        return Deployed(self.session(threads=threads), batch, self.call)
 
 
 class Deployed(nn.Module):
-    """Calls a file in its runtime as if it were the model; has no parameters.
+    """Calls a file in its runtime as if it were the model; has no weights.
 
     Args:
         session: the open file.
         batch: rows that it takes; None for any number. Other numbers are cut, and the last part is filled up.
+        call: how the model is called.
     """
 
-    def __init__(self, session: Session, batch: int | None) -> None:
+    def __init__(self, session: Session, batch: int | None, call: Call) -> None:
         super().__init__()
-        self.session = session
-        self.batch = batch
+        self.session, self.batch, self.call = session, batch, call
+        # Evaluations ask for the device of a network's first parameter.
+        self.nothing = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
         """The output, or a tuple of them, in the order of the model's."""
-        arrays = [np.ascontiguousarray(tensor.detach().cpu().numpy()) for tensor in tensors((args, kwargs))]
-        outputs = tuple(
-            torch.from_numpy(np.array(array)) for array in run_rows(self.session, arrays, self.batch)
-        )
+        found = run_rows(self.session, arrays(self.call.ordered(args, kwargs)), self.batch, self.call)
+        outputs = tuple(torch.from_numpy(np.array(array)) for array in found)
         return outputs[0] if len(outputs) == 1 else outputs
-
-
-def run_rows(session: Session, inputs: list[Array], batch: int | None) -> list[Array]:
-    """Run any number of rows through a file that takes `batch` of them at a time (None: any number).
-
-    Tensors whose first axis is as long as the first tensor's are cut along it.
-
-    Raises:
-        ExampleError: there are no rows.
-    """
-    rows = next((array.shape[0] for array in inputs if array.ndim), 1)
-    if batch is None or rows == batch:
-        return session.run(inputs)
-    if not rows:
-        raise ExampleError("Inputs must have at least one row, got none.")
-    picks = [np.arange(start, start + batch) % rows for start in range(0, rows, batch)]
-    parts = [session.run([a[pick] if a.ndim and a.shape[0] == rows else a for a in inputs]) for pick in picks]
-    return [np.concatenate(pieces)[:rows] for pieces in zip(*parts, strict=True)]

@@ -293,6 +293,7 @@ _LITERT = replace(
     extra="tensorflow",
     write=_write_litert,
     levels="",
+    options=(),
 )
 
 TARGET = Target(

@@ -294,6 +294,7 @@ TARGET = Target(
     write=_write,
     read=LiteRtSession,
     levels="signatures",
+    options=("channels_last",),
     sparse=(
         "Zeros of 1×1 convolutions and of linear layers are left out of the file, which gets smaller everywhere. "
         "XNNPACK multiplies without them on ARM and on x86 without AVX; with AVX the weights are filled in again."

@@ -41,7 +41,6 @@ class Program:
         self.function = program.functions[function]
         found = next((f for f in spec.description.functions if f.name == function), spec.description)
         self.inputs = [value.name for value in found.input]
-        self.outputs = [value.name for value in self.function.outputs]
         unknown = {op.op_type for op in self._operations()} - OPERATIONS.keys()
         if unknown:
             raise ExportError(
@@ -63,7 +62,8 @@ class Program:
                 made = made if isinstance(made, list | tuple) else [made]
                 for variable, value in zip(op.outputs, made, strict=True):
                     values[variable.name] = _typed(value, variable)
-        return [values[name].numpy() for name in self.outputs]
+        # An output may be a constant, which no operation makes.
+        return [_typed(_value(output, values), output).numpy() for output in self.function.outputs]
 
     def _operations(self) -> list[Any]:
         return [op for op in self.function.operations if op.op_type != "const" and not _packed(op)]

@@ -13,13 +13,13 @@ import onnx
 import torch
 from torch import nn
 
-from sned.errors import ExportError, MeasureError
+from sned.errors import ExportError, MeasureError, UserError
 from sned.export.capture import Captured, first_sentence, quiet
 from sned.export.exported import Exported
 from sned.export.onnx_file import check, compact, module_of, save, sparse_initializers
 from sned.export.parity import Array
-from sned.export.road import arrays, export
-from sned.export.structure import at_batch
+from sned.export.road import export
+from sned.export.structure import arrays, at_batch
 from sned.export.target import DYNAMIC, FP16, FP32, INT8, Order, Target
 from sned.graph.example import Inputs
 from sned.runtime import open_session
@@ -47,7 +47,7 @@ def export_onnx(
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
         path: of the file to write.
         tolerance: how far an element may be off, as a fraction of the largest magnitude in its output.
-        opset_version: of the ONNX operators; below 18 the file may have a newer one.
+        opset_version: of the ONNX operators, 18 or newer.
         seed: of the fresh inputs.
 
     Example:
@@ -252,6 +252,12 @@ def _convert(captured: Captured, opset_version: int | None) -> ONNXProgram:
     for value, name in zip(program.model.graph.inputs, captured.inputs, strict=True):
         value.name = name  # one that is an output as well gets another from the exporter
     _name_batch_axis(program)
+    written = program.model.opset_imports[""]
+    if opset_version not in (None, written):
+        raise UserError(
+            f"`opset` must be a version that PyTorch's exporter can write, got {opset_version}: it wrote {written} "
+            "instead. Leave `opset` out, or ask for another one from 18 on."
+        )
     return program
 
 
@@ -300,6 +306,7 @@ TARGET = Target(
     write=_write,
     read=_read,
     dynamic_batch=True,
+    options=("opset",),
     sparse=(
         "Zeros are left out of the file, which gets smaller; ONNX Runtime fills them in when it opens the file, so "
         "that neither memory nor time is gained on any hardware."

@@ -46,6 +46,9 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
 
 def _pin(model: Any, level: Captured) -> None:
     """Give inputs their names and sizes: the front end leaves more of them open than the batch."""
+    for port in model.inputs:
+        if port.get_node().get_friendly_name() not in level.inputs:  # None, or a flag: recorded as it was
+            model.remove_parameter(port.get_node())
     rows = level.example[0].shape[0] if level.example[0].ndim else 1
     shapes = {}
     for port, tensor, name in zip(model.inputs, level.example, level.inputs, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,18 +15,22 @@ from sned.calibration.inputs import read_inputs
 from sned.errors import ExportError, ModelError, UserError
 from sned.evaluation import Evaluate, evaluated
 from sned.export.biases import compensated
+from sned.export.calls import call_of
 from sned.export.capture import Subject
 from sned.export.checks import (
-    check_names,
+    check_example,
+    check_models,
+    check_numbers,
+    check_options,
     default_tolerance,
     path_for,
     refuse_nan,
     refuse_open_batch,
     sparse_form,
 )
-from sned.export.exported import Exported, run_rows
+from sned.export.exported import Exported
 from sned.export.parity import Array, Parity, compare, worst
-from sned.export.structure import at_batch, batch_size, fresh, tensors
+from sned.export.structure import arrays, at_batch, batch_size, fresh, in_parts
 from sned.export.target import (
     DYNAMIC,
     FP16,
@@ -66,7 +70,7 @@ class _Job:
     example: Inputs
     calibration: tuple[Inputs, ...]
     path: Path
-    tolerance: float
+    tolerance: float | None
     order: Order
     seed: int
     notes: tuple[str, ...] = ()
@@ -120,7 +124,7 @@ def export(
         repair_biases: for int8, move the biases by what the rounding of the weights shifts each channel.
         tolerance: how far an element may be off, as a fraction of the largest magnitude in its output; None for
             1e-4 in fp32, and for others a bound on the relative error of all outputs (`ERRORS`).
-        opset: version of the ONNX operators; None for the exporter's default.
+        opset: version of the ONNX operators, 18 or newer; None for the exporter's default.
         system: oldest system that must take the file: "iOS15" to "iOS18" for Core ML.
         channels_last: LiteRT: images enter as `[batch, height, width, channels]`, as Android has them.
         dynamic_batch: whether the file takes batches of any size; None: where the runtime and the model allow it.
@@ -143,6 +147,12 @@ def export(
                                calibration=batches, out="model.tflite")
         exported.max_abs_diff, exported.size_bytes, exported.latency
     """
+    check_models({"": model})
+    check_numbers(runs=runs, threads=threads)
+    told: float | None = None
+    if evaluate is not None:  # which may take long, or fail
+        path_for(out, find_target(to))
+        told = evaluated(model, evaluate)
     made = export_levels(
         {"": model},
         example_inputs,
@@ -168,8 +178,7 @@ def export(
     if runs:
         made = _timed(made, model, example_inputs, runs=runs, threads=threads)
     if evaluate is not None:
-        told = evaluated(file(), evaluate), evaluated(model, evaluate)
-        made = replace(made, accuracy=told[0], torch_accuracy=told[1])
+        made = replace(made, accuracy=evaluated(file(), evaluate), torch_accuracy=told)
     return made
 
 
@@ -209,6 +218,8 @@ def export_levels(
         levels = sned.export.export_levels({"fast": small, "good": large}, x, to="executorch", out="model.pte")
         levels["fast"].module()(x)
     """
+    check_models(models)
+    check_numbers(tolerance=tolerance)
     theirs = [is_keras_model(model) for model in models.values()]
     if to in KERAS_ONLY and not all(theirs):
         raise UserError(f"{to!r} is written of Keras models alone. Write to one of {', '.join(TARGETS)}.")
@@ -217,7 +228,9 @@ def export_levels(
         from sned.export import keras
 
         target = keras.target_for(target)
-    check_names(models)
+    check_options(
+        target, {"opset": opset is not None, "system": system is not None, "channels_last": not channels_last}
+    )
     require(target, precision, len(models))
     if dynamic_batch:
         refuse_open_batch(target)
@@ -230,7 +243,7 @@ def export_levels(
         example_inputs = keras.inputs_of(example_inputs)
     else:
         subjects = {name: Subject(model) for name, model in models.items()}
-    describe(example_inputs)
+    check_example(example_inputs)
     for subject in subjects.values():
         refuse_nan(subject.run(example_inputs))
     batches, notes = _calibration(example_inputs, calibration, precision, seed)
@@ -243,9 +256,7 @@ def export_levels(
         written = {name: Subject(model, halves=True) for name, model in models.items()}
     sparse, said = sparse_form(target, sparse, [subject.module for subject in subjects.values()])
     order = Order(path, precision, None, sparse, opset, system, channels_last)
-    allowed = (
-        default_tolerance(models.values()) if tolerance is None and precision == FP32 else tolerance or -1.0
-    )
+    allowed = default_tolerance(models.values()) if tolerance is None and precision == FP32 else tolerance
     job = _Job(target, precision, subjects, written, example_inputs, batches, path, allowed, order, seed,
                (*notes, *said))  # fmt: skip
     if not target.dynamic_batch:
@@ -266,7 +277,8 @@ def _attempt(job: _Job, *, dynamic: bool, because: str = "") -> dict[str, Export
         name: subject.capture(job.example, dynamic_batch=dynamic) for name, subject in job.written.items()
     }
     batch = batch_size(job.example)
-    samples = {name: list(_samples(job.calibration, None if dynamic else batch)) for name in captured}
+    parts = [part for inputs in job.calibration for part in in_parts(inputs, None if dynamic else batch)]
+    samples = {name: [arrays(part) for part in parts] for name in captured}
     with staged_path(job.path) as staged:
         said = job.target.write(captured, replace(job.order, path=staged, calibration=samples))
         parities = {name: _verified(job, staged, name, dynamic=dynamic) for name in captured}
@@ -288,6 +300,7 @@ def _attempt(job: _Job, *, dynamic: bool, because: str = "") -> dict[str, Export
             precision=job.precision,
             level=name,
             batch=batch,
+            call=call_of(job.subjects[name], job.example),
             notes=(*said, *job.notes),
         )
         for name, level in captured.items()
@@ -306,7 +319,7 @@ def _verified(job: _Job, path: Path, level: str, *, dynamic: bool) -> Parity:
     trials = [*job.calibration] if job.precision == INT8 else [*drawn, *job.calibration]
     batch = None if dynamic else own
     parity = worst(_compared(job.subjects[level], session, batch, trial) for trial in trials)
-    if job.tolerance >= 0:
+    if job.tolerance is not None:
         agrees, limit = parity.within(job.tolerance), f"{job.tolerance:g} is allowed"
     else:
         agrees = parity.error <= ERRORS[job.precision]
@@ -337,22 +350,16 @@ def _advice(precision: str, target: Target) -> str:
 
 
 def _compared(subject: Source, session: Session, batch: int | None, trial: Inputs) -> Parity:
-    expected = [output.detach().resolve_conj().numpy() for output in subject.run(trial)]
-    return compare(expected, run_rows(session, arrays(trial), batch))
+    """Both see the same rows together, at the batch that the file takes: an output may come from all of them."""
+    runs = [(arrays(subject.run(part)), session.run(arrays(part))) for part in in_parts(trial, batch)]
+    ours, theirs = (
+        [_stacked(pieces) for pieces in zip(*side, strict=True)] for side in zip(*runs, strict=True)
+    )
+    return compare(ours, theirs)
 
 
-def arrays(inputs: Inputs) -> list[Array]:
-    """The tensors of inputs as arrays, in the order of the model's."""
-    return [np.ascontiguousarray(tensor.detach().cpu().numpy()) for tensor in tensors(inputs)]
-
-
-def _samples(batches: Sequence[Inputs], size: int | None) -> Iterator[list[Array]]:
-    """Calibration inputs cut to the file's batch (None: as they are); a short last part is filled up from its start."""
-    for inputs in batches:
-        whole, rows = arrays(inputs), batch_size(inputs)
-        for start in range(0, rows, size or rows):
-            pick = np.arange(start, start + (size or rows)) % rows
-            yield [array[pick] if array.ndim and array.shape[0] == rows else array for array in whole]
+def _stacked(pieces: Sequence[Array]) -> Array:
+    return pieces[0] if len(pieces) == 1 else np.concatenate([np.atleast_1d(piece) for piece in pieces])
 
 
 def _calibration(

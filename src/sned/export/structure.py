@@ -5,16 +5,29 @@ from dataclasses import fields, is_dataclass
 from functools import singledispatch
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from sned.export.parity import Array
 from sned.graph.example import Inputs
 
 
 def tensors(example: Any) -> list[Tensor]:
     """The tensors of example inputs, in the order in which the model is given them."""
     return [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+
+
+def arrays(nest: Any) -> list[Array]:
+    """The tensors of inputs or outputs as arrays, in order; NumPy has no bfloat16, and gets float32."""
+    return [
+        np.ascontiguousarray(_known(tensor.detach().cpu().resolve_conj()).numpy()) for tensor in tensors(nest)
+    ]
+
+
+def _known(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def batch_size(example: Inputs) -> int:
@@ -41,6 +54,14 @@ def has_batch_axis(tensor: Tensor, size: int) -> bool:
 def at_batch(example: Inputs, size: int) -> Inputs:
     """The same inputs at another batch size: rows are repeated, or left out."""
     return with_batch(example, lambda tensor: tensor[torch.arange(size) % tensor.shape[0]])
+
+
+def in_parts(inputs: Inputs, size: int | None) -> Iterator[Inputs]:
+    """Inputs cut to batches of `size` (None: as they are); a short last part is filled up from the first rows."""
+    rows = batch_size(inputs)
+    for start in range(0, rows, size or rows):
+        pick = torch.arange(start, start + (size or rows)) % rows
+        yield with_batch(inputs, lambda tensor, pick=pick: tensor[pick])  # type: ignore[misc]
 
 
 def fresh(example: Inputs, size: int, *, seed: int) -> Inputs:

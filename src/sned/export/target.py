@@ -115,6 +115,7 @@ class Target:
         mends_biases: whether the runtime's own quantiser corrects biases.
         here: whether the runtime itself runs on this machine; if not, `read` evaluates the file otherwise.
         threads: whether it keeps to a number of threads; if not, nothing is timed.
+        options: which of "opset", "system" and "channels_last" it has.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Target:
     mends_biases: bool = False
     here: bool = True
     threads: bool = True
+    options: tuple[str, ...] = ()
 
 
 _HOMES = {name: f"sned.export.{name}" for name in ("onnx", "coreml", "litert", "executorch", "openvino")}
@@ -151,7 +153,7 @@ def find_target(name: str) -> Target:
     homes = {**_HOMES, **KERAS_ONLY}
     if name not in homes:
         raise UserError(
-            f"`to` must be one of {', '.join(homes)}, got {name!r}. {close_names(name, list(homes))}"
+            f"`to` must be one of {', '.join(homes)}, got {name!r}. {close_names(str(name), list(homes))}"
         )
     target: Target = import_module(homes[name]).TARGET
     return target
