@@ -24,3 +24,14 @@ def test_gather_nd_takes_what_stands_at_coordinates(rows: int, places: tuple[int
         expected[place] = x[(*place[:rows], *(int(i) for i in indices[place]))]
     given = {"x": torch.from_numpy(x), "indices": torch.from_numpy(indices), "batch_dims": torch.tensor(rows)}
     np.testing.assert_array_equal(OPERATIONS["gather_nd"](given).numpy(), expected)
+
+
+@pytest.mark.parametrize(("size", "larger"), [(16, 20), (16, 24), (5, 7), (4, 8)])
+def test_nearest_upsampling_takes_the_pixel_that_lies_under_each(size: int, larger: int) -> None:
+    x = torch.randn(1, 2, size, size)
+    scale = larger / size + 6.25e-6  # as the converter writes it
+    given = {"x": x, "scale_factor_height": torch.tensor(scale), "scale_factor_width": torch.tensor(scale)}
+    under = [place * size // larger for place in range(larger)]
+    np.testing.assert_array_equal(
+        OPERATIONS["upsample_nearest_neighbor"](given).numpy(), x[:, :, under][:, :, :, under].numpy()
+    )

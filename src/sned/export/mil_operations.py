@@ -251,6 +251,11 @@ def _pad(a: Arguments) -> Tensor:
 
 def _upsample(a: Arguments, mode: str) -> Tensor:
     scale = [float(a["scale_factor_height"]), float(a["scale_factor_width"])]
+    if (
+        mode == "nearest"
+    ):  # the converter makes scales a little larger, so that sizes are rounded down to the right ones
+        size = [int(side * factor) for side, factor in zip(a["x"].shape[2:], scale, strict=True)]
+        return functional.interpolate(a["x"], size=size, mode=mode)
     corners = bool(a.get("align_corners", True)) if mode == "bilinear" else None
     return functional.interpolate(a["x"], scale_factor=scale, mode=mode, align_corners=corners)
 
