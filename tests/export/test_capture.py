@@ -54,3 +54,15 @@ def test_a_tensor_that_is_an_input_or_comes_twice_leaves_as_a_copy() -> None:
     outputs = Subject(Same()).run(x)
     assert len({id(tensor) for tensor in (x, *outputs)}) == 4
     assert [output.tolist() for output in outputs] == [[1, 1], [2, 2], [2, 2]]
+
+
+def test_a_model_whose_weight_comes_from_a_pass_is_copied() -> None:
+    layer = nn.utils.weight_norm(nn.Linear(3, 4))
+    layer(torch.randn(2, 3)).sum().backward()
+    model, x = nn.Sequential(layer), torch.randn(2, 3)
+    expected = model(x)
+    subject = Subject(model)
+    torch.testing.assert_close(subject.run(x)[0], expected)
+    assert layer.weight.grad_fn is not None
+    captured = subject.capture(x, dynamic_batch=False)
+    torch.testing.assert_close(captured.program.module()(x)[0], expected)

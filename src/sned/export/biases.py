@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sned.export.capture import copied
 from sned.graph.example import Inputs, called
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -31,7 +31,7 @@ def compensated(model: nn.Module, batches: Iterable[Inputs]) -> nn.Module:
     Reference: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, 2019,
         section 4.2, with the mean measured and not derived from BatchNorm.
     """
-    made = copy.deepcopy(model).cpu().eval()
+    made = copied(model).cpu().eval()
     sums: dict[nn.Module, Tensor] = {}
     counts: dict[nn.Module, int] = {}
     layers: list[Any] = [module for module in made.modules() if isinstance(module, _LAYERS)]

@@ -110,7 +110,7 @@ class Subject:
     """
 
     def __init__(self, model: nn.Module, *, halves: bool = False) -> None:
-        self.module = burn_in(copy.deepcopy(model)).cpu().eval()
+        self.module = burn_in(copied(model)).cpu().eval()
         if halves:
             self.module.half()
         self.outputs: list[str] = []
@@ -205,6 +205,13 @@ class Subject:
             raise ExampleError(f"The example inputs are not the model's arguments: {reason}") from error
         specified: dict[str, Any] = pytree.tree_map(axes, dict(bound.arguments))
         return specified
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy; tensors that a pass left on modules, as the old weight norm does, are copied by value."""
+    held = [value for module in model.modules() for value in vars(module).values()]
+    passing = [value for value in held if isinstance(value, Tensor) and value.grad_fn is not None]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in passing})
 
 
 def scope(node: torch.fx.Node) -> str:
