@@ -173,6 +173,21 @@ def test_an_operation_that_the_converter_lacks_is_named_with_its_module(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_operation_that_the_runtime_lacks_is_named_with_its_module(tmp_path: Path) -> None:
+    available("litert")
+    with pytest.raises(ExportError, match=r"no kernel for STABLEHLO_SORT in module 'stages\.1'\. Replace"):
+        sned.export(
+            Deep(lambda x: x.topk(2).values), torch.rand(2, 4), to="litert", out=tmp_path / "m.tflite"
+        )
+
+
+def test_core_ml_takes_no_bytes(tmp_path: Path) -> None:
+    available("coreml")
+    pixels = torch.ones(2, 4, dtype=torch.uint8)
+    with pytest.raises(ExportError, match=r"take no inputs of type uint8\. Let the model take float32"):
+        sned.export(Of(lambda x: x.float() / 255), pixels, to="coreml", out=tmp_path / "m.mlpackage")
+
+
 @pytest.mark.parametrize("to", TARGETS)
 def test_zeros_are_written_where_the_runtime_gains_and_only_there(tmp_path: Path, to: str) -> None:
     available(to)
@@ -196,6 +211,28 @@ def test_zeros_are_written_where_the_runtime_gains_and_only_there(tmp_path: Path
         assert any("no form for zeros" in note for note in sparse.notes)
         with pytest.raises(UserError, match="no form for zeros inside tensors"):
             sned.export(model, images(1), to=to, out=path, sparse=True)
+
+
+@pytest.mark.parametrize(
+    ("to", "precision"),
+    [
+        (to, p)
+        for to in TARGETS
+        for p in find_target(to).precisions
+        if find_target(to).sparse and p != DYNAMIC
+    ],
+)
+def test_nothing_is_claimed_for_zeros_that_are_not_stored(tmp_path: Path, to: str, precision: str) -> None:
+    available(to)
+    target = find_target(to)
+    words = {"to": to, "quantize": precision, "out": tmp_path / f"model{target.suffix}", "runs": 0}
+    model = convolutional()
+    for zeros in (0, 3):
+        model.head.weight.data[:, :zeros] = 0
+        made = sned.export(model, images(1), calibration=[images(8)], sparse=True, **words)
+        if to != "openvino" or not zeros:  # its file keeps its zeros, and its sentence says so
+            assert target.sparse not in made.notes
+            assert any("No weight is stored sparse" in note for note in made.notes)
 
 
 @pytest.mark.parametrize("to", SHARING)

@@ -78,6 +78,18 @@ def test_int8_and_images_with_channels_first_are_found(tmp_path: Path) -> None:
     assert "layout" in lint(model, tmp_path / "b.tflite", channels_last=False)
 
 
+def test_weights_that_floats_meet_in_8_bits_stay_dense(tmp_path: Path) -> None:
+    """XNNPACK fails to open the file otherwise, which an export does."""
+    found = lint(Net(pointwise=0.9, head=0.9), tmp_path / "m.tflite", quantize="int8-dynamic")
+    assert "int8" in found
+
+
+def test_findings_name_modules(tmp_path: Path) -> None:
+    model = Net(pointwise=0.9, head=0.9)
+    assert lint(model, tmp_path / "m.tflite", quantize="int8")["int8"].startswith("wide.0")
+    assert "_sparse" not in lint(model, tmp_path / "m.tflite", quantize="int8")["int8"]
+
+
 class Turned(Net):
     """Averages over the channels too, which LiteRT does with the channels in front."""
 

@@ -281,3 +281,17 @@ def test_a_compact_file_runs_on_the_same_kernels(tmp_path: Path, monkeypatch: py
 def test_half_precision_may_be_off_by_its_own_rounding(tmp_path: Path) -> None:
     result = export_onnx(Deep(nn.Linear(64, 64)).half(), torch.rand(1, 64).half(), tmp_path / "model.onnx")
     assert result.max_rel_diff < 5e-3
+
+
+def test_what_the_quantiser_left_alone_is_not_called_8_bits(tmp_path: Path) -> None:
+    model, x = Deep(nn.GRU(4, 4, batch_first=True)), torch.rand(2, 3, 4)
+    words = {"calibration": [x], "quantize": "int8", "out": tmp_path / "m.onnx", "runs": 0}
+    made = sned.export(model, x, **words)
+    assert "Nothing went to 8 bits: the runtime's quantiser takes no layer of this network." in made.notes
+    assert made.batches == (2,)
+    lstm = sned.export(Deep(nn.LSTM(4, 4, batch_first=True)), x, **words)
+    assert any(
+        "Nothing went to 8 bits" in note and "'int8-dynamic' takes LSTMs" in note for note in lstm.notes
+    )
+    dynamic = sned.export(Deep(nn.LSTM(4, 4, batch_first=True)), x, **{**words, "quantize": "int8-dynamic"})
+    assert not any("Nothing" in note for note in dynamic.notes)

@@ -34,11 +34,14 @@ def sparse_form(
             f"{target.title} has no form for zeros inside tensors: they would be stored and multiplied like any "
             "other number. Leave `sparse` out, or remove whole channels with `sned.prune`."
         )
-    if asked is False or (not asked and all(_share_of_zeros(model) < _ZEROS for model in models)):
+    zeros = max(map(_share_of_zeros, models))
+    if asked and not zeros:
+        return False, ("No weight is stored sparse: none is zero.",)
+    if asked is False or (not asked and zeros < _ZEROS):
         return False, ()
     if not target.sparse:
         return False, (f"{target.title} has no form for zeros: they gain neither size nor time here.",)
-    return True, (target.sparse,)
+    return True, ()  # what they give is said by the writer, of what it stored
 
 
 def _share_of_zeros(model: nn.Module) -> float:

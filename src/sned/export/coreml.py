@@ -21,7 +21,7 @@ from torch._decomp import get_decompositions
 from sned.errors import ExportError, UserError
 from sned.export.capture import Captured, first_sentence, quiet
 from sned.export.parity import Array
-from sned.export.target import FP16, FP32, INT8, Order, Target
+from sned.export.target import FP16, FP32, INT8, NONE_SPARSE, Order, Target
 
 DEFAULT = "main"
 """What the runtime calls the only function of a package."""
@@ -61,7 +61,9 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
             coremltools.utils.save_multifunction(together, str(order.path))
     (order.path / _DEBUG).unlink(missing_ok=True)
     _share_constants(order.path)
-    return (f"For {system} and later.", _BLIND)
+    packed = b"constexpr_sparse" in (order.path / _PROGRAM).read_bytes()
+    zeros = (TARGET.sparse if packed else NONE_SPARSE,) if order.sparse else ()
+    return (f"For {system} and later.", _BLIND, *zeros)
 
 
 def _system(order: Order, levels: int) -> str:
@@ -90,6 +92,12 @@ def _convert(level: Captured, order: Order, system: str) -> Any:
     import coremltools
 
     _register_alias()
+    bytes_ = [tensor.dtype for tensor in level.example if tensor.dtype in (torch.uint8, torch.int8)]
+    if bytes_:
+        raise ExportError(
+            f"Core ML packages take no inputs of type {str(bytes_[0]).removeprefix('torch.')}. Let the model take "
+            "float32, and convert the inputs in the app."
+        )
     precision = coremltools.precision.FLOAT32 if order.precision == FP32 else coremltools.precision.FLOAT16
     try:
         with torch.no_grad():

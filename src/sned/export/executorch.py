@@ -13,7 +13,7 @@ import torch
 from sned.errors import ExportError
 from sned.export.capture import Captured, first_sentence, quiet
 from sned.export.parity import Array
-from sned.export.target import DYNAMIC, FP16, FP32, INT8, Order, Target
+from sned.export.target import DYNAMIC, FP16, FP32, INT8, NONE_COARSER, Order, Target
 
 DEFAULT = "forward"
 """What the runtime calls the only method of a file."""
@@ -36,7 +36,9 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
             f"The model cannot be written for ExecuTorch: {reason} "
             "Replace that operation, or export the part of the model before it."
         ) from error
-    remark = _REMARKS.get(order.precision, ())
+    nodes = [node for program in programs.values() for node in program.graph.nodes]
+    coarse = any("dequantize" in str(node.target) for node in nodes) or order.precision not in (INT8, DYNAMIC)
+    remark = _REMARKS.get(order.precision, ()) if coarse else (NONE_COARSER,)
     return (*(_left_out(lowered, name or DEFAULT) for name in levels), *remark)
 
 

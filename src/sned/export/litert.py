@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +17,15 @@ from torch import Tensor
 from sned.devices.machine import simd
 from sned.errors import ExportError
 from sned.export.capture import Captured, first_sentence, quiet
-from sned.export.litert_file import lay_shuffles, merge_means, write
+from sned.export.litert_file import called, lay_shuffles, merge_means, text, write
 from sned.export.parity import Array
-from sned.export.target import DYNAMIC, FP16, FP32, INT8, Level, Order, Target
+from sned.export.target import DYNAMIC, FP16, FP32, INT8, NONE_SPARSE, Level, Order, Target
 
 DEFAULT = "serving_default"
 """What the runtime calls the only signature of a file."""
+
+_ROOT = "value"
+"""What tensors of the model itself, and of none of its modules, are called."""
 
 _METADATA = "sned.signatures"
 """Entry of the file's metadata: the order of inputs and outputs, and which inputs have their channels last."""
@@ -59,20 +63,26 @@ def finish(
     model: Any, levels: Mapping[str, Level], order: Order, last: Mapping[str, Sequence[int]]
 ) -> tuple[str, ...]:
     """Write a converted model out: with zeros packed where that was asked, and with the order of its inputs."""
-    notes = _sparse(model) if order.sparse else ()
+    notes = _sparse(model, order) if order.sparse else ()
     _remember(model, levels, last)
     write(model, order.path)
     return notes
 
 
-def _sparse(model: Any) -> tuple[str, ...]:
+def _sparse(model: Any, order: Order) -> tuple[str, ...]:
     from sned.export.litert_sparse import findings, sparsify
 
     packed = sparsify(model)
+    if not packed and order.precision == FP16:
+        return (
+            "No weight is stored sparse: LiteRT has no sparse form of 16-bit floats. Leave 'fp16' out for it.",
+        )
+    if not packed:
+        return (NONE_SPARSE, *(str(finding) for finding in findings(model)))
     before, after = (sum(getattr(entry, name) for entry in packed) for name in ("before", "after"))
     said = f"{len(packed)} weights are stored sparse: {before:,} bytes became {after:,}."
     here = ("This machine has AVX: times measured on it gain nothing.",) if "avx" in (simd() or ()) else ()
-    return (said, *here, *(str(finding) for finding in findings(model)))
+    return (TARGET.sparse, said, *here, *(str(finding) for finding in findings(model)))
 
 
 def _images(level: Captured) -> tuple[int, ...]:
@@ -115,7 +125,7 @@ def _module(name: str | bytes) -> str:
     text = name.decode() if isinstance(name, bytes) else name
     first, *path = text.partition(";")[0].split("/")
     attributes = [part.rpartition(".")[2].partition("_")[2] for part in path]
-    return ".".join(filter(None, attributes[1:])) or ("value" if path or "." in first else first)
+    return ".".join(filter(None, attributes[1:])) or (_ROOT if path or "." in first else first)
 
 
 def _number(name: str | bytes) -> int:
@@ -249,7 +259,8 @@ class LiteRtSession:
                 self.interpreter.allocate_tensors()
                 self.runner = self.interpreter.get_signature_runner(level or DEFAULT)
         except (RuntimeError, ValueError) as error:
-            raise ExportError(f"LiteRT cannot open the exported file: {first_sentence(error)}") from error
+            reason = _without_kernel(path, str(error)) or first_sentence(error)
+            raise ExportError(f"LiteRT cannot open the exported file: {reason}") from error
         self.last = frozenset(told["channels_last"])
         entering, leaving = self.runner.get_input_details(), self.runner.get_output_details()
         self.inputs = [(name, entering[name]) for name in told["inputs"]]
@@ -266,6 +277,23 @@ class LiteRtSession:
         except (RuntimeError, ValueError) as error:
             raise ExportError(f"LiteRT cannot run the exported file: {first_sentence(error)}") from error
         return [_widened(got[name], detail) for name, detail in self.outputs]
+
+
+def _without_kernel(path: Path, told: str) -> str:
+    """The operation that the runtime does not know, and the module that it stands in; empty where it is not that."""
+    from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
+
+    found = re.search(r"op for builtin opcode '(\w+)'", told)
+    if found is None:
+        return ""
+    model = flatbuffer.read_model(str(path))
+    operators = [(graph, op) for graph in model.subgraphs for op in graph.operators]
+    tensor = next(
+        (graph.tensors[op.outputs[0]] for graph, op in operators if called(model, op) == found[1]), None
+    )
+    name = text(tensor.name) if tensor is not None else _ROOT
+    where = f" in module '{name.partition(';')[0]}'" if not name.startswith(_ROOT) else ""
+    return f"it has no kernel for {found[1]}{where}. Replace that operation, or export the part before it."
 
 
 def _quantised(array: Array, detail: Mapping[str, Any]) -> Array:

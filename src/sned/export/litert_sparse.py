@@ -173,7 +173,7 @@ def _weights(model: Any) -> Iterator[tuple[Any, Any, str, int, int]]:
             size, kept = int(np.prod(shape)), array(model, tensor)
             stored = np.frombuffer(np.asarray(data, np.uint8).tobytes(), KINDS[kind(tensor.type)])
             filled = int(np.count_nonzero(stored if kept is None else kept))
-            yield graph, op, text(tensor.name), size - filled, size
+            yield graph, op, text(graph.tensors[int(op.inputs[1])].name), size - filled, size
 
 
 def _source(model: Any, graph: Any, place: int) -> int:
@@ -262,11 +262,13 @@ def _weight_of(model: Any, graph: Any, op: Any) -> int | None:
     """The place of the weight of a 1×1 convolution or a linear layer that is not sparse yet."""
     if called(model, op) not in ("CONV_2D", "FULLY_CONNECTED") or len(op.inputs) < 2:
         return None
-    place = int(op.inputs[1])
+    entering, place = int(op.inputs[0]), int(op.inputs[1])
     tensor = graph.tensors[place]
-    if called(model, op) == "FULLY_CONNECTED":  # XNNPACK takes a sparse int8 one and then fails to prepare it
-        return place if kind(tensor.type) != "INT8" else None
-    return place if [int(size) for size in tensor.shape][1:3] == [1, 1] else None
+    linear = called(model, op) == "FULLY_CONNECTED"
+    # XNNPACK takes a sparse int8 weight of a linear layer, or of floats that enter, and then fails to prepare it.
+    if kind(tensor.type) == "INT8" and (linear or kind(graph.tensors[entering].type) != "INT8"):
+        return None
+    return place if linear or [int(size) for size in tensor.shape][1:3] == [1, 1] else None
 
 
 def _opcode(model: Any) -> int:

@@ -20,7 +20,7 @@ from sned.export.onnx_file import check, compact, module_of, save, sparse_initia
 from sned.export.parity import Array
 from sned.export.road import export
 from sned.export.structure import arrays, at_batch
-from sned.export.target import DYNAMIC, FP16, FP32, INT8, Order, Target
+from sned.export.target import DYNAMIC, FP16, FP32, INT8, NONE_COARSER, NONE_SPARSE, Order, Target
 from sned.graph.example import Inputs
 from sned.runtime import open_session
 
@@ -88,11 +88,21 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
         plain = Path(folder) / "plain.onnx"
         save(program, plain)
         made = _coarser(plain, captured, order, order.samples(level))
-        if order.sparse:
-            sparse_initializers(made)
+        coarser = _remarks(made, order.precision)
+        zeros = (TARGET.sparse if sparse_initializers(made) else NONE_SPARSE,) if order.sparse else ()
         onnx.save(made, order.path)
     check(order.path, shapes=not order.sparse)
-    return _REMARKS.get(order.precision, ())
+    return (*coarser, *zeros)
+
+
+def _remarks(made: onnx.ModelProto, precision: str) -> tuple[str, ...]:
+    """What there is to say of a precision, or that the quantiser took nothing."""
+    eighths = onnx.TensorProto.INT8, onnx.TensorProto.UINT8
+    weights = [tensor.data_type for tensor in made.graph.initializer if len(tensor.dims) > 1]
+    if precision not in (INT8, DYNAMIC) or any(kind in eighths for kind in weights):
+        return _REMARKS.get(precision, ())
+    lstm = precision == INT8 and any(node.op_type == "LSTM" for node in made.graph.node)
+    return (f"{NONE_COARSER} 'int8-dynamic' takes LSTMs." if lstm else NONE_COARSER,)
 
 
 _REMARKS: Mapping[str, tuple[str, ...]] = {

@@ -41,7 +41,7 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
             f"The model cannot be written for OpenVINO: {reason} "
             "Replace that operation, or export the part of the model before it."
         ) from error
-    return ()
+    return (TARGET.sparse,) if order.sparse else ()
 
 
 def _pin(model: Any, level: Captured) -> None:

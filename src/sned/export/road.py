@@ -284,7 +284,7 @@ def _attempt(job: _Job, *, dynamic: bool, because: str = "") -> dict[str, Export
         parities = {name: _verified(job, staged, name, dynamic=dynamic) for name in captured}
         size = size_of(staged) if staged.is_dir() else sum(size_of(file) for file in staged.parent.iterdir())
         version = _opset(staged) if job.target.name == "onnx" else None
-    trials = _FRESH_BATCHES if dynamic else (batch,)
+    drawn = {batch, *_FRESH_BATCHES} if job.precision != INT8 else {*map(batch_size, job.calibration)}
     return {
         name: Exported(
             path=job.path,
@@ -294,7 +294,7 @@ def _attempt(job: _Job, *, dynamic: bool, because: str = "") -> dict[str, Export
             dynamic_batch=dynamic,
             static_because=because,
             parity=parities[name],
-            batches=tuple(sorted({batch, *trials})),
+            batches=tuple(sorted(drawn if dynamic else {batch})),
             opset=version,
             target=job.target.name,
             precision=job.precision,

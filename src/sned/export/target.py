@@ -136,6 +136,12 @@ class Target:
     options: tuple[str, ...] = ()
 
 
+NONE_SPARSE = "No weight is stored sparse: none gets smaller without its zeros."
+"""What a writer says that was asked for the sparse form and found nothing for it."""
+
+NONE_COARSER = "Nothing went to 8 bits: the runtime's quantiser takes no layer of this network."
+"""What a writer says that was asked for 8 bits and whose quantiser left all as it was."""
+
 _HOMES = {name: f"sned.export.{name}" for name in ("onnx", "coreml", "litert", "executorch", "openvino")}
 TARGETS = tuple(_HOMES)
 """Every runtime that there is an exporter for; its package is needed only when it is used."""
