@@ -63,6 +63,7 @@ def test_operations_mean_what_they_mean_in_pytorch(tmp_path: Path, name: str) ->
 
 def test_a_system_too_old_for_a_form_is_told(tmp_path: Path) -> None:
     model, x = nn.Linear(64, 64), torch.randn(1, 64)
+    model.weight.data[0] = 0
     path = tmp_path / "m.mlpackage"
     with pytest.raises(
         UserError, match=r"int8 weights from iOS16 on.*to run on iOS15.*raise `system` to iOS16"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sned.export.structure import at_batch, batch_size, fresh, named_tensors, tensors
+from sned.export.structure import arrays, at_batch, batch_size, fresh, named_tensors, tensors
 
 Pair = namedtuple("Pair", ["left", "right"])
 
@@ -58,3 +58,9 @@ def test_a_mask_keeps_whole_rows() -> None:
 def test_tensors_come_in_the_order_of_the_arguments() -> None:
     a, b = torch.zeros(1), torch.ones(2)
     assert [t.shape[0] for t in tensors(({"k": a}, None, [b]))] == [1, 2]
+
+
+def test_arrays_have_the_shapes_of_their_tensors_and_numbers_that_numpy_knows() -> None:
+    scalar, turned, coarse = arrays((torch.tensor(2.0), torch.ones(2, 3).T, torch.ones(2).bfloat16()))
+    assert (scalar.shape, turned.shape, coarse.dtype) == ((), (3, 2), "float32")
+    assert turned.flags.c_contiguous

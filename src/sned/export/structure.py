@@ -5,7 +5,6 @@ from dataclasses import fields, is_dataclass
 from functools import singledispatch
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -21,9 +20,7 @@ def tensors(example: Any) -> list[Tensor]:
 
 def arrays(nest: Any) -> list[Array]:
     """The tensors of inputs or outputs as arrays, in order; NumPy has no bfloat16, and gets float32."""
-    return [
-        np.ascontiguousarray(_known(tensor.detach().cpu().resolve_conj()).numpy()) for tensor in tensors(nest)
-    ]
+    return [_known(tensor.detach().cpu().resolve_conj()).contiguous().numpy() for tensor in tensors(nest)]
 
 
 def _known(tensor: Tensor) -> Tensor:
