@@ -23,6 +23,7 @@ from sned.errors import ExampleError, ExportError, ModelError
 from sned.export.structure import at_batch, batch_size, has_batch_axis, named_tensors, tensors
 from sned.graph.example import Inputs, arguments, called
 from sned.surgery.masks import burn_in
+from sned.surgery.twin import detached
 
 
 @dataclass(frozen=True)
@@ -208,10 +209,8 @@ class Subject:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A deep copy; tensors that a pass left on modules, as the old weight norm does, are copied by value."""
-    held = [value for module in model.modules() for value in vars(module).values()]
-    passing = [value for value in held if isinstance(value, Tensor) and value.grad_fn is not None]
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in passing})
+    """A deep copy; tensors that a pass left on modules, as the older weight norm does, are copied by value."""
+    return copy.deepcopy(model, detached(model))
 
 
 def scope(node: torch.fx.Node) -> str:

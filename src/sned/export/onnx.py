@@ -259,8 +259,6 @@ def _convert(captured: Captured, opset_version: int | None) -> ONNXProgram:
         ) from error
     if program is None:
         raise ExportError("The exporter of PyTorch returned nothing. Is a fitting `onnxscript` installed?")
-    for value, name in zip(program.model.graph.inputs, captured.inputs, strict=True):
-        value.name = name  # one that is an output as well gets another from the exporter
     _name_batch_axis(program)
     written = program.model.opset_imports[""]
     if opset_version not in (None, written):

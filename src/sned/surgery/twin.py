@@ -24,7 +24,7 @@ def twin(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     Raises:
         ModelError: the model cannot be copied.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = detached(model)
     for name, old in state_of(model).items():
         if id(old) not in memo:
             new = tensors[name]
@@ -54,6 +54,14 @@ def twin(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
         ) from error
 
 
+def detached(model: nn.Module) -> dict[int, Any]:
+    """What stands in a copy for tensors that a pass left on modules, as the older weight norm does, by identity: they
+    would not be copied."""
+    held = (value for _, module in modules_of(model) for value in vars(module).values())
+    left = [value for value in held if isinstance(value, torch.Tensor) and value.grad_fn is not None]
+    return {id(tensor): tensor.detach().clone() for tensor in left}
+
+
 def _plain(kind: type[nn.Module]) -> bool:
     """Whether modules of a class are copied as PyTorch's own are, attribute by attribute."""
     own = all(getattr(kind, name, None) == getattr(nn.Module, name, None) for name in _COPYING)
@@ -73,11 +81,6 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     if kind in _ATOMS or (kind is tuple and all(type(item) in _ATOMS for item in value)):
         return value
     if id(value) in memo:
-        return memo[id(value)]
-    if (
-        isinstance(value, torch.Tensor) and value.grad_fn is not None
-    ):  # kept from a pass, or made by an old weight norm
-        memo[id(value)] = value.detach().clone()
         return memo[id(value)]
     if kind in _TABLES and all(type(key) in _ATOMS for key in value):
         table = memo[id(value)] = kind()
