@@ -11,141 +11,20 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cache
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sned.errors import ModelError
-from sned.graph import memo
 from sned.graph.build import build
 from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
-from sned.graph.ir import Affine, Graph, Op, Ref, Tensor
+from sned.graph.ir import Affine, Graph
 from sned.graph.modules import modules_of
-from sned.graph.provenance import Sized, SizedFloat, Watch, functions_opened, instrumented
-from sned.graph.recording import BATCHES, Call, Recorded, Recording, without
-from sned.graph.values import Values
-
-
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes every ATen call into a `Recording`, with the path of the module that made it.
-
-    A model may call modules that it does not hold, and name their paths by identity in its attribute `paths`.
-    """
-
-    def __init__(self, model: nn.Module, parameters: Mapping[int, str], recording: Recording) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.recording = recording
-        self.values = Values()
-        self._names = parameters
-        self._numbers: dict[int, int] = {}
-        self._alive: list[torch.Tensor] = []  # keeps id() unique
-        self._foreign: Mapping[int, str] = getattr(model, "paths", {})
-        self._paths = {**{id(module): path for path, module in modules_of(model)}, **self._foreign}
-        self._stack: list[tuple[str, int]] = [("", 0)]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        held = (self._plain(args), {name: self._plain(value) for name, value in (kwargs or {}).items()})
-        named = kwargs or {}
-        if self.values.answers(func, args):
-            result = self.values.answer(func, args, named)
-        else:
-            result = memo.call(func, args, named)
-            self.values.follow(func, args, named, result)
-        target, computes, pointwise = _known(func)
-        if computes:
-            listed = result if isinstance(result, tuple | list) else [result]
-            outputs = tuple(self.number(t) if isinstance(t, torch.Tensor) else None for t in listed)
-            ops = self.recording.ops
-            ops.append(Op(len(ops), target, *held, outputs, self._stack[-1][0], pointwise))
-        return result
-
-    def number(self, tensor: torch.Tensor) -> int:
-        """The number of a tensor, given when it is first seen."""
-        number = self._numbers.get(id(tensor))
-        if (
-            number is None or self.recording.tensors[number].shape != tensor.shape
-        ):  # `transpose_` changes the shape
-            number = self._numbers[id(tensor)] = len(self.recording.tensors)
-            self._alive.append(tensor)
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            self.recording.tensors.append(Tensor(tuple(tensor.shape), dtype))
-            if (name := self._names.get(id(tensor))) is not None:
-                self.recording.parameters[name] = number
-        return number
-
-    def known(self, tensor: torch.Tensor) -> int | None:
-        """The number of a parameter, or of a tensor that was met already."""
-        return self.number(tensor) if id(tensor) in self._names else self._numbers.get(id(tensor))
-
-    def _plain(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return Ref(self._read(value))
-        if isinstance(value, (tuple, list)):
-            return tuple(map(self._plain, value))
-        if isinstance(value, Sized):
-            return int(value)
-        return float(value) if isinstance(value, SizedFloat) else value
-
-    def _read(self, tensor: torch.Tensor) -> int:
-        known = id(tensor) in self._numbers or id(tensor) in self._names
-        number = self.number(tensor)
-        if not known:
-            self.recording.constants[number] = self.values.of(tensor)
-        return number
-
-    def _note_call(self, path: str, start: int, given: Mapping[int | str, Any], result: Any) -> None:
-        """Remember a call that returned a tensor, alone or with nothing beside it, of the shape of one given."""
-        several = type(result) is tuple and bool(result) and all(item is None for item in result[1:])
-        made = result[0] if several else result
-        if not isinstance(made, torch.Tensor) or (out := self.known(made)) is None:
-            return
-        alike = (
-            (slot, number)
-            for slot, value in given.items()
-            if isinstance(value, torch.Tensor) and (value.shape, value.dtype) == (made.shape, made.dtype)
-            if value is not made and (number := self.known(value)) is not None
-        )
-        for slot, number in islice(alike, 1):
-            alone, length = len(given) == 1 and slot == 0, len(result) if several else None
-            end = len(self.recording.ops)
-            self.recording.calls.append(Call(path, start, end, slot, number, out, length, alone))
-
-    @contextmanager
-    def module_paths(self, *, returns: bool) -> Iterator[None]:
-        """Follow which module is running and, where asked, what it returns; hooks would take ten times as long."""
-        plain = nn.Module.__call__
-
-        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            path, start = self._paths.get(id(module), self._stack[-1][0]), len(self.recording.ops)
-            if id(module) in self._foreign:
-                self.recording.given.append((path, tuple(map(self.known, tensors_in(args)))))
-            self._stack.append((path, start))
-            try:
-                result = plain(module, *args, **kwargs)
-            finally:
-                self._stack.pop()
-            if returns:
-                given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-                with torch._C.DisableTorchFunction():  # no size that is read here is of interest
-                    self._note_call(path, start, given, result)
-            return result
-
-        nn.Module.__call__ = call  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            nn.Module.__call__ = plain  # type: ignore[method-assign]
-
-
-@cache
-def _known(func: Any) -> tuple[str, bool, bool]:
-    """The name of an op, whether it computes anything, and whether it does so element by element."""
-    return str(func), func.namespace != "prim", torch.Tag.pointwise in func.tags
+from sned.graph.provenance import Watch, functions_opened, instrumented
+from sned.graph.recorder import Recorder
+from sned.graph.recording import BATCHES, Recorded, Recording, without
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
