@@ -1,0 +1,41 @@
+"""Nothing that is measured here is kept, and nothing hangs on a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor, nn
+
+from sned.export import Exported
+from sned.export.parity import Parity
+from sned.pipeline.study import Study
+from sned.timing import Latency
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is measured here is not kept for the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def made_up_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked here hangs on no runtime: every file holds the weights, and every run takes a millisecond."""
+
+    def export(model: nn.Module, example: Tensor, path: Path) -> Exported:
+        size = 4 * sum(p.numel() for p in model.parameters())
+        return Exported(path, size, ("x",), ("y",), True, "", Parity(0.0, 0.0, 1.0, 1), (1,))
+
+    def measure(
+        study: Study, files: Mapping[str, Path], runs: int = 1, clock: Any = None
+    ) -> dict[str, Latency]:
+        return {name: Latency(1.0, 1.0, 1.0, runs, 1) for name in files}
+
+    for module in ("study", "choice", "road"):
+        monkeypatch.setattr(f"sned.pipeline.{module}.measure", measure)
+        monkeypatch.setattr(f"sned.pipeline.{module}.export_onnx", export)
