@@ -24,7 +24,7 @@ model = nn.Sequential(
     layer(3, 32, 2), layer(32, 64, 1), layer(64, 128, 2), layer(128, 128, 1), layer(128, 256, 2),
     nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 100),
 ).eval()  # fmt: skip
-x = torch.randn(1, 3, 224, 224)
+x = torch.randn(1, 3, 112, 112)
 
 graph = sned.trace(model, x)
 units = [[group.size for group in graph.groups], [group.size // 2 for group in graph.groups]]
@@ -34,5 +34,5 @@ for device in ("galaxy-s26", "iphone-17", "pixel-9", "raspberry-pi-5"):
     print(f"{device}: {whole:.1f} ms, {half:.1f} ms with half of every group (estimates)")
 
 budget = sned.Budget(latency_ms="60%", device="samsung-iphone-2026")
-result = sned.prune(model, x, budget=budget, calibration=[torch.randn(16, 3, 224, 224)])
+result = sned.prune(model, x, budget=budget, calibration=[torch.randn(32, 3, 112, 112)])
 print(result.report)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -45,14 +43,6 @@ def batches() -> list[Tensor]:
 
 def labelled() -> list[tuple[Tensor, Tensor]]:
     return [(x, torch.arange(16) % 4) for x in batches()]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is measured here is not kept for the user."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def through_all_stages(kind: type[Clean], folder: Path) -> tuple[nn.Module, float]:
