@@ -295,9 +295,13 @@ def test_ctrl_c_ends_the_child_too() -> None:
 
     model, x = made("residual")
     CHILDREN["torch"].end()  # the next one is still starting when it comes
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        sned.trace(model, x)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            sned.trace(model, x)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert CHILDREN["torch"]._process is None
     assert sned.trace(model, x).groups
 

@@ -184,11 +184,14 @@ def answers(model: Any, args: Any) -> Any:
         return model(*args, training=False)
     import jax
 
-    def call(parameters: Any, others: Any, given: Any) -> Any:
-        return model.stateless_call(parameters, others, *given, training=False)[0]
+    variables = [*model.trainable_variables, *model.non_trainable_variables]
 
-    values = [[v.value for v in held] for held in (model.trainable_variables, model.non_trainable_variables)]
-    return jax.jit(call)(*values, args)
+    def call(values: Any, given: Any) -> Any:
+        # Not `stateless_call`: that takes no model whose own `call` lacks `training`.
+        with keras.StatelessScope(list(zip(variables, values, strict=True))):
+            return model(*given, training=False)
+
+    return jax.jit(call)([variable.value for variable in variables], args)
 
 
 def _difference(small: Any, graph: Graph, replay: Replay, batch: int | None) -> float:
