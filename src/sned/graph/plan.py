@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -154,11 +153,15 @@ def shapes_of(graph: Graph) -> dict[str, tuple[int, ...]]:
 def _units(group: Group, units: Any) -> IntArray:
     """The numbers of units, each once, rising."""
     listed = list(units) if isinstance(units, Iterable) and not isinstance(units, str) else [units]
-    for unit in listed:
-        whole = isinstance(unit, Integral) and not isinstance(unit, bool | np.bool_)
-        if not whole or not 0 <= unit < group.size:
-            raise PlanError(f"Units of {group.name!r} are numbered 0 to {group.size - 1}, got {unit!r}.")
-    return np.unique(np.asarray(listed, np.int64))
+    try:
+        numbers = np.asarray(listed if listed else np.zeros(0, np.int64))
+    except ValueError:  # a ragged nest
+        numbers = np.zeros((), bool)
+    whole = numbers.ndim == 1 and numbers.dtype.kind in "iu"
+    if not whole or (numbers.size and not 0 <= numbers.min() <= numbers.max() < group.size):
+        bad = next((u for u in listed if not (whole and 0 <= u < group.size)), units)
+        raise PlanError(f"Units of {group.name!r} are numbered 0 to {group.size - 1}, got {bad!r}.")
+    return np.unique(numbers.astype(np.int64))
 
 
 def _check(group: Group, gone: IntArray) -> None:
