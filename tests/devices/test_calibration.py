@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from sned.devices import Device, cost_model, find_device
 from sned.devices.calibrate import calibrate_host, held_out_fit
@@ -92,6 +93,16 @@ def test_what_a_calibration_cannot_tell_is_said(phone: Device, graph: Graph, tmp
     [note] = cost_model(graph, phone, calibrations=tmp_path).notes
     assert "gemm of one row" in note
     assert "plain_conv" not in note
+
+
+def test_an_op_without_widths_is_calibrated_beside_others(phone: Device, tmp_path: Path) -> None:
+    """Flattening has no widths, and so is one op, however many plans there are."""
+    save_calibration(made_up(phone, count=2400, runtime_version=onnxruntime.__version__), tmp_path)
+    network = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 10))
+    cost = cost_model(trace(network, torch.randn(1, 3, 8, 8)), phone, calibrations=tmp_path)
+    assert cost.basis == "calibrated"
+    [note] = cost.notes
+    assert "too few samples of reshape to tell" in note
 
 
 def test_what_was_held_out_is_told(phone: Device) -> None:

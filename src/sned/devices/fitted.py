@@ -109,9 +109,11 @@ class Fitted:
         """The kinds of launched ops of which there are too few samples to tell more than the usual ratio."""
         found: dict[str, None] = {}
         for launch in launches:
-            # An op without widths is one op, which a single sample tells.
+            # An op without widths is one op whatever the plan, which a single sample tells.
             fewest = FEWEST if launch.widths else 1
-            kinds = np.unique(_kinds(launch.family, launch.widths)[launch.where])
+            kinds = np.unique(
+                np.broadcast_to(_kinds(launch.family, launch.widths), launch.where.shape)[launch.where]
+            )
             known = (self._known(str(kind), launch.family) for kind in kinds)
             found |= dict.fromkeys(kind for kind in known if self.counts.get(kind, 0) < fewest)
         return tuple(found)
