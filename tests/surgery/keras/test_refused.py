@@ -295,7 +295,8 @@ def test_ctrl_c_ends_the_child_too() -> None:
 
     model, x = made("residual")
     CHILDREN["torch"].end()  # the next one is still starting when it comes
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
+    # A shell that runs it in the background has the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
         with pytest.raises(KeyboardInterrupt):
