@@ -1,3 +1,5 @@
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -69,3 +71,30 @@ def test_what_a_plan_leaves_of_a_dense_tensor() -> None:
     assert number is not None
     value = torch.arange(6.0)[None, :, None, None].expand(2, 6, 5, 5)
     assert walk.kept(number, value)[0, :, 0, 0].tolist() == [0.0, 2.0, 3.0, 5.0]
+
+
+class Remembers(nn.Module):
+    """Subtracts the mean of all that it saw, which it reads and writes by views of a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.register_buffer("seen", torch.ones(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        self.seen.view(-1).lerp_(h.mean(0), 0.5)
+        return self.b(h - self.seen.view(-1))
+
+
+def test_a_walk_writes_into_copies_of_buffers() -> None:
+    torch.manual_seed(0)
+    model, x = Remembers().eval(), torch.randn(5, 4)
+    graph = trace(model, x)
+    with torch.no_grad():
+        expected = copy.deepcopy(model)(x)
+        for step in (1, 2, 100):
+            torch.testing.assert_close(walked(Walk(graph, state_of(model)), x, step), expected)
+    walk = Walk(graph, state_of(model))
+    walk.constant(graph.parameters["seen"], len(graph.ops))
+    assert torch.equal(model.seen, torch.ones(2, 3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -114,6 +116,41 @@ def test_weights_are_not_changed_by_a_run() -> None:
     second, _ = replay.run(torch.arange(10).reshape(2, 5))
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
+
+
+class Remembers(nn.Module):
+    """Writes into a buffer by a view, into statistics by a batch norm that trains, and into a weight by its largest
+    norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(9, 6, max_norm=0.5), nn.BatchNorm1d(6)
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.register_buffer("seen", torch.zeros(16, 2))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        statistics = self.norm.running_mean, self.norm.running_var
+        y = nn.functional.batch_norm(self.embed(ids).mean(1), *statistics, training=True)
+        h = torch.relu(self.a(y + self.norm.running_mean))
+        self.seen[:, 0].lerp_(h.mean(0), 0.1)
+        return self.b(h - self.seen.sum(1))
+
+
+def test_what_the_pass_writes_into_stays_as_it_was() -> None:
+    model, ids = lively(Remembers()), torch.randint(0, 9, (4, 5))
+    graph, before = trace(model, ids), copy.deepcopy(model.state_dict())
+    assert set(graph.written) == {"embed.weight", "norm.running_mean", "norm.running_var", "seen"}
+    expected, replay = call(copy.deepcopy(model), ids), Replay(graph, state(model))
+    for _ in range(2):
+        assert distance(replay.run(ids)[0], expected) < 1e-6
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
+
+
+def test_what_is_only_read_is_not_copied() -> None:
+    graph = trace(model := lively(Residual()), IMAGE)
+    assert not graph.written
+    _, watched = Replay(graph, state(model)).run(IMAGE, watch=[graph.parameters["bn.running_mean"]])
+    assert watched[graph.parameters["bn.running_mean"]] is model.bn.running_mean
 
 
 def test_gradients_flow_where_they_are_asked_for() -> None:

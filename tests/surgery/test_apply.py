@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -251,15 +252,14 @@ def test_a_model_that_cannot_be_copied_is_named() -> None:
 
 
 class Drifting(nn.Module):
-    """A forward that reads weight values: the recorded pass cannot be held against it."""
+    """A forward that answers otherwise each time: the recorded pass cannot be held against it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.calls = nn.Linear(4, 8), nn.Linear(8, 3), torch.zeros(1)
+        self.a, self.b, self.calls = nn.Linear(4, 8), nn.Linear(8, 3), itertools.count(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls = self.calls + 1
-        return self.b(F.relu(self.a(x))) * self.calls.to(x.device)
+        return self.b(F.relu(self.a(x))) * torch.tensor(float(next(self.calls)))
 
 
 def test_a_result_that_differs_from_the_replay_is_not_handed_over() -> None:

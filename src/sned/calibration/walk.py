@@ -3,7 +3,7 @@ side.
 
 The live cut is what `Replay.run` holds between two ops: the tensors that a later op still reads. Parameters
 are not in it (they are read when an op needs them, so a repaired weight takes effect from there on), nor are
-views of parameters.
+views of parameters; copies of those that the pass writes into are.
 """
 
 from __future__ import annotations
@@ -51,8 +51,11 @@ class Walk:
         # Copies, for ops may write into them.
         return {
             number: value.to(self._replay.device, copy=True)
-            for number, value in {**given, **self.graph.constants}.items()
+            for number, value in {**given, **self.graph.constants, **self._written()}.items()
         }
+
+    def _written(self) -> Live:
+        return {number: self.state[name] for name, number in self.graph.written.items()}
 
     def advance(self, live: Live, batch: int, start: int, stop: int) -> None:
         """Run ops `start` to `stop` (not included) on a cut, dropping what no later op reads."""
@@ -71,7 +74,8 @@ class Walk:
 
     def constant(self, number: int, stop: int) -> Tensor:
         """A tensor that follows from parameters alone, as it is ahead of op `stop`."""
-        return self.ahead({}, self.graph.batch, number, 0, stop)
+        held = {n: value.clone() for n, value in self._written().items()}
+        return self.ahead(held, self.graph.batch, number, 0, stop)
 
     def ahead(self, live: Live, batch: int, number: int, start: int, stop: int) -> Tensor:
         """A tensor as it will be ahead of op `stop`, from a cut ahead of op `start`, which stays as it is."""
@@ -139,7 +143,7 @@ def needed_for(graph: Graph, number: int, start: int, stop: int) -> list[Op]:
 
 def _views_of_parameters(graph: Graph) -> dict[int, Op]:
     """What makes each tensor that is a view of a parameter."""
-    parameters = set(graph.parameters.values())
+    parameters = set(graph.parameters.values()) - set(graph.written.values())
     views: dict[int, Op] = {}
     for op in graph.ops:
         number = op.outputs[0] if op.outputs else None

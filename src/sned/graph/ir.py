@@ -244,6 +244,13 @@ class Graph:
         return hashlib.sha256(json.dumps(structure).encode()).hexdigest()[:16]
 
     @cached_property
+    def written(self) -> Mapping[str, int]:
+        """Those of `parameters` that the pass writes into: what counts its calls, or remembers what it saw."""
+        from sned.graph.replay import written
+
+        return written(self)
+
+    @cached_property
     def read(self) -> frozenset[int]:
         """Numbers of the tensors that an op reads or that leave the network."""
         return frozenset(self.outputs).union(*(op.inputs for op in self.ops))

@@ -6,7 +6,7 @@ Sizes in views, splits and slices are worked out from the labels, so surgery on 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from sned.graph.coupling import Keep
 from sned.graph.example import ArgsAndKwargs, Inputs, arguments, tensors_in
-from sned.graph.ir import Graph, IntArray, Op, Ref
+from sned.graph.ir import Graph, IntArray, Op, Ref, refs
 from sned.graph.plan import Plan
 from sned.graph.provenance import Source, TensorAxis
 from sned.graph.sizes import Sizes, filled
@@ -141,6 +141,7 @@ class Replay:
         batch = next((t.shape[0] for t in tensors if t.ndim), 1)
         live: dict[int, torch.Tensor] = dict(zip(self.graph.inputs, tensors, strict=True))
         live |= {number: self.state[name] for name, number in self.graph.parameters.items()}
+        live |= {number: self.state[name].clone() for name, number in self.graph.written.items()}
         live |= {number: self._constant(value) for number, value in self.graph.constants.items()}
         watched = set(watch)
         seen: dict[int, torch.Tensor] = {n: live[n] for n in watched if n in live}
@@ -188,6 +189,31 @@ INSTEAD = {
     "aten._embedding_bag_forward_only.default": "aten._embedding_bag.default",
 }
 """Ops that were recorded under conditions a replay need not meet (those strides, no gradients), and what it calls."""
+
+
+def written(graph: Graph) -> dict[str, int]:
+    """Parameters and buffers that an op of the pass writes into, them or a view of them."""
+    base: dict[int, int] = {}
+    found: set[int] = set()
+    for op in graph.ops:
+        for number, writes in _aliased(op):
+            whole = base.get(number, number)
+            if writes:
+                found.add(whole)
+            base |= {output: whole for output in op.outputs if output is not None}
+    return {name: number for name, number in graph.parameters.items() if number in found}
+
+
+def _aliased(op: Op) -> Iterator[tuple[int, bool]]:
+    """The tensors that an op may return a view of (False), or writes into (True)."""
+    arguments = overload(op.target)._schema.arguments
+    given = {**dict(zip((argument.name for argument in arguments), op.args, strict=False)), **op.kwargs}
+    for argument in arguments:
+        # Batch normalisation does not say in its schema what it writes while it trains.
+        unsaid = argument.name.startswith("running_") and given.get("training") is True
+        if unsaid or argument.alias_info is not None:
+            for ref in refs((given.get(argument.name),)):
+                yield ref.id, unsaid or argument.alias_info.is_write
 
 
 def _split(inputs: Inputs) -> bool:

@@ -17,7 +17,7 @@ from sned.graph.example import ArgsAndKwargs, tensors_in
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
 from sned.graph.replay import Replay, made_up, sizes_of, slice_state
-from sned.graph.trace import check_values, device_of, mode_of, plain_kernels, state_of, undisturbed
+from sned.graph.trace import check_values, device_of, mode_of, plain_kernels, state_of, undisturbed, untouched
 from sned.surgery.attributes import check_sizes, repair_attributes
 from sned.surgery.depth import without
 from sned.surgery.keras import is_keras
@@ -208,10 +208,15 @@ def verify(small: nn.Module, graph: Graph, plan: Plan, sliced: Mapping[str, torc
     replay = Replay(graph, tried, plan, cut=True)
     zero = [name for name, tensor in tried.items() if tensor is not sliced[name]]
     own = {name: tensor for name, tensor in made_up(graph, plan, tried).items() if name in zero}
+    state = {**state_of(small), **own}
 
     def made(inputs: ArgsAndKwargs) -> Sequence[torch.Tensor]:
         args, kwargs = inputs
-        return tensors_in(functional_call(small, own, args, kwargs) if own else small(*args, **kwargs))
+        other = {**own, **{name: state[name].clone() for name in graph.written}}
+        with untouched(small):  # what it remembers of its calls, in buffers or elsewhere, is the original's
+            return tensors_in(
+                functional_call(small, other, args, kwargs) if other else small(*args, **kwargs)
+            )
 
     rows = VERIFIED if graph.batched else None
     inputs = partial(

@@ -1,0 +1,64 @@
+"""A pruned network is run beside the replay before it is handed over; neither run leaves a trace."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from sned import apply, trace
+from tests.graph.oracle import call, distance, halved, lively, state
+
+ROWS = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Remembers(nn.Module):
+    """Counts its calls, and subtracts a mean over all rows that it saw from hidden units that can go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.register_buffer("seen", torch.ones(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        h = torch.relu(self.a(x))
+        self.seen.mul_(0.9).add_(0.1 * h.mean(0))
+        return self.b(h - self.seen)
+
+
+def test_buffers_that_a_pass_writes_into_are_those_of_the_original() -> None:
+    model = lively(Remembers())
+    before = copy.deepcopy(state(model))
+    small, _, plan = halved(model, ROWS)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(model).items())
+    assert int(small.calls) == 0
+    assert torch.equal(small.seen, torch.ones(8))
+    with torch.no_grad():
+        model.b.weight[:, list(plan.removed["a"])] = 0
+    for _ in range(2):
+        assert distance(call(small, ROWS), call(model, ROWS)) < 1e-5
+    assert int(small.calls) == 2
+
+
+class GoesOn(nn.Module):
+    """Starts each sequence where the one before ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(6, 16, batch_first=True), nn.Linear(16, 3)
+        self.h: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, h = self.rnn(x, self.h)
+        self.h = h.detach()
+        return self.head(y)
+
+
+def test_a_state_is_not_that_of_the_verification() -> None:
+    model = lively(GoesOn())
+    small = apply(model, trace(model, torch.randn(2, 5, 6)).plan({"rnn": [0, 3]}))
+    assert small.h is None
+    assert model.h is None
