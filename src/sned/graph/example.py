@@ -22,12 +22,15 @@ ArgsAndKwargs = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Leaf:
-    """A tensor among the example inputs: its shape, its dtype, and the range of its values."""
+    """A tensor among the example inputs: its shape, its dtype, and the range of its values.
+
+    The largest is told for each column (last axis), where columns may index tables of different sizes.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     low: float
-    high: float
+    high: float | tuple[float, ...]
 
     def tensor(self, batch: int | None, old: int, generator: torch.Generator) -> torch.Tensor:
         """A random tensor like the one that this leaf describes, with another leading size."""
@@ -35,8 +38,9 @@ class Leaf:
         dtype: torch.dtype = getattr(torch, self.dtype)
         if dtype.is_floating_point or dtype.is_complex:
             return torch.randn(shape, generator=generator).to(dtype)
-        low, high = int(self.low), int(self.high)
-        return torch.randint(low, high + 1, shape, generator=generator).to(dtype)
+        drawn = torch.rand(shape, generator=generator, dtype=torch.float64)
+        widths = torch.tensor(self.high, dtype=torch.float64) - self.low + 1
+        return (self.low + drawn * widths).floor().to(dtype)
 
     def resized(self, batch: int | None, old: int) -> tuple[int, ...]:
         """The shape with the batch axis (the first one, where it has the example's batch size) set to `batch`."""
@@ -142,14 +146,14 @@ def _leaf(tensor: torch.Tensor) -> Leaf:
     return Leaf(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), low, high)
 
 
-def _range(tensor: torch.Tensor) -> tuple[float, float]:
-    """Smallest and largest integer that every column may take: columns may index tables of different sizes."""
+def _range(tensor: torch.Tensor) -> tuple[float, float | tuple[float, ...]]:
+    """The smallest integer, and the largest of each column: columns may index tables of different sizes."""
     if tensor.is_floating_point() or tensor.is_complex() or not tensor.numel() or tensor.is_meta:
         return 0.0, 0.0
     low, high = float(tensor.min()), float(tensor.max())
     if tensor.ndim < 2 or high <= 1:
         return low, high
-    return low, max(low, float(tensor.reshape(-1, tensor.shape[-1]).amax(0).min()))
+    return low, tuple(map(float, tensor.reshape(-1, tensor.shape[-1]).amax(0).tolist()))
 
 
 def tensors_in(value: Any) -> Sequence[torch.Tensor]:

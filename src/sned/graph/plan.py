@@ -259,7 +259,8 @@ def _decode(value: Any) -> Any:
     ((kind, held),) = value.items()
     if kind == "tensor":
         shape, dtype, low, high = held
-        return Leaf(tuple(int(n) for n in shape), str(dtype), float(low), float(high))
+        most = tuple(map(float, high)) if isinstance(high, list) else float(high)
+        return Leaf(tuple(int(n) for n in shape), str(dtype), float(low), most)
     if kind == "tuple":
         return tuple(_decode(item) for item in held)
     if kind == "dict":

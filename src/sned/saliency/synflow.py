@@ -86,7 +86,7 @@ def _ones(leaf: Leaf) -> Tensor:
     dtype: torch.dtype = getattr(torch, leaf.dtype)
     if dtype.is_floating_point:
         return torch.ones(leaf.shape, dtype=torch.float64)
-    return torch.full(leaf.shape, int(leaf.high), dtype=dtype)
+    return torch.tensor(leaf.high).expand(leaf.shape).to(dtype)
 
 
 class _Conduit(Replay):

@@ -1,0 +1,73 @@
+"""Random inputs stand for the example where there are no others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sned import Plan, sparsify, trace
+from sned.graph.example import describe
+from sned.saliency.synflow import synaptic_flow
+from tests.graph.oracle import call, lively, state
+
+SENTENCE = torch.tensor([[101, 2023, 2003, 102, 300, 2999]])
+PADDED = torch.tensor([[101, 2023, 2003, 102, 0, 0]])
+
+
+def drawn(inputs: Tensor, count: int = 2000) -> Tensor:
+    """Random rows like those of the example."""
+    (rows,), _ = describe(inputs).random(count)
+    assert isinstance(rows, Tensor)
+    return rows
+
+
+def test_each_column_of_integers_keeps_within_its_own_range() -> None:
+    rows = drawn(torch.tensor([[3, 0, 700], [1, 40, 2], [2, 7, 900]]))
+    assert rows.amin(0).tolist() == [0, 0, 0]
+    assert rows[:, :2].amax(0).tolist() == [3, 40]
+    assert 880 < int(rows[:, 2].max()) <= 900
+    assert rows.dtype == torch.int64
+
+
+@pytest.mark.parametrize("ids", [SENTENCE, PADDED])
+def test_one_row_of_ids_gives_rows_that_differ(ids: Tensor) -> None:
+    rows = drawn(ids)
+    assert len(rows[:, 1].unique()) > 1000
+    assert bool((rows <= ids).all())
+
+
+@pytest.mark.parametrize("low", [0, 1])
+def test_a_mask_is_either_all_ones_or_any(low: int) -> None:
+    rows = drawn(torch.tensor([[1, 1, 1, low]]))
+    assert rows.unique().tolist() == [0, 1][low:]
+    assert drawn(torch.tensor([[True, False]])).dtype == torch.bool
+
+
+class Tables(nn.Module):
+    """Columns index tables of different sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.few, self.many, self.head = nn.Embedding(4, 8), nn.Embedding(900, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.relu(self.few(ids[:, 0]) + self.many(ids[:, 1])))
+
+
+def test_ranges_go_into_a_plan_and_out_of_it() -> None:
+    model, ids = lively(Tables()), torch.tensor([[3, 899], [0, 12]])
+    graph = trace(model, ids)
+    plan = graph.plan({graph.groups[0].name: [0]})
+    assert Plan.from_json(plan.to_json()).example == describe(ids)
+    flow = synaptic_flow(graph, state(model))
+    assert [int(flow[f"{name}.weight"].count_nonzero() > 0) for name in ("few", "many", "head")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("ids", [SENTENCE, PADDED])
+def test_zeros_from_random_ids_do_for_other_ids(ids: Tensor) -> None:
+    model = lively(nn.Sequential(nn.Embedding(3000, 16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3)))
+    other = torch.randint(0, 3000, (64, 6))
+    sparse = sparsify(model, ids, sparsity=0.5)
+    wanted = call(model, other)
+    assert float((call(sparse.model, other) - wanted).norm() / wanted.norm()) < 0.05
