@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from sned import apply, trace
+from sned.errors import SurgeryError
 from tests.graph.oracle import call, distance, halved, lively, state
 
 ROWS = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -62,3 +64,67 @@ def test_a_state_is_not_that_of_the_verification() -> None:
     small = apply(model, trace(model, torch.randn(2, 5, 6)).plan({"rnn": [0, 3]}))
     assert small.h is None
     assert model.h is None
+
+
+class Squeezed(nn.Module):
+    """Drops every axis of length 1 ahead of its head: of one row alone also that of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.pool, self.b = nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.pool(torch.relu(self.a(x))).squeeze())
+
+
+class Pairs(nn.Module):
+    """Sets the first half of its rows against the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = torch.relu(self.a(x)).chunk(2)
+        return self.b(first - second[: len(first)])
+
+
+class Halves(Pairs):
+    """The same by slices; a row alone has no half, and no answer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, half = torch.relu(self.a(x)), len(x) // 2
+        return self.b(h[:half] - h[half : half + 1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows"), [(Squeezed, torch.randn(4, 3, 8, 8)), (Pairs, ROWS), (Halves, ROWS)]
+)
+def test_a_row_alone_counts_only_where_the_recorded_pass_takes_it(
+    kind: type[nn.Module], rows: Tensor
+) -> None:
+    model = lively(kind())
+    small, _, plan = halved(model, rows)
+    with torch.no_grad():
+        model.b.weight[:, list(plan.removed["a"])] = 0
+    assert distance(call(small, rows), call(model, rows)) < 1e-5
+
+
+class Refuses(nn.Module):
+    """Answers rows together; a row alone is refused once units are gone, though the recorded ops take it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 1 and self.a.out_features < 16:
+            raise RuntimeError("no row alone")
+        return self.b(torch.relu(self.a(x)))
+
+
+def test_a_pruned_network_that_refuses_a_row_alone_is_not_handed_over() -> None:
+    with pytest.raises(
+        SurgeryError, match=r"must run as the original does, but it raised RuntimeError: no row"
+    ):
+        halved(lively(Refuses()), ROWS)
