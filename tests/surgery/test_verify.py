@@ -128,3 +128,32 @@ def test_a_pruned_network_that_refuses_a_row_alone_is_not_handed_over() -> None:
         SurgeryError, match=r"must run as the original does, but it raised RuntimeError: no row"
     ):
         halved(lively(Refuses()), ROWS)
+
+
+class Draws(nn.Module):
+    """Adds noise in evaluation mode too, or drops hidden units at random."""
+
+    def __init__(self, *, drops: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.drops = nn.Linear(6, 16), nn.Linear(16, 3), drops
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.a(x))
+        return self.b(nn.functional.dropout(h, 0.3, training=True) if self.drops else h + torch.randn_like(h))
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_random_numbers_are_drawn_alike_and_those_of_the_user_are_kept(drops: bool) -> None:
+    model = lively(Draws(drops=drops))
+    graph = trace(model, ROWS)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    small = apply(model, graph.plan({"a": [0, 1, 2]}))
+    assert torch.equal(torch.rand(3), expected)
+    assert small.a.out_features == 13
+    many = ROWS[:1].expand(20000, 6)
+    with torch.no_grad():
+        model.a.weight[:3], model.a.bias[:3], model.b.weight[:, :3] = 0, 0, 0
+        mean = model.b(torch.relu(model.a(ROWS[:1])))
+    assert float((call(small, many).mean(0) - mean).abs().max()) < 0.05

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -219,10 +218,14 @@ def verify(small: nn.Module, graph: Graph, plan: Plan, sliced: Mapping[str, torc
             )
 
     rows = VERIFIED if graph.batched else None
-    inputs = partial(
-        _inputs, graph, rows, replay.device
-    )  # made anew each time: the network may write into them
-    with torch.no_grad(), plain_kernels(), mode_of(small, training=False):
+
+    def inputs() -> ArgsAndKwargs:
+        # Made anew for each run, for the network may write into them; and so is what it draws itself.
+        (torch.default_generator if replay.device.type == "cpu" else torch).manual_seed(0)
+        return _inputs(graph, rows, replay.device)
+
+    gpus = [replay.device] if replay.device.type == "cuda" else []
+    with torch.random.fork_rng(gpus), torch.no_grad(), plain_kernels(), mode_of(small, training=False):
         expected, _ = replay.run(inputs())
         worst = largest_difference(made(inputs()), expected, rows or graph.batch)
         if not graph.batched:
