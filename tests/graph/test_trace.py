@@ -199,6 +199,28 @@ def test_a_model_that_takes_one_batch_size() -> None:
     assert distance(outputs, call(model, x)) < 1e-6
 
 
+class Times(nn.Module):
+    """Makes a tensor of its own of numbers that depend on the batch: a time for each row, or how many there are."""
+
+    def __init__(self, *, rows: bool) -> None:
+        super().__init__()
+        self.rows = rows
+        self.a, self.times, self.b = nn.Linear(4, 8), nn.Embedding(9, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        times = torch.tensor([3] * len(x) if self.rows else len(x), device=x.device)
+        return self.b(F.relu(self.a(x)) * self.times(times))
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_tensors_made_of_the_batch_size_tie_a_graph_to_it(rows: bool) -> None:
+    model = lively(Times(rows=rows))
+    graph, x = trace(model, torch.randn(4, 4)), torch.randn(4, 4)
+    assert (graph.batched, graph.batch) == (False, 4)
+    outputs, _ = Replay(graph, state(model)).run(x)
+    assert distance(outputs, call(model, x)) < 1e-6
+
+
 class Rows(nn.Module):
     """Takes its batch apart, and reads the rows or not."""
 

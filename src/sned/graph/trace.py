@@ -324,7 +324,7 @@ def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
 def _merge(first: Recording, second: Recording) -> Recording | None:
     """Replace integers that differ between two batch sizes by `Affine`; None where the passes differ otherwise.
 
-    An op that returns as many tensors as there are inputs (`list(x)`) is left out; None where one of them is read.
+    So do passes that make a tensor of their own of numbers that depend on the batch (`torch.tensor([t] * len(x))`). An op that returns as many tensors as there are inputs (`list(x)`) is left out; None where one of them is read.
     """
     if [op.target for op in first.ops] != [op.target for op in second.ops]:
         return None
@@ -334,7 +334,10 @@ def _merge(first: Recording, second: Recording) -> Recording | None:
     read = {*first.outputs}.union(*(op.inputs for op in first.ops))
     if any(number in read for op in lists.values() for number in op.outputs):
         return None
+    made = zip(first.constants.values(), second.constants.values(), strict=True)
     try:
+        if not all(_equal(a, b) for a, b in made):
+            return None
         ops = [
             a
             if (a.args, a.kwargs) == (b.args, b.kwargs)
@@ -344,6 +347,13 @@ def _merge(first: Recording, second: Recording) -> Recording | None:
     except ValueError:
         return None
     return without(replace(first, ops=ops), lists.keys())
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are the same, as far as they have values; NaN is NaN."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    return a.is_meta or b.is_meta or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _affine(a: Any, b: Any) -> Any:
