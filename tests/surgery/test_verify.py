@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sned import apply, trace
-from sned.errors import SurgeryError
+from sned.errors import ModelError, SurgeryError
 from tests.graph.oracle import call, distance, halved, lively, state
 
 ROWS = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -157,3 +157,22 @@ def test_random_numbers_are_drawn_alike_and_those_of_the_user_are_kept(drops: bo
         model.a.weight[:3], model.a.bias[:3], model.b.weight[:, :3] = 0, 0, 0
         mean = model.b(torch.relu(model.a(ROWS[:1])))
     assert float((call(small, many).mean(0) - mean).abs().max()) < 0.05
+
+
+class Bags(nn.Module):
+    """Takes texts one behind the other, and where each begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.EmbeddingBag(50, 16), nn.Linear(16, 3)
+
+    def forward(self, text: Tensor, starts: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(text, starts)))
+
+
+def test_integers_that_must_be_in_order_are_told_of() -> None:
+    text, starts = torch.randint(0, 50, (20,)), torch.tensor([0, 5, 9, 12])
+    with pytest.raises(
+        ModelError, match=r"(?s)random inputs like the example.*what must be in order, such as off"
+    ):
+        halved(lively(Bags()), text, starts)

@@ -324,7 +324,8 @@ def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
 def _merge(first: Recording, second: Recording) -> Recording | None:
     """Replace integers that differ between two batch sizes by `Affine`; None where the passes differ otherwise.
 
-    So do passes that make a tensor of their own of numbers that depend on the batch (`torch.tensor([t] * len(x))`). An op that returns as many tensors as there are inputs (`list(x)`) is left out; None where one of them is read.
+    So do passes that make a tensor of their own of numbers that depend on the batch (`torch.tensor([t] * len(x))`).
+    An op that returns as many tensors as there are inputs (`list(x)`) is left out; None where one of them is read.
     """
     if [op.target for op in first.ops] != [op.target for op in second.ops]:
         return None

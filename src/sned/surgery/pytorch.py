@@ -117,13 +117,14 @@ def pruned(model: Any, graph: Graph, plan: Plan) -> Pruned:
 def _check_runs(model: nn.Module, graph: Graph) -> None:
     """Refuse an example that the original does not take either: without values, dtypes pass that clash with them."""
     try:
-        with torch.no_grad(), mode_of(model, training=False):
+        with torch.no_grad(), mode_of(model, training=False), untouched(model):
             args, kwargs = _inputs(graph, None, device_of(state_of(model)))
             model(*args, **kwargs)
     except Exception as error:
         raise ModelError(
-            f"The model must run on the example inputs, but {type(model).__name__}.forward raised "
-            f"{type(error).__name__}: {error}. Check the shape, the order and the dtype of the example."
+            f"The model must run on random inputs like the example, but {type(model).__name__}.forward raised "
+            f"{type(error).__name__}: {error}. Check the shape, the order and the dtype of the example. Integers are "
+            "drawn from its range: what must be in order, such as offsets, make inside of a module around the model."
         ) from error
 
 
