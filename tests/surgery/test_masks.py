@@ -70,12 +70,47 @@ def test_copies_hold_their_own_zeros() -> None:
     twin = copy.deepcopy(model)
     train(twin, OPTIMISERS["adamw"](twin))
     assert zeros_hold(twin, masks)
+    again = reloaded(model)
+    train(again, OPTIMISERS["sgd"](again))
+    assert zeros_hold(again, masks)
+
+
+class Attending(nn.Module):
+    """Attention calls `out_proj` as a function, not as a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x.flatten(2).transpose(1, 2))
+        return self.head((x + self.attention(x, x, x, need_weights=False)[0]).mean(1))
+
+
+def reloaded(model: nn.Module) -> nn.Module:
+    """A copy by way of pickle."""
     held = io.BytesIO()
     torch.save(model, held)
     held.seek(0)
-    again = torch.load(held, weights_only=False)
-    train(again, OPTIMISERS["sgd"](again))
-    assert zeros_hold(again, masks)
+    return torch.load(held, weights_only=False)
+
+
+def cut_by_half(model: nn.Module) -> nn.Module:
+    graph = trace(model, IMAGE)
+    return apply(model, graph.plan(random_units(graph, 0.5)))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, reloaded, cut_by_half])
+def test_copies_hold_zeros_of_modules_that_are_never_called(copied: Callable[[nn.Module], nn.Module]) -> None:
+    model = lively(Attending())
+    name = "attention.out_proj.weight"
+    hold_masks(model, {name: torch.rand(8, 8, generator=torch.Generator().manual_seed(1)) < 0.5})
+    twin = copied(copied(model))
+    held = masks_of(twin)
+    assert not bool(held[name].all())
+    train(twin, OPTIMISERS["adamw"](twin))
+    assert zeros_hold(twin, held)
 
 
 def test_names_stay_and_what_is_loaded_gets_the_zeros() -> None:
@@ -92,6 +127,27 @@ def test_names_stay_and_what_is_loaded_gets_the_zeros() -> None:
 def test_an_exchanged_parameter_is_taken_hold_of() -> None:
     model, masks = masked()
     model.fc.weight = nn.Parameter(torch.ones_like(model.fc.weight))
+    train(model, OPTIMISERS["sgd"](model))
+    assert zeros_hold(model, masks)
+
+
+def test_a_parameter_that_comes_after_another_is_taken_hold_of() -> None:
+    """It may be given the identity of the one that is gone."""
+    model, masks = masked()
+    for _ in range(5):
+        value = torch.ones_like(model.fc.weight)
+        del model.fc.weight
+        model.fc.weight = nn.Parameter(value)
+        train(model, OPTIMISERS["sgd"](model), steps=1)
+        assert zeros_hold(model, masks)
+
+
+def test_what_is_assigned_stays_as_the_caller_has_it() -> None:
+    model, masks = masked()
+    given = {name: torch.ones_like(value) for name, value in model.state_dict().items()}
+    model.load_state_dict(given, assign=True)
+    assert zeros_hold(model, masks)
+    assert all(bool((value == 1).all()) for value in given.values())
     train(model, OPTIMISERS["sgd"](model))
     assert zeros_hold(model, masks)
 

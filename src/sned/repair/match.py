@@ -37,7 +37,6 @@ from sned.graph.trace import state_of
 from sned.progress import SILENT, Progress
 from sned.repair.repair import HELD_OUT
 from sned.surgery.keras import is_keras
-from sned.surgery.masks import hold_masks, masks_of
 from sned.surgery.pytorch import PLAN_ATTRIBUTE
 
 LOOKS = 8
@@ -176,8 +175,6 @@ def match(
     learnt, held = torch.arange(start_held), torch.arange(start_held, count)
     teacher = copy.deepcopy(dense).eval()
     student = copy.deepcopy(model).eval()
-    # A copy takes hold of its masks when its layers are called, and a Keras network calls none.
-    hold_masks(student, masks_of(student))
     judge = _Judge(teacher, inputs, held)
     kept = _inputs_kept(model, dense)
     weights = [parameter for parameter in student.parameters() if parameter.requires_grad]

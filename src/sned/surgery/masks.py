@@ -7,6 +7,8 @@ module that this holds in copies, for exchanged parameters, and after `load_stat
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -24,45 +26,70 @@ from sned.surgery.keras import is_keras_model
 
 
 class Mask:
-    """Holds the masks of one module's parameters; called ahead of each forward pass.
+    """Holds the masks of one module's parameters, and those of its copies; called ahead of each forward pass.
 
     Args:
+        module: whose parameters they are.
         masks: `{parameter name inside the module: bool tensor like it}`, True where entries may be other than zero.
     """
 
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+    def __init__(self, module: nn.Module | None, masks: Mapping[str, Tensor]) -> None:
         self.masks = dict(masks)
-        self._held: dict[str, int] = {}
+        self._module = None if module is None else weakref.ref(module)
 
     def __call__(self, module: nn.Module, _: object) -> None:
-        """Take hold of parameters that were exchanged or copied since the last pass; mere stand-ins are left alone."""
-        held = {name: getattr(module, name) for name in self.masks}
-        if any(isinstance(p, nn.Parameter) and self._held.get(name) != id(p) for name, p in held.items()):
+        """Take hold of parameters that were exchanged since the last pass; mere stand-ins are left alone."""
+        if not all(map(self._holds, self.parameters(module).values())):
             self.hold(module)
 
     def loaded(self, module: nn.Module, _: object) -> None:
-        """What was loaded gets the zeros of this network."""
+        """What was loaded gets the zeros of this network; what was assigned is the caller's own, and is copied first."""
+        for parameter in self.parameters(module).values():
+            if not self._holds(parameter):
+                parameter.data = parameter.data.clone()
         self.hold(module)
 
     def hold(self, module: nn.Module) -> None:
         """Set masked entries to zero and keep gradients away from them."""
-        for name in self.masks:
-            parameter: Tensor = getattr(module, name)
+        for name, parameter in self.parameters(module).items():
             with torch.no_grad():
                 parameter.mul_(self.masks[name].to(parameter.device))
-            if self._held.get(name) != id(parameter) and parameter.requires_grad:
-                parameter.register_hook(partial(self._masked, name))  # type: ignore[no-untyped-call]
-                self._held[name] = id(parameter)
+            self._take(name, parameter)
+
+    def parameters(self, module: nn.Module) -> dict[str, nn.Parameter]:
+        """Those of the module that have a mask."""
+        held = {name: module._parameters.get(name) for name in self.masks}
+        return {name: p for name, p in held.items() if isinstance(p, nn.Parameter)}
+
+    def _take(self, name: str, parameter: nn.Parameter) -> None:
+        if parameter.requires_grad and not self._holds(parameter):
+            parameter.register_hook(partial(self._masked, name))  # type: ignore[no-untyped-call]
+
+    def _holds(self, parameter: nn.Parameter) -> bool:
+        """Told by the hook on the parameter itself: another one may come to have the same identity."""
+        return any(_mask_of(hook) is self for hook in (parameter._backward_hooks or {}).values())
 
     def _masked(self, name: str, gradient: Tensor) -> Tensor:
         self.masks[name] = self.masks[name].to(gradient.device)
         return gradient * self.masks[name]
 
-    def __deepcopy__(self, _: dict[int, object]) -> Mask:
-        return Mask(self.masks)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Mask:
+        memo.update((id(mask), mask) for mask in self.masks.values())
+        mask = Mask.__new__(Mask)
+        mask.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return mask
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"masks": self.masks, "_held": {}}
+    def __getstate__(self) -> dict[str, Any]:
+        module = None if self._module is None else self._module()
+        found = {} if module is None else self.parameters(module)
+        held = {name: parameter for name, parameter in found.items() if self._holds(parameter)}
+        return {"module": module, "masks": self.masks, "held": held}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take hold of a copy's parameters at once: a pass does not call every module (of attention, not `out_proj`)."""
+        Mask.__init__(self, state["module"], state["masks"])
+        for name, parameter in state["held"].items():
+            self._take(name, parameter)
 
 
 def hold_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -89,7 +116,7 @@ def hold_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         module = model.get_submodule(path)
         earlier = {n: m for hook in _hooks(module) for n, m in hook.masks.items()}
         _release(module)
-        hook = Mask({**earlier, **{n: m & earlier[n] if n in earlier else m for n, m in held.items()}})
+        hook = Mask(module, {**earlier, **{n: m & earlier[n] if n in earlier else m for n, m in held.items()}})
         module.register_forward_pre_hook(hook)
         module.register_load_state_dict_post_hook(hook.loaded)  # type: ignore[no-untyped-call]
         hook.hold(module)
@@ -144,15 +171,16 @@ def _hooks(module: nn.Module) -> list[Mask]:
 
 def _release(module: nn.Module) -> None:
     for hook in _hooks(module):
-        for name in hook.masks:
-            held = getattr(module, name)._backward_hooks or {}
-            _drop(held, lambda found: isinstance(found, partial) and isinstance(_owner(found.func), Mask))
+        for parameter in hook.parameters(module).values():
+            _drop(parameter._backward_hooks or {}, lambda found: _mask_of(found) is not None)
     _drop(module._forward_pre_hooks, lambda found: isinstance(found, Mask))
-    _drop(module._load_state_dict_post_hooks, lambda found: isinstance(_owner(found), Mask))
+    _drop(module._load_state_dict_post_hooks, lambda found: _mask_of(found) is not None)
 
 
-def _owner(function: object) -> object:
-    return getattr(function, "__self__", None)
+def _mask_of(hook: object) -> Mask | None:
+    """The mask whose method a hook is."""
+    owner = getattr(hook.func if isinstance(hook, partial) else hook, "__self__", None)
+    return owner if isinstance(owner, Mask) else None
 
 
 def _drop(hooks: dict[int, Any], ours: Callable[[Any], bool]) -> None:
