@@ -17,7 +17,7 @@ from sned import Plan, apply, trace
 from sned.errors import PlanError, SurgeryError
 from sned.surgery import burn_in, masks_of
 from sned.surgery.masks import hold_masks
-from tests.graph.networks import Residual
+from tests.graph.networks import Residual, Tied, tokens
 from tests.graph.oracle import call, distance, lively, random_units
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -111,6 +111,48 @@ def test_copies_hold_zeros_of_modules_that_are_never_called(copied: Callable[[nn
     assert not bool(held[name].all())
     train(twin, OPTIMISERS["adamw"](twin))
     assert zeros_hold(twin, held)
+
+
+def test_a_mask_on_the_second_name_of_a_tied_weight_goes_by_the_first() -> None:
+    model, ids = lively(Tied()), tokens()
+    first, second = torch.rand(2, *model.head.weight.shape, generator=torch.Generator().manual_seed(1)) < 0.7
+    hold_masks(model, {"head.weight": first, "embed.weight": second})
+    assert masks_of(model).keys() == {"embed.weight"}
+    assert torch.equal(masks_of(model)["embed.weight"], first & second)
+    graph = trace(model, ids)
+    plan = graph.plan(random_units(graph, 0.5))
+    small = apply(model, plan)
+    held = masks_of(small)
+    kept = torch.from_numpy(plan.kept["embed.weight"][1])
+    assert torch.equal(held["embed.weight"], (first & second)[:, kept])
+    optimiser = torch.optim.AdamW(small.parameters(), 0.01)
+    small(ids).square().mean().backward()
+    optimiser.step()
+    assert not bool(small.head.weight[~held["embed.weight"]].any())
+
+
+def test_masks_of_weights_that_are_tied_later_are_one() -> None:
+    model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})
+    left, right = torch.eye(3).bool(), torch.ones(3, 3).triu().bool()
+    hold_masks(model, {"a.weight": right, "b.weight": left})
+    model["b"].weight = model["a"].weight
+    assert torch.equal(masks_of(model)["a.weight"], left & right)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_masks_below_a_weight_norm_are_cut_with_it(trainable: bool) -> None:
+    norm = nn.utils.parametrizations.weight_norm
+    model = lively(nn.Sequential(norm(nn.Linear(6, 16)), nn.ReLU(), nn.Linear(16, 3)))
+    name, x = "0.parametrizations.weight.original1", torch.randn(4, 6)
+    mask = torch.rand(16, 6, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask[:, 0] = True  # a row of zeros alone has no norm
+    hold_masks(model, {name: mask})
+    model.requires_grad_(trainable)
+    graph = trace(model, x)
+    small = apply(model, graph.plan({graph.groups[0].name: [0, 3]}))
+    gone = torch.isin(torch.arange(16), torch.tensor([0, 3]))
+    assert torch.equal(masks_of(small)[name], mask[~gone])
+    assert torch.equal(small[0].weight == 0, ~mask[~gone])
 
 
 def test_names_stay_and_what_is_loaded_gets_the_zeros() -> None:

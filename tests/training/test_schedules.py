@@ -132,6 +132,41 @@ def test_growing_masks_are_resumed_exactly(tmp_path: Path) -> None:
     assert sparsities(rest.model) == sparsities(whole.model)
 
 
+def test_masks_that_a_network_cannot_hold_are_told_before_it_is_trained() -> None:
+    model, x = digit_net(), digits()
+    with pytest.raises(PlanError, match=r"'conv2\.wait' is no weight of .* Did you mean 'conv2\.weight'"):
+        sned.finetune(model, x, parts=[GradualMasks(0.5, names=["conv2.wait"], begin=0.9, end=1.0)], **GIVEN)
+    nn.utils.parametrizations.weight_norm(model.conv2)
+    with pytest.raises(
+        PlanError, match=r"'conv2\.weight' is computed from others, .* give `names` without it"
+    ):
+        sned.finetune(model, x, parts=[GradualMasks(0.5, begin=0.9, end=1.0)], **GIVEN)
+    names = ["head.weight"]
+    tuned = sned.finetune(model, x, parts=[GradualMasks(0.5, names=names)], **(GIVEN | {"epochs": 1}))
+    assert sparsities(tuned.model) == {"head.weight": pytest.approx(0.5, abs=0.01)}
+
+
+class Reading(nn.Module):
+    """A language model in small: the weight of its head is that of its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(11, 16), nn.Linear(16, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(ids)).mean(1)
+
+
+def test_masks_grow_in_tied_weights() -> None:
+    ids = torch.randint(11, (32, 5), generator=torch.Generator().manual_seed(0))
+    masks = GradualMasks(0.5, names=["head.weight"])
+    tuned = sned.finetune(Reading(), (ids, ids[:, 0]), parts=[masks], **GIVEN).model
+    held = masks_of(tuned)
+    assert held.keys() == {"embed.weight"}
+    assert int((~held["embed.weight"]).sum()) == int((tuned.head.weight == 0).sum()) == 88
+
+
 def test_masks_that_cannot_be_are_told() -> None:
     with pytest.raises(PlanError, match=r"must be in \(0, 1\), got 1.5"):
         GradualMasks(1.5)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -43,7 +43,7 @@ class Mask:
             self.hold(module)
 
     def loaded(self, module: nn.Module, _: object) -> None:
-        """What was loaded gets the zeros of this network; what was assigned is the caller's own, and is copied first."""
+        """What was loaded gets the zeros of this network; what was assigned is the caller's and is copied first."""
         for parameter in self.parameters(module).values():
             if not self._holds(parameter):
                 parameter.data = parameter.data.clone()
@@ -86,7 +86,7 @@ class Mask:
         return {"module": module, "masks": self.masks, "held": held}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take hold of a copy's parameters at once: a pass does not call every module (of attention, not `out_proj`)."""
+        """Take hold of a copy's parameters at once: a pass may never call the module (`out_proj` of attention)."""
         Mask.__init__(self, state["module"], state["masks"])
         for name, parameter in state["held"].items():
             self._take(name, parameter)
@@ -97,37 +97,56 @@ def hold_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
     Args:
         model: any network.
-        masks: `{parameter name: bool tensor like it}`, True where entries may be other than zero.
+        masks: `{parameter name: bool tensor like it}`, True where entries may be other than zero; any name of a tied
+            parameter will do.
 
     Raises:
         SurgeryError: no such parameter, or a mask of another shape; nothing was changed.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    by_module: dict[str, dict[str, Tensor]] = {}
+    first = first_names(model)
+    by_module: dict[str, list[tuple[str, Tensor]]] = {}
     for name, mask in masks.items():
         if name not in parameters or parameters[name].shape != mask.shape:
             got = f"{tuple(parameters[name].shape)}" if name in parameters else "no such parameter"
             raise SurgeryError(
                 f"A mask fits a parameter of the network: {name!r} must have shape {tuple(mask.shape)}, got {got}."
             )
-        path, _, leaf = name.rpartition(".")
-        by_module.setdefault(path, {})[leaf] = mask.to(torch.bool)
+        path, _, leaf = first[name].rpartition(".")
+        by_module.setdefault(path, []).append((leaf, mask.to(torch.bool)))
     for path, held in by_module.items():
         module = model.get_submodule(path)
-        earlier = {n: m for hook in _hooks(module) for n, m in hook.masks.items()}
+        earlier = [named for hook in _hooks(module) for named in hook.masks.items()]
         _release(module)
-        hook = Mask(module, {**earlier, **{n: m & earlier[n] if n in earlier else m for n, m in held.items()}})
+        hook = Mask(module, _united([*earlier, *held]))
         module.register_forward_pre_hook(hook)
         module.register_load_state_dict_post_hook(hook.loaded)  # type: ignore[no-untyped-call]
         hook.hold(module)
 
 
+def _united(masks: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """One mask a name: False where any of them is."""
+    found: dict[str, Tensor] = {}
+    for name, mask in masks:
+        found[name] = found[name] & mask.to(found[name].device) if name in found else mask
+    return found
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """The first name of the same parameter, for every name: masks, plans and files know tied weights by that."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    return {name: first.setdefault(id(parameter), name) for name, parameter in named}
+
+
 def cut_masks(model: nn.Module, kept: Mapping[str, Mapping[int, IntArray]]) -> None:
     """Cut the masks that a network holds as its parameters were cut, in place: `{parameter: {axis: indices}}`."""
+    first = first_names(model)
     for path, module in modules_of(model):
         for hook in _hooks(module):
-            for name, mask in hook.masks.items():
-                hook.masks[name] = cut_down(mask, kept.get(f"{path}.{name}" if path else name, {}))
+            for leaf, mask in hook.masks.items():
+                name = f"{path}.{leaf}" if path else leaf
+                hook.masks[leaf] = cut_down(mask, kept.get(first.get(name, name), {}))
 
 
 def with_masks_of(model: nn.Module, plan: Plan) -> Plan:
@@ -141,13 +160,15 @@ def with_masks_of(model: nn.Module, plan: Plan) -> Plan:
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
-    """The masks that a network holds, `{parameter name: bool}`."""
-    return {
-        f"{path}.{name}" if path else name: mask
+    """The masks that a network holds, `{parameter name: bool}`; a tied parameter goes by its first name."""
+    first = first_names(model)
+    named = [
+        (f"{path}.{leaf}" if path else leaf, mask)
         for path, module in modules_of(model)
         for hook in _hooks(module)
-        for name, mask in hook.masks.items()
-    }
+        for leaf, mask in hook.masks.items()
+    ]
+    return _united((first.get(name, name), mask) for name, mask in named)
 
 
 def burn_in(model: nn.Module) -> nn.Module:

@@ -24,6 +24,7 @@ from sned.graph.trace import state_of, undisturbed
 from sned.graph.trace import trace_example as recorded_example
 from sned.surgery.attributes import Unrepaired, check_sizes, repair_attributes
 from sned.surgery.keras import is_keras
+from sned.surgery.masks import cut_masks
 from sned.surgery.twin import twin
 
 SHARE = 0.4
@@ -158,6 +159,7 @@ def _rehearse(graph: Graph, plan: Plan) -> None:
         for name, tensor in state_of(graph.model).items()
     }
     small, sizes = twin(graph.model, empty), sizes_of(graph, plan)
+    cut_masks(small, plan.kept)
     repair_attributes(small, graph, sizes)
     check_sizes(small, graph, sizes)
 

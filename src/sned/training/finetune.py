@@ -104,7 +104,7 @@ def finetune(
         The trained network and its history. After Ctrl-C, the best so far.
 
     Raises:
-        UserError: a field of the recipe or the data are not what they must be.
+        UserError: a field of the recipe, the data or a part are not what they must be for this network.
         CheckpointError: the folder holds a run of another network, plan or recipe.
         TrainingError: the loss became NaN, memory ran out, or data ended early; `kept` is the result so far, if any.
         NotFoundError: Accelerate is not installed.
@@ -203,6 +203,8 @@ def _trained(
     progress = progress if accelerator.is_main_process else SILENT
     if log is not None:
         check_log(log)
+    for part in given.parts:
+        part.check(model)
     with own_randomness():
         data, validation = _data(given, recipe, accelerator)
         home = device_of(state_of(model))

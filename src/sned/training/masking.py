@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sned.calibration.patterns import SINGLE, Pattern
 from sned.errors import PlanError, close_names
-from sned.surgery.masks import hold_masks, masks_of
+from sned.surgery.masks import first_names, hold_masks, masks_of
 from sned.training.parts import Part, Trained
 
 
@@ -61,6 +61,20 @@ class GradualMasks(Part):
         self.sparsity, self.names = wanted, names
         self.begin, self.end, self.updates = begin, end, updates
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse names that are not there, and weights that are computed from others.
+
+        Raises:
+            PlanError: says which.
+        """
+        parameters = first_names(model)
+        for name in self._weights(model):
+            if name not in parameters:
+                raise PlanError(
+                    f"Masks hold zeros of parameters, but {name!r} is computed from others, as by a weight norm. Take "
+                    "that off (`torch.nn.utils.parametrize.remove_parametrizations`), or give `names` without it."
+                )
+
     def after_step(self, trained: Trained, step: int, total: int) -> None:
         """Add zeros where an update is due."""
         level = self._level(step, total)
@@ -81,9 +95,10 @@ class GradualMasks(Part):
 
     def masks(self, model: nn.Module, sparsity: float) -> dict[str, Tensor]:
         """The masks that leave the largest weights; what is zero stays so."""
-        earlier = masks_of(model)
+        earlier, first = masks_of(model), first_names(model)
         return {
-            name: largest(weight.detach(), 1 - sparsity, self.pattern) & earlier.get(name, _all(weight))
+            name: largest(weight.detach(), 1 - sparsity, self.pattern)
+            & earlier.get(first[name], _all(weight))
             for name, weight in self._weights(model).items()
         }
 

@@ -34,6 +34,9 @@ class Part:
     What it does must follow from the network and the step, so that a run can be resumed.
     """
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse a network that it cannot act on, before it is trained."""
+
     def after_backward(self, model: nn.Module, step: int, total: int) -> None:
         """Change gradients ahead of step `step` of `total`, counted from 0."""
 
