@@ -53,13 +53,13 @@ def altered_plan(path: Path, change: Callable[[dict[str, Any]], None], *, hashed
     change(plans[0])
     text = header["__metadata__"]["plans"] = json.dumps([json.dumps(plan) for plan in plans])
     if hashed:
-        header["__metadata__"]["sha256"] = hash_of(load_file(path), text)
+        header["__metadata__"]["sha256"] = hash_of(load_file(path), text + header["__metadata__"]["masks"])
     write(path, header, rest)
 
 
-def hash_of(tensors: dict[str, torch.Tensor], plans: str) -> str:
-    """The hash that `save` writes: the plans, then of each tensor its name, dtype and shape, and its bytes."""
-    told = hashlib.sha256(plans.encode())
+def hash_of(tensors: dict[str, torch.Tensor], structure: str) -> str:
+    """The hash that `save` writes: plans and masks, then of each tensor its name, dtype and shape, and its bytes."""
+    told = hashlib.sha256(structure.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())

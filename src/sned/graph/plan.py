@@ -58,7 +58,7 @@ class Plan:
                 "fingerprint": self.fingerprint,
                 "example": _example_to_data(self.example),
                 "bypassed": list(self.bypassed),
-                "masks": {name: _pack(mask) for name, mask in self.masks.items()},
+                "masks": {name: pack_mask(mask) for name, mask in self.masks.items()},
                 "removed": {name: list(units) for name, units in self.removed.items()},
                 "shapes": {name: list(shape) for name, shape in self.shapes.items()},
                 "kept": {
@@ -87,7 +87,7 @@ class Plan:
                 shapes={str(name): tuple(int(n) for n in shape) for name, shape in data["shapes"].items()},
                 example=_example_from_data(data["example"]),
                 bypassed=tuple(map(str, data.get("bypassed", ()))),
-                masks={str(name): _unpack(held) for name, held in data.get("masks", {}).items()},
+                masks={str(name): unpack_mask(held) for name, held in data.get("masks", {}).items()},
                 removed={str(n): tuple(int(u) for u in units) for n, units in data["removed"].items()},
                 kept={
                     str(name): {int(axis): np.array(indices, np.int64) for axis, indices in axes.items()}
@@ -131,12 +131,18 @@ def make_plan(graph: Graph, removed: Mapping[str, Sequence[int]]) -> Plan:
     )
 
 
-def _pack(mask: BoolArray) -> dict[str, Any]:
+def pack_mask(mask: BoolArray) -> dict[str, Any]:
+    """A mask as plain data, a bit for each entry; `unpack_mask` reads it back."""
     bits = base64.b64encode(np.packbits(mask.reshape(-1)).tobytes()).decode("ascii")
     return {"shape": list(mask.shape), "bits": bits}
 
 
-def _unpack(held: Mapping[str, Any]) -> BoolArray:
+def unpack_mask(held: Mapping[str, Any]) -> BoolArray:
+    """What `pack_mask` made.
+
+    Raises:
+        ValueError, KeyError, TypeError: it did not make this.
+    """
     shape = tuple(int(n) for n in held["shape"])
     bits = np.frombuffer(base64.b64decode(held["bits"], validate=True), np.uint8)
     size = math.prod(shape)

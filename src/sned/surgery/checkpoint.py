@@ -1,4 +1,5 @@
-"""Pruned networks on disk: one safetensors file with the weights, and the plans that made them as JSON metadata.
+"""Pruned networks on disk: one safetensors file with the weights; as JSON metadata the plans that made them and the
+masks that they hold.
 
 Nothing in the file is executed: no pickle, no attribute names. Loading cuts a fresh network by the stored plans, which
 repairs attributes as `apply` does, and then fills the weights in.
@@ -12,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,12 +21,13 @@ from torch import nn
 
 from sned.errors import CheckpointError, PlanError, SnedError
 from sned.files import atomic_path
-from sned.graph.plan import Plan
+from sned.graph.plan import Plan, pack_mask, unpack_mask
 from sned.graph.replay import sizes_of
 from sned.graph.trace import check_values, state_of
 from sned.surgery.attributes import check_sizes
 from sned.surgery.keras import is_keras
 from sned.surgery.keras.backend import imported_keras
+from sned.surgery.masks import burn_in, hold_masks, masks_of
 from sned.surgery.pytorch import PLAN_ATTRIBUTE, cut, graph_for
 from sned.version import __version__
 
@@ -55,12 +58,14 @@ def save(model: Any, path: str | Path) -> None:
             "Save a dense network with `safetensors.torch.save_model`."
         )
     state, structure = _unique_state(model), json.dumps([plan.to_json() for plan in plans])
+    masks = json.dumps(_told_masks(model, plans[-1]))
     metadata = {
-        "sha256": _digest(state, structure),
+        "sha256": _digest(state, structure + masks),
         "format": f"sned {FORMAT}",
         "sned": __version__,
         "torch": torch.__version__,
         "plans": structure,
+        "masks": masks,
     }
     with atomic_path(Path(path)) as beside:
         save_file(state, beside, metadata=metadata)
@@ -75,9 +80,16 @@ def _unique_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: state[name].detach().cpu().contiguous() for name in first.values()}
 
 
-def _digest(state: dict[str, torch.Tensor], plans: str) -> str:
-    """A hash of the plans and of every name, dtype, shape and value."""
-    digest = hashlib.sha256(plans.encode())
+def _told_masks(model: nn.Module, plan: Plan) -> dict[str, Any]:
+    """The masks that a network holds; None for those that are as its last plan has them, which need no second copy."""
+    held = {name: mask.cpu().numpy() for name, mask in masks_of(model).items()}
+    same = {name for name, mask in held.items() if np.array_equal(mask, plan.masks.get(name))}
+    return {name: None if name in same else pack_mask(mask) for name, mask in held.items()}
+
+
+def _digest(state: dict[str, torch.Tensor], structure: str) -> str:
+    """A hash of plans and masks, and of every name, dtype, shape and value."""
+    digest = hashlib.sha256(structure.encode())
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -113,13 +125,15 @@ def load(model: Any, path: str | Path) -> Any:
             "`sned.load(make_model(), 'small.safetensors')`."
         )
     check_values(state_of(model))
-    tensors, plans = _read(Path(path))
+    tensors, plans, masks = _read(Path(path))
     small = model
     try:
         for plan in plans:
             graph = graph_for(small, plan)
             small = cut(graph.model, graph, plan)
             check_sizes(small, graph, sizes_of(graph, plan))
+        if masks is not None:
+            hold_masks(burn_in(small), masks)
     except PlanError as error:
         raise CheckpointError(f"{Path(path).name} was saved from another network: {error}") from error
     except SnedError as error:
@@ -130,7 +144,8 @@ def load(model: Any, path: str | Path) -> Any:
     return small
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], list[Plan]]:
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], list[Plan], dict[str, torch.Tensor] | None]:
+    """Tensors, plans, and the masks that are held: None where a file does not say, and the plans do."""
     try:
         with safetensors.safe_open(path, framework="pt") as held:
             metadata = held.metadata() or {}
@@ -140,12 +155,13 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], list[Plan]]:
                 f"{metadata.get('format')!r}. Save the network again, with a plan made anew if need be."
             )
         tensors = load_file(path)
-        if _digest(tensors, metadata["plans"]) != metadata.get("sha256"):
+        masks = metadata.get("masks", "")
+        if _digest(tensors, metadata["plans"] + masks) != metadata.get("sha256"):
             raise CheckpointError(
                 f"{path.name} was altered: its values or its plans are not those that were saved. Save it again."
             )
         plans = [Plan.from_json(text) for text in json.loads(metadata["plans"])]
-        return tensors, plans
+        return tensors, plans, _read_masks(json.loads(masks), plans[-1]) if masks else None
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no file {path}. Check the path.") from error
     except (
@@ -153,13 +169,20 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], list[Plan]]:
         PlanError,
         OSError,
         ValueError,
-        KeyError,
+        LookupError,
         TypeError,
+        AttributeError,
         RecursionError,
     ) as error:
         raise CheckpointError(
             f"{path.name} is damaged ({error}). Save the network again, or fetch the file anew."
         ) from error
+
+
+def _read_masks(told: dict[str, Any], plan: Plan) -> dict[str, torch.Tensor]:
+    """What `_told_masks` told."""
+    masks = {name: plan.masks[name] if mask is None else unpack_mask(mask) for name, mask in told.items()}
+    return {name: torch.from_numpy(mask) for name, mask in masks.items()}
 
 
 def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], name: str) -> None:

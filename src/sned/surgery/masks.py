@@ -150,10 +150,11 @@ def cut_masks(model: nn.Module, kept: Mapping[str, Mapping[int, IntArray]]) -> N
 
 
 def with_masks_of(model: nn.Module, plan: Plan) -> Plan:
-    """The plan with all the masks that `apply` leaves in the pruned network: those that `model` holds, cut, and its
-    own."""
+    """The plan with the masks that `apply` leaves on what a pass reads: those that `model` holds, cut, and its own."""
     masks = dict(plan.masks)
     for name, held in masks_of(model).items():
+        if name not in plan.shapes:
+            continue
         mask = cut_down(held, plan.kept.get(name, {})).cpu().numpy()
         masks[name] = masks[name] & mask if name in masks else mask
     return replace(plan, masks=masks)
