@@ -7,9 +7,9 @@ repairs attributes as `apply` does, and then fills the weights in.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from torch import nn
 
 from sned.errors import CheckpointError, PlanError, SnedError
 from sned.files import atomic_path
-from sned.graph.plan import Plan, pack_mask, unpack_mask
+from sned.graph.example import Example
+from sned.graph.plan import MOST_BYTES, Plan, pack_mask, unpack_mask
 from sned.graph.replay import sizes_of
 from sned.graph.trace import check_values, state_of
 from sned.surgery.attributes import check_sizes
@@ -29,9 +30,13 @@ from sned.surgery.keras import is_keras
 from sned.surgery.keras.backend import imported_keras
 from sned.surgery.masks import burn_in, hold_masks, masks_of
 from sned.surgery.pytorch import PLAN_ATTRIBUTE, cut, graph_for
+from sned.surgery.twin import twin
 from sned.version import __version__
 
 FORMAT = "2"
+
+COMPILED = "_orig_mod"
+"""Under what name `torch.compile` keeps the module that it is given."""
 
 
 def save(model: Any, path: str | Path) -> None:
@@ -43,7 +48,7 @@ def save(model: Any, path: str | Path) -> None:
             path ends in ".keras".
 
     Raises:
-        CheckpointError: the network carries no plan.
+        CheckpointError: the network carries no plan, or was traced on inputs that a file cannot describe.
         WriteError: the file cannot be written.
     """
     if is_keras(model):
@@ -57,6 +62,8 @@ def save(model: Any, path: str | Path) -> None:
             "`save` writes networks that sned pruned, but this one carries no plan. "
             "Save a dense network with `safetensors.torch.save_model`."
         )
+    _check_example(plans[0].example)
+    model = _as_planned(model, plans[0])
     state, structure = _unique_state(model), json.dumps([plan.to_json() for plan in plans])
     masks = json.dumps(_told_masks(model, plans[-1]))
     metadata = {
@@ -71,6 +78,42 @@ def save(model: Any, path: str | Path) -> None:
         save_file(state, beside, metadata=metadata)
 
 
+def _check_example(example: Example) -> None:
+    """Refuse example inputs that would not come back as they are: `load` traces a network on inputs like them.
+
+    Raises:
+        CheckpointError: they are too large, or in containers that JSON does not have.
+    """
+    size = sum(leaf.size_bytes for leaf in example.leaves())
+    if size > MOST_BYTES:
+        raise CheckpointError(
+            f"The example inputs of a network that is saved must take at most {MOST_BYTES:,} bytes, got {size:,}. "
+            "Trace and prune it with fewer of them, such as `x[:8]`."
+        )
+    if not (_is_json(example.args) and _is_json(example.kwargs)):
+        raise CheckpointError(
+            "The example inputs of a network that is saved must be in tuples, lists and dicts by text, but some are in "
+            "a named tuple or a dict by other keys. Wrap the model in a module that makes that of plain ones."
+        )
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a nest comes back from JSON as a network can read it."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+    if isinstance(value, tuple | list):
+        return not hasattr(value, "_fields") and all(map(_is_json, value))
+    return True
+
+
+def _as_planned(model: nn.Module, plan: Plan) -> nn.Module:
+    """The network whose names a plan has: what `torch.compile` wrapped, if that was done after the plan was made."""
+    wrapped = model._modules.get(COMPILED)
+    return (
+        model if wrapped is None or any(name.startswith(f"{COMPILED}.") for name in plan.shapes) else wrapped
+    )
+
+
 def _unique_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every tensor once, under its first name; contiguous, as the format wants it."""
     first: dict[int, str] = {}
@@ -83,7 +126,7 @@ def _unique_state(model: nn.Module) -> dict[str, torch.Tensor]:
 def _told_masks(model: nn.Module, plan: Plan) -> dict[str, Any]:
     """The masks that a network holds; None for those that are as its last plan has them, which need no second copy."""
     held = {name: mask.cpu().numpy() for name, mask in masks_of(model).items()}
-    same = {name for name, mask in held.items() if np.array_equal(mask, plan.masks.get(name))}
+    same = {name for name, mask in plan.masks.items() if name in held and np.array_equal(mask, held[name])}
     return {name: None if name in same else pack_mask(mask) for name, mask in held.items()}
 
 
@@ -100,12 +143,13 @@ def load(model: Any, path: str | Path) -> Any:
     """Read a pruned network back, bit for bit.
 
     Args:
-        model: a fresh network of the original structure (its weights do not matter); it is not touched. A ".keras" file
-            needs none: give the model where it has classes of your own that are not registered, else None.
+        model: a fresh network of the original structure, in the precision in which it was traced (its weights do not
+            matter); it is not touched. A ".keras" file needs none: give the model where it has classes of your own that
+            are not registered, else None.
         path: what `save` wrote.
 
     Returns:
-        The pruned network.
+        The pruned network, in the precision in which it was saved.
 
     Raises:
         CheckpointError: the file is missing, damaged, or was saved from another network.
@@ -126,22 +170,50 @@ def load(model: Any, path: str | Path) -> Any:
         )
     check_values(state_of(model))
     tensors, plans, masks = _read(Path(path))
-    small = model
     try:
-        for plan in plans:
-            graph = graph_for(small, plan)
-            small = cut(graph.model, graph, plan)
-            check_sizes(small, graph, sizes_of(graph, plan))
+        small = _cut(model, plans, tensors)
         if masks is not None:
             hold_masks(burn_in(small), masks)
     except PlanError as error:
         raise CheckpointError(f"{Path(path).name} was saved from another network: {error}") from error
     except SnedError as error:
         raise CheckpointError(f"{Path(path).name} cannot be put into this network: {error}") from error
-    if small is model:
-        small = copy.deepcopy(model)
     _fill(small, tensors, Path(path).name)
     return small
+
+
+def _cut(model: nn.Module, plans: Sequence[Plan], tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The fresh network cut down; a flag that was saved may lead its pass to where the plans were made."""
+    model = _as_planned(model, plans[0])
+    try:
+        return _cut_as_it_is(model, plans)
+    except PlanError:
+        if not (flags := _other_integers(state_of(model), tensors)):
+            raise
+        own = {name: tensor.detach() for name, tensor in state_of(model).items()}
+        return _cut_as_it_is(twin(model, own | flags), plans)
+
+
+def _other_integers(
+    own: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The stored tensors of whole numbers that a fresh network has others of."""
+    found = {name: stored[name].to(tensor.device) for name, tensor in own.items() if name in stored}
+    return {
+        name: value
+        for name, value in found.items()
+        if not value.is_floating_point()
+        and (value.dtype, value.shape) == (own[name].dtype, own[name].shape)
+        and not torch.equal(value, own[name])
+    }
+
+
+def _cut_as_it_is(model: nn.Module, plans: Sequence[Plan]) -> nn.Module:
+    for plan in plans:
+        graph = graph_for(model, plan)
+        model = cut(graph.model, graph, plan)
+        check_sizes(model, graph, sizes_of(graph, plan))
+    return model
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], list[Plan], dict[str, torch.Tensor] | None]:
@@ -161,6 +233,8 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], list[Plan], dict[str, to
                 f"{path.name} was altered: its values or its plans are not those that were saved. Save it again."
             )
         plans = [Plan.from_json(text) for text in json.loads(metadata["plans"])]
+        if not plans:
+            raise ValueError("it holds no plan")
         return tensors, plans, _read_masks(json.loads(masks), plans[-1]) if masks else None
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no file {path}. Check the path.") from error
@@ -186,7 +260,7 @@ def _read_masks(told: dict[str, Any], plan: Plan) -> dict[str, torch.Tensor]:
 
 
 def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], name: str) -> None:
-    """Copy stored values in, after every name, shape and dtype was found right."""
+    """Copy stored values in, after every name and shape was found right; in the precision that was stored."""
     state = state_of(model)
     expected = _unique_state(model)
     if missing := sorted(expected.keys() - tensors.keys()):
@@ -195,11 +269,13 @@ def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], name: str) -> None
         raise CheckpointError(f"{name} holds a tensor {extra[0]!r} that this network lacks.")
     for key, value in tensors.items():
         own = state[key]
-        if own.shape != value.shape or own.dtype != value.dtype:
+        floats = own.is_floating_point() and value.is_floating_point()
+        if own.shape != value.shape or (own.dtype != value.dtype and not floats):
             raise CheckpointError(
                 f"{name}: tensor {key!r} must have shape {tuple(own.shape)} and dtype {own.dtype}, got "
                 f"{tuple(value.shape)} and {value.dtype}."
             )
     with torch.no_grad():
         for key, value in tensors.items():
+            state[key].data = state[key].data.to(value.dtype)
             state[key].copy_(value)
