@@ -485,6 +485,30 @@ def test_weights_that_are_normalised_before_each_pass(norm: Any) -> None:
     assert distance(call(small, x), call(whole, x)) < 1e-5
 
 
+@pytest.mark.parametrize("when", ["before the trace", "after the trace"])
+@pytest.mark.parametrize("part", ["the model", "a layer"])
+def test_a_model_that_compiles_itself_is_cut_like_any_other(when: str, part: str) -> None:
+    plain, x = lively(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))), torch.randn(2, 6)
+    model = copy.deepcopy(plain)
+
+    def compiled() -> None:
+        (model if part == "the model" else model[2]).compile(backend="eager")
+        call(model, x)
+
+    if when == "before the trace":
+        compiled()
+    graph = trace(model, x)
+    if when == "after the trace":
+        compiled()
+    plan = graph.plan({"0": [0, 1, 5]})
+    small = apply(model, plan)
+    assert distance(call(small, x), zeroed(plain, graph, plan.removed, x)) < 1e-5
+    small(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in small.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert distance(call(model, x), call(plain, x)) < 1e-6
+
+
 def test_what_is_no_plan() -> None:
     with pytest.raises(
         PlanError, match=r"`plan` must be a `Plan`, as `sned.plan` or `Plan.from_json` makes it, got str"

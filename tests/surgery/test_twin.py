@@ -135,6 +135,16 @@ def test_classes_that_say_how_they_are_copied_are_asked() -> None:
     assert made[2](torch.ones(1, 2)).shape == (1, 2)
 
 
+def test_a_compiled_module_inside_is_copied_with_what_it_wraps() -> None:
+    model = nn.Sequential(
+        nn.Linear(2, 2), torch.compile(nn.Sequential(nn.ReLU(), nn.Linear(2, 2)), backend="eager")
+    )
+    made = twin(model, {name: torch.zeros_like(tensor) for name, tensor in state_of(model).items()})
+    assert type(made[1]) is type(model[1])
+    assert not made(torch.ones(1, 2)).any()
+    assert model[1](torch.ones(1, 2)).any()
+
+
 def test_a_recurrent_layer_runs_on_the_tensors_that_it_was_given() -> None:
     model = nn.LSTM(3, 4)
     made = twin(model, {name: torch.zeros_like(tensor) for name, tensor in state_of(model).items()})

@@ -24,7 +24,7 @@ from sned.graph.values import Values
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes every ATen call into a `Recording`, with the path of the module that made it.
 
-    A model may call modules that it does not hold, and name their paths by identity in its attribute `paths`.
+    A model may call modules that it does not hold, and name their paths by identity in its attribute `_sned_paths`.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[int, str], recording: Recording) -> None:
@@ -34,7 +34,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._names = parameters
         self._numbers: dict[int, int] = {}
         self._alive: list[torch.Tensor] = []  # keeps id() unique
-        self._foreign: Mapping[int, str] = getattr(model, "paths", {})
+        self._foreign: Mapping[int, str] = getattr(model, "_sned_paths", {})
         self._paths = {**{id(module): path for path, module in modules_of(model)}, **self._foreign}
         self._stack: list[tuple[str, int]] = [("", 0)]
 
@@ -74,14 +74,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _plain(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return Ref(self._read(value))
+            return Ref(self.read(value))
         if isinstance(value, (tuple, list)):
             return tuple(map(self._plain, value))
         if isinstance(value, Sized):
             return int(value)
         return float(value) if isinstance(value, SizedFloat) else value
 
-    def _read(self, tensor: torch.Tensor) -> int:
+    def read(self, tensor: torch.Tensor) -> int:
+        """The number of a tensor that is read or returned; one that no op made is kept as a constant."""
         known = id(tensor) in self._numbers or id(tensor) in self._names
         number = self.number(tensor)
         if not known:
@@ -116,7 +117,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.recording.given.append((path, tuple(map(self.known, tensors_in(args)))))
             self._stack.append((path, start))
             try:
-                result = plain(module, *args, **kwargs)
+                result = module._call_impl(*args, **kwargs)  # not what `module.compile()` made of it
             finally:
                 self._stack.pop()
             if returns:

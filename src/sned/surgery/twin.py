@@ -36,10 +36,12 @@ def twin(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     ]
     memo.update((id(module), small) for module, small in copies)
     try:
-        for module, small in copies:
+        for module, small in reversed(copies):  # from inside out: a wrapper asks what it holds for its mode
             held = vars(small)
             for name, value in vars(module).items():
                 kind = type(value)
+                if name == _COMPILED:
+                    continue
                 if kind in _ATOMS:
                     held[name] = value
                 elif kind not in _TABLES or value or id(value) in memo:
@@ -70,6 +72,9 @@ def _plain(kind: type[nn.Module]) -> bool:
 
 _COPYING = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__new__", "__slots__")
 """What a class may define to be copied in its own way; what convolutions set is for old files."""
+
+_COMPILED = "_compiled_call_impl"
+"""Where `model.compile()` keeps what it made of the old weights; PyTorch leaves it out of copies as well."""
 
 _TABLES = (dict, OrderedDict, set)
 _ATOMS = frozenset({bool, int, float, str, type(None)})

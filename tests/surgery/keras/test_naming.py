@@ -20,7 +20,7 @@ TORCH = keras.backend.backend() == "torch"
 def test_layers_may_be_called_like_attributes_of_modules() -> None:
     plain = keras.Sequential([keras.Input((6,)), layers.Dense(3, name="plain")])
     names = sorted(
-        name for name in {*dir(Network.of(plain)), "paths", "_variables"} if name not in dir(object)
+        name for name in {*dir(Network.of(plain)), "_sned_paths", "_variables"} if name not in dir(object)
     )
     model = keras.Sequential([keras.Input((6,)), *[layers.Dense(2, name=name) for name in names]])
     state = state_of(Network.of(model))

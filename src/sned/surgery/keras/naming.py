@@ -10,8 +10,8 @@ import keras
 from torch import nn
 
 TAKEN = frozenset(dir(nn.Module())) | {
-    "before", "entering", "graph", "inputs_kept", "keras", "named_tensors", "of", "paths", "places", "plans", "pull",
-    "push", "tensors", "_graph", "_held", "_variables",
+    "before", "entering", "graph", "inputs_kept", "keras", "named_tensors", "of", "places", "plans", "pull", "push",
+    "tensors", "_graph", "_held", "_sned_paths", "_variables",
 }  # fmt: skip
 """Attributes of the modules that hold the tensors (`network.Network`, `recording.Forward`)."""
 

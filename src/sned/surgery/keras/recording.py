@@ -80,7 +80,7 @@ class Forward(Holder):
 
     def __init__(self, model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__(model, tensors)
-        self.paths = {id(layer): path for path, layer in layers_of(model).items()}
+        self._sned_paths = {id(layer): path for path, layer in layers_of(model).items()}
         self._variables = [held.variable for held in variables_of(model)]
 
     @staticmethod
