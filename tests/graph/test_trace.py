@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict, defaultdict, deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from sned.errors import ModelError, PlanError
 from sned.graph import Replay
 from sned.graph.ir import Affine, Ref
 from tests.graph.networks import Cross, Residual
-from tests.graph.oracle import call, distance, lively, state
+from tests.graph.oracle import call, distance, halved, lively, state, zeroed
 
 IMAGE = torch.randn(2, 3, 8, 8)
 
@@ -304,6 +305,138 @@ def test_what_a_pass_hooks_on_and_keeps_is_taken_back() -> None:
     assert not model.ready
     assert not model.seen
     assert not model.a._forward_hooks
+
+
+class Cached(nn.Module):
+    """Keeps a table of positions for the next time, in the place that is asked for."""
+
+    def __init__(self, keep: Any) -> None:
+        super().__init__()
+        self.keep, self.a, self.b = keep, nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        keep = self.keep
+        while not isinstance(keep, dict | list | deque):
+            keep = keep.held
+        if not keep:
+            table = torch.arange(x.shape[1], device=x.device)[:, None].float()
+            keep.update({0: table}) if isinstance(keep, dict) else keep.append(table)
+        return self.b(torch.relu(self.a(x) + keep[0]))
+
+
+class Ordered(OrderedDict[int, Any]):
+    """A table of the user's own kind."""
+
+
+PLACES: dict[str, Any] = {
+    "a dict in a namespace": lambda: SimpleNamespace(held={}),
+    "a list in an object in an object": lambda: SimpleNamespace(held=SimpleNamespace(held=[])),
+    "a default": lambda: defaultdict(list),
+    "the last few": lambda: deque(maxlen=3),
+    "a kind of its own": Ordered,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_table_that_a_pass_keeps_anywhere_is_taken_back(place: str) -> None:
+    model, x = lively(Cached(PLACES[place]())), torch.randn(2, 5, 6)
+    keep = model.keep
+    assert [group.name for group in trace(model, x).groups] == ["a"]
+    assert model.keep is keep
+    while isinstance(keep, SimpleNamespace):
+        keep = keep.held
+    assert not keep
+    expected = model.b(torch.relu(model.a(x) + torch.arange(5.0)[:, None]))
+    assert distance(call(model, x), expected) < 1e-6
+
+
+class Helper:
+    """Keeps a table in an attribute, and is called, so that it is no mere configuration."""
+
+    def __init__(self) -> None:
+        self.table: Tensor | None = None
+        self.nested: dict[str, dict[int, Tensor]] = {"by length": {}}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.arange(x.shape[1], device=x.device)[:, None].float()
+            self.nested["by length"][x.shape[1]] = self.table
+        return self.table + self.nested["by length"][x.shape[1]]
+
+
+class Helped(nn.Module):
+    """Asks a helper that is no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.helper, self.a, self.b = Helper(), nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.relu(self.a(x) + self.helper(x)))
+
+
+def test_what_helpers_keep_is_taken_back() -> None:
+    model, x = lively(Helped()), torch.randn(2, 5, 6)
+    trace(model, x)
+    assert model.helper.table is None
+    assert model.helper.nested == {"by length": {}}
+    expected = model.b(torch.relu(model.a(x) + 2 * torch.arange(5.0)[:, None]))
+    assert distance(call(model, x), expected) < 1e-6
+    table = model.helper.table
+    trace(model, x)
+    assert model.helper.table is table, "what was there before the trace stays"
+
+
+class Merging(nn.Linear):
+    """Adds its low-rank part to its weight for evaluation, and takes it out again for training."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        super().train(mode)
+        if self.merged is mode:
+            self.weight.data += (-1 if mode else 1) * self.up.data @ self.down.data
+            self.merged = not mode
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = super().forward(x)
+        return made if self.merged else made + x @ self.down.T @ self.up.T
+
+
+def test_what_train_and_eval_do_is_undone_by_them() -> None:
+    model, x = nn.Sequential(Merging(6, 8), Merging(8, 3)).train(), torch.randn(2, 6)
+    weight = model[0].weight.detach().clone()
+    trace(model, x)
+    assert all(module.training for module in model.modules())
+    assert not model[0].merged
+    assert torch.allclose(model[0].weight, weight, atol=1e-5)
+    model(x).sum().backward()
+    assert model[0].up.grad is not None
+    assert model[0].up.grad.any()
+
+
+class Named(nn.Module):
+    """Has branches that it calls its paths, and hands a constant out beside its answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paths = nn.ModuleList([nn.Linear(6, 16), nn.Linear(6, 16)])
+        self.b, self.anchors = nn.Linear(16, 3), torch.arange(5.0)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.b(torch.relu(self.paths[0](x) + self.paths[1](x))), self.anchors
+
+
+def test_attributes_may_be_called_paths_and_constants_may_be_returned() -> None:
+    model, x = lively(Named()), torch.randn(2, 6)
+    small, graph, plan = halved(model, x)
+    assert [group.name for group in graph.groups] == ["paths.0"]
+    assert distance(call(small, x), zeroed(model, graph, plan.removed, x)) < 1e-5
+    assert torch.equal(call(small, x)[1], torch.arange(5.0))
 
 
 class Answers:

@@ -7,10 +7,11 @@ at two batch sizes: integers that differ between them depend on the batch, and t
 from __future__ import annotations
 
 import gc
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -61,28 +62,53 @@ def check_values(state: Mapping[str, torch.Tensor]) -> None:
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Take back what a forward pass sets, adds or hooks on: a table kept for the next time would be a meta tensor."""
-    before = [
-        (
-            vars(module),
-            dict(vars(module)),
-            [(v, v.copy() if v else ()) for v in vars(module).values() if type(v) in _GROWING],
-        )
-        for _, module in modules_of(model)
-    ]
+    before = list(_changeable(model))
     try:
         yield
     finally:
-        for held, attributes, grown in before:
-            held.clear()
-            held.update(attributes)
-            for mine, was in grown:
-                if mine or was:
-                    mine.clear()
-                    (mine.extend if type(mine) is list else mine.update)(was)
+        for kind, held, was in before:
+            if held or was:
+                kind.clear(held)
+                (kind.extend if kind in (list, deque) else kind.update)(held, was)
 
 
-_GROWING = (dict, OrderedDict, list, set)
-"""Attributes of these kinds are put back as they were inside, too; hooks are kept in such."""
+def _changeable(model: nn.Module) -> Iterator[tuple[Any, Any, Any]]:
+    """The attributes of modules and of plain objects in them, and every table, list and set, with what is in them now:
+    (kind, the thing itself, its contents)."""
+    met: set[int] = set()
+    waiting: list[Any] = [vars(module) for _, module in modules_of(model)]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in met:
+            continue
+        met.add(id(value))
+        kind = _growing(type(value))
+        if kind is not None:
+            was: Any = (dict(value) if issubclass(kind, dict) else list(value)) if value else ()
+            yield kind, value, was
+            inside = was.values() if issubclass(kind, dict) and was else was
+        else:
+            inside = value if type(value) is tuple else (vars(value),)
+        waiting += [held for held in inside if _holds(type(held))]
+
+
+@cache
+def _growing(kind: type) -> Any:
+    """The container of Python's own that a class is, or follows; hooks are kept in such."""
+    return next((base for base in kind.__mro__ if base in (OrderedDict, dict, list, set, deque)), None)
+
+
+@cache
+def _holds(kind: type) -> bool:
+    """Whether values of a class may hold what a pass changes: containers, and objects that are the user's alone."""
+    if kind is tuple or _growing(kind) is not None:
+        return True
+    owners = {base.__module__.partition(".")[0] for base in kind.__mro__[:-1]}
+    return kind.__dictoffset__ != 0 and owners.isdisjoint(_FRAMEWORKS)
+
+
+_FRAMEWORKS = frozenset({"builtins", "torch", "numpy", "keras", "tensorflow", "jax"})
+"""Whose objects are left alone: tensors, modules, functions, and what frameworks keep for themselves."""
 
 
 @contextmanager
@@ -142,9 +168,11 @@ def mode_of(model: nn.Module, *, training: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, was in before.items():
+        for module, was in before.items():  # the outer ones first; `train` may do more than set the flag
             if module.training is not was:
-                module.training = was
+                module.train(was)
+        for module, was in before.items():
+            module.training = was
 
 
 def record(
@@ -212,7 +240,7 @@ def record(
     recording = recorder.recording
     recording.inputs = inputs
     recording.uses, recording.scales, recording.leaks = watch.uses, watch.scales, watch.leaks
-    recording.outputs = tuple(recorder.number(t) for t in tensors_in(output))
+    recording.outputs = tuple(recorder.read(t) for t in tensors_in(output))
     for number in inputs:
         recording.constants.pop(number, None)
     return recording
