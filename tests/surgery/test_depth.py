@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import sned
 from sned import Plan, apply, trace, without
 from sned.errors import PlanError, SurgeryError
-from tests.graph.oracle import call, distance, lively, random_units, size
+from tests.graph.oracle import call, distance, lively, python_paths, random_units, size
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
@@ -179,6 +179,17 @@ class Asks(nn.Module):
 def test_a_layer_that_others_ask_for_is_refused() -> None:
     with pytest.raises(SurgeryError, match=r"nothing else asks for it.*AttributeError.*Leave that layer in"):
         without(trace(lively(Asks()), TOKENS), ["layer"])
+
+
+@pytest.mark.parametrize("part", ["self_attn", "linear1"])
+def test_a_layer_that_a_fast_path_looks_into_is_refused(part: str) -> None:
+    model = lively(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True))
+    graph = trace(model, TOKENS)
+    assert part in {layer.name for layer in graph.layers}
+    with pytest.raises(SurgeryError, match=r"nothing else asks for it.*AttributeError.*Leave that layer in"):
+        without(graph, [part])
+    with python_paths():
+        assert without(graph, [part]).bypassed == (part,)
 
 
 def test_a_wrong_stand_in_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
