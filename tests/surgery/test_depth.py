@@ -181,6 +181,23 @@ def test_a_layer_that_others_ask_for_is_refused() -> None:
         without(trace(lively(Asks()), TOKENS), ["layer"])
 
 
+class TwoNames(Cnn):
+    """Each block has a name of its own beside its place in the list."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.stem, self.first, self.last = nn.Conv2d(3, 8, 1), Block(), Block()
+        self.blocks, self.fc = nn.ModuleList([self.first, self.last]), nn.Linear(8, 5)
+
+
+def test_a_layer_of_two_names_goes_from_both() -> None:
+    model = lively(TwoNames())
+    small = apply(model, without(trace(model, IMAGE), ["first"]).plan({}))
+    assert small.first is small.blocks[0]
+    expected = model.fc(model.last(model.stem(IMAGE)).mean((2, 3)))
+    assert distance(call(small, IMAGE), expected) < 1e-6
+
+
 @pytest.mark.parametrize("part", ["self_attn", "linear1"])
 def test_a_layer_that_a_fast_path_looks_into_is_refused(part: str) -> None:
     model = lively(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True))

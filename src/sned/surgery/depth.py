@@ -15,6 +15,7 @@ from sned.errors import PlanError, SurgeryError, close_names
 from sned.graph.example import copied, tensors_in
 from sned.graph.ir import Graph
 from sned.graph.layers import Layer
+from sned.graph.modules import modules_of
 from sned.graph.trace import device_of, mode_of, plain_kernels, state_of
 from sned.surgery.probe import trace_example
 from sned.surgery.twin import twin
@@ -90,8 +91,10 @@ def _shortened(graph: Graph, chosen: Sequence[Layer]) -> nn.Module:
     """
     small = twin(graph.model, state_of(graph.model))
     for layer in chosen:
-        parent, _, leaf = layer.name.rpartition(".")
-        setattr(small.get_submodule(parent), leaf, _stand_in(layer))
+        gone, stand_in = small.get_submodule(layer.name), _stand_in(layer)
+        for _, parent in list(modules_of(small)):  # a module may have several names
+            held = [leaf for leaf, child in parent._modules.items() if child is gone]
+            parent._modules.update(dict.fromkeys(held, stand_in))
     _check(small, graph, chosen)
     return small
 
