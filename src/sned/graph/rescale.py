@@ -192,24 +192,31 @@ class Upstream:
     def _product(self, op: Op, ids: IntArray, depth: int) -> tuple[Site, ...] | None:
         left, right = (op.args[i].id for i in PRODUCTS[op.name])
         weight = self._root(right)
-        if weight is None:
-            return self.sites(left, self.labels(left), depth + 1)
+        bias = self._bias(op)
+        if weight is None:  # the weight is worked out, so all that enters is scaled, and all that is added
+            if not np.isin(self.labels(op.outputs[0]), ids).all():
+                return None
+            found = self.sites(left, self.labels(left), depth + 1)
+            return found if bias is None or found is None else self._with_all_of(bias, found)
         axis = self._axis_of(weight, ids)
         if axis is None:
             return None
         first = self._first[(weight, axis)]
         positions = np.unique(ids[(ids >= first) & (ids < first + self._size(weight, axis))]) - first
-        ref = (
-            op.args[0]
-            if op.name in ("addmm", "baddbmm")
-            else op.args[2]
-            if op.name == "convolution"
-            else None
-        )
-        if ref is None:
+        if bias is None:
             return (Site(weight, axis, positions),)
-        biases = self._vector(ref.id, positions)
+        biases = self._vector(bias, positions)
         return None if biases is None else (Site(weight, axis, positions), *biases)
+
+    def _bias(self, op: Op) -> int | None:
+        """The tensor that a product adds."""
+        at = {"addmm": 0, "baddbmm": 0, "convolution": 2}.get(op.name)
+        return op.args[at].id if at is not None and isinstance(op.args[at], Ref) else None
+
+    def _with_all_of(self, bias: int, found: tuple[Site, ...]) -> tuple[Site, ...] | None:
+        shape = self._shapes[bias]
+        whole = self._vector(bias, np.arange(shape[0])) if len(shape) == 1 else None
+        return None if whole is None else (*found, *whole)
 
     def _vector(self, tensor: int, positions: IntArray) -> tuple[Site, ...] | None:
         """Positions of a bias: a parameter, or several one after the other."""
