@@ -133,3 +133,16 @@ def test_images_may_have_their_channels_last() -> None:
     assert torch.equal(varied, expected.permute(0, 2, 3, 1))
     small = torch.randn(3, 8, 8, 3)
     assert _if_images(small, torch.Generator()) is small
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_that_a_pass_with_gradients_left_on_a_layer_do_not_matter() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(6, 16)), nn.ReLU(), nn.Linear(16, 3)).eval()
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    small = sned.apply(dense, sned.plan(sned.trace(dense, x), sparsity=0.5))
+    for model in (dense, small):
+        model(x).sum().backward()
+    found = match(small, dense, [x], steps=60, rate=1e-2)
+    assert found.best > 0
+    assert distance(found.model, dense, x) < distance(small, dense, x)

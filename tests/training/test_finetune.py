@@ -110,6 +110,18 @@ def test_the_model_its_mode_and_its_frozen_parameters_are_left_alone() -> None:
     assert not same(tuned.model, before)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_weights_that_a_pass_with_gradients_left_on_a_layer_do_not_matter() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(6, 16)), nn.ReLU(), nn.Linear(16, 3))
+    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+    labels = x[:, :3].argmax(1)
+    model(x).sum().backward()
+    before = nn.functional.cross_entropy(model(x), labels).detach()
+    tuned = sned.finetune(model, (x, labels), teacher=model, epochs=20, device="cpu", seed=0)
+    assert nn.functional.cross_entropy(tuned.model(x), labels).detach() < before
+
+
 def test_a_pruned_network_keeps_its_plan_and_can_be_saved(tmp_path: Path) -> None:
     x, y = digits()
     dense = sned.finetune(digit_net(), (x, y), epochs=3, learning_rate=0.1).model

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sned.export.capture import copied
 from sned.graph.example import Inputs, called
+from sned.surgery.twin import copied
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers with one row of weights a channel of output, which every runtime here scales by itself."""

@@ -1,6 +1,5 @@
 """A network as `torch.export` sees it: recorded on a copy, in evaluation mode, its outputs a flat tuple."""
 
-import copy
 import functools
 import inspect
 import logging
@@ -23,7 +22,7 @@ from sned.errors import ExampleError, ExportError, ModelError
 from sned.export.structure import at_batch, batch_size, has_batch_axis, named_tensors, tensors
 from sned.graph.example import Inputs, arguments, called
 from sned.surgery.masks import burn_in
-from sned.surgery.twin import detached
+from sned.surgery.twin import copied
 
 
 @dataclass(frozen=True)
@@ -206,11 +205,6 @@ class Subject:
             raise ExampleError(f"The example inputs are not the model's arguments: {reason}") from error
         specified: dict[str, Any] = pytree.tree_map(axes, dict(bound.arguments))
         return specified
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy; tensors that a pass left on modules, as the older weight norm does, are copied by value."""
-    return copy.deepcopy(model, detached(model))
 
 
 def scope(node: torch.fx.Node) -> str:

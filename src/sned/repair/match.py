@@ -16,7 +16,6 @@ with Tiny Sets, 2023 (features of a few hundred unlabelled inputs are enough).
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ from sned.progress import SILENT, Progress
 from sned.repair.repair import HELD_OUT
 from sned.surgery.keras import is_keras
 from sned.surgery.pytorch import PLAN_ATTRIBUTE
+from sned.surgery.twin import copied
 
 LOOKS = 8
 """How often the inputs held out are looked at, evenly over the steps or the time."""
@@ -173,8 +173,8 @@ def match(
     generator = torch.Generator().manual_seed(seed)
     start_held = count - int(count * HELD_OUT)
     learnt, held = torch.arange(start_held), torch.arange(start_held, count)
-    teacher = copy.deepcopy(dense).eval()
-    student = copy.deepcopy(model).eval()
+    teacher = copied(dense).eval()
+    student = copied(model).eval()
     judge = _Judge(teacher, inputs, held)
     kept = _inputs_kept(model, dense)
     weights = [parameter for parameter in student.parameters() if parameter.requires_grad]

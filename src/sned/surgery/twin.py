@@ -56,6 +56,11 @@ def twin(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
         ) from error
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy; tensors that a pass left on modules, as the older weight norm does, are copied by value."""
+    return copy.deepcopy(model, detached(model))
+
+
 def detached(model: nn.Module) -> dict[int, Any]:
     """What stands in a copy for tensors that a pass left on modules, as the older weight norm does, by identity: they
     would not be copied."""

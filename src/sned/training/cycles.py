@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from sned.search import Problem, Rules, search
 from sned.surgery import trace
 from sned.surgery.masks import hold_masks, masks_of
 from sned.surgery.pytorch import PLAN_ATTRIBUTE, apply, pruned
+from sned.surgery.twin import copied
 from sned.training.finetune import Tuned, finetune
 from sned.training.masking import cubic
 
@@ -197,7 +197,7 @@ def rewound(small: nn.Module, early: nn.Module) -> nn.Module:
         raise PlanError(
             "Rewinding needs a network that was pruned, but this one carries no plan and no masks."
         )
-    result = early if plans else copy.deepcopy(early)
+    result = early if plans else copied(early)
     for plan in plans:
         result = apply(result, plan)
     hold_masks(result, masks)

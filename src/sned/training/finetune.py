@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -16,6 +15,7 @@ from sned.errors import TrainingError, UserError, close_names
 from sned.graph.trace import device_of, state_of
 from sned.progress import SILENT, Progress
 from sned.surgery.keras import is_keras
+from sned.surgery.twin import copied
 from sned.training.checkpoint import identity
 from sned.training.data import Augment, Batches, InMemory, batches_of, held_out
 from sned.training.distillation import Distillation, distilled
@@ -182,7 +182,7 @@ def _objective(work: nn.Module, given: Given, recipe: Recipe, data: Batches, acc
     if given.teacher is None or given.terms is None:
         return labels
     limit = given.terms.cache_bytes
-    teacher = copy.deepcopy(given.teacher).to(accelerator.device).eval().requires_grad_(False)
+    teacher = copied(given.teacher).to(accelerator.device).eval().requires_grad_(False)
     tried = "Try a smaller batch_size, or `cache_bytes=0` in the distillation."
     with accelerator.autocast(), fitting("Asking the teacher", accelerator.device, tried):
         return distilled(
@@ -208,7 +208,7 @@ def _trained(
     with own_randomness():
         data, validation = _data(given, recipe, accelerator)
         home = device_of(state_of(model))
-        work = copy.deepcopy(model).to(accelerator.device)
+        work = copied(model).to(accelerator.device)
         metric = metric_of(recipe)
         before = None if validation is None else judged(work, validation, metric, accelerator)
         job = Job(
