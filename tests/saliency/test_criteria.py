@@ -294,6 +294,19 @@ def test_reconstruction_takes_a_copy_before_anything_else() -> None:
     assert scores.error["0"][1] < 0.01 * scores.error["0"][2]
 
 
+@pytest.mark.parametrize("name", ["reconstruction", "wanda"])
+def test_weights_that_are_worked_out_in_each_pass_are_told(name: str) -> None:
+    norm = nn.utils.parametrizations.weight_norm
+    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+    notes = score(
+        name, make(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), norm(nn.Linear(8, 3))), x, inputs=x)
+    ).notes
+    assert notes[0] == "no layer reads the units of 0: L2 magnitude was used there"
+    assert "`torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')`" in notes[1]
+    plain = make(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), x, inputs=x)
+    assert score(name, plain).notes == ()
+
+
 def test_reconstruction_error_is_the_least_squares_residual(mlp: Evidence) -> None:
     """Against SciPy on the activations themselves, the mean included for the bias that restores it."""
     from scipy.linalg import lstsq

@@ -485,6 +485,16 @@ def test_weights_that_are_normalised_before_each_pass(norm: Any) -> None:
     assert distance(call(small, x), call(whole, x)) < 1e-5
 
 
+def test_weights_that_are_divided_by_their_largest_singular_value() -> None:
+    model = nn.Sequential(
+        torch.nn.utils.parametrizations.spectral_norm(nn.Conv1d(3, 16, 3)), nn.ReLU(), nn.Conv1d(16, 4, 1)
+    ).eval()
+    x = torch.randn(2, 3, 12)
+    small, graph, plan = halved(model, x)
+    assert small[2].weight.shape == (4, 8, 1)
+    assert distance(call(small, x), zeroed(model, graph, plan.removed, x)) < 1e-5
+
+
 @pytest.mark.parametrize("when", ["before the trace", "after the trace"])
 @pytest.mark.parametrize("part", ["the model", "a layer"])
 def test_a_model_that_compiles_itself_is_cut_like_any_other(when: str, part: str) -> None:

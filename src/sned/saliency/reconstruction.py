@@ -14,7 +14,7 @@ Reference: Hassibi and Stork, Optimal Brain Surgeon, 1993; Frantar et al., Optim
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -58,13 +58,26 @@ def reconstruction(evidence: Evidence) -> Scores:
                 trim()
             advance(1)
     slot.close(found.copy)
-    note = f"no layer reads the units of {', '.join(unread)}: L2 magnitude was used there"
     return Scores(
         "reconstruction",
         {group.name: found[f"order/{group.name}"].numpy() for group in graph.groups},
         {group.name: found[f"error/{group.name}"].numpy() for group in graph.groups},
-        (note,) if unread else (),
+        unread_note(graph, unread),
     )
+
+
+def unread_note(graph: Graph, groups: Sequence[str]) -> tuple[str, ...]:
+    """What is said of groups whose units no layer reads with weights of its own."""
+    if not groups:
+        return ()
+    note = f"no layer reads the units of {', '.join(groups)}: L2 magnitude was used there"
+    if not any("parametrizations." in name for name in graph.parameters):
+        return (note,)
+    advice = (
+        "weights that a parametrisation works out in each pass are not repaired; where no training follows, take it "
+        "off first: `torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')`"
+    )
+    return note, advice
 
 
 def _curve(evidence: Evidence, group: Group) -> tuple[IntArray, FloatArray]:

@@ -16,7 +16,7 @@ import torch
 from sned.calibration import Calibration
 from sned.graph.ir import Graph, Group
 from sned.saliency.magnitude import magnitude
-from sned.saliency.reconstruction import consumers_of, matrices
+from sned.saliency.reconstruction import consumers_of, matrices, unread_note
 from sned.saliency.registry import Evidence, State, criterion
 from sned.saliency.scores import FloatArray, Scores, from_importance, mean_one
 
@@ -37,8 +37,7 @@ def wanda(evidence: Evidence) -> Scores:
         group.name: magnitude(graph, group, state, 2) if fed is None else fed
         for group, fed in zip(graph.groups, found.values(), strict=True)
     }
-    note = f"no layer reads the units of {', '.join(unread)}: L2 magnitude was used there"
-    return from_importance("wanda", graph, importance, (note,) if unread else ())
+    return from_importance("wanda", graph, importance, unread_note(graph, unread))
 
 
 def _fed(graph: Graph, group: Group, calibration: Calibration, state: State) -> FloatArray | None:

@@ -51,7 +51,7 @@ def bmm(flow: Flow, op: Op) -> None:
     flow.put(op, product(flow, op.args[0], "bij", op.args[1], "bjk", "bik"))
 
 
-@rule("mv", "dot")
+@rule("mv", "dot", "vdot")
 def mv(flow: Flow, op: Op) -> None:
     """Matrix or vector with a vector."""
     letters = "ij"[2 - len(flow.shape(op.args[0])) :]
