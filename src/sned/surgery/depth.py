@@ -116,7 +116,8 @@ def _check(small: nn.Module, graph: Graph, chosen: Sequence[Layer]) -> None:
     with torch.no_grad(), ExitStack() as stack:
         stack.enter_context(mode_of(model, training=False))
         stack.enter_context(mode_of(small, training=False))
-        _run(small, *copied((args, kwargs)))  # as it will be: a fast path asks layers for more than their answers
+        # As it will be: a fast path asks layers for more than their answers.
+        _run(small, *copied((args, kwargs)))
         stack.enter_context(plain_kernels())
         got = tensors_in(_run(small, *copied((args, kwargs))))
         for layer in chosen:

@@ -141,7 +141,8 @@ def cut(
         for name, value in made_up(graph, plan, state).items()
     }
     small = twin(model, own)
-    cut_masks(small, plan.kept)  # ahead of all that asks for a weight: a weight norm calls what holds its masks
+    # Ahead of all that asks for a weight: a weight norm calls what holds its masks.
+    cut_masks(small, plan.kept)
     repair_attributes(small, graph, sizes_of(graph, plan))
     hold_masks(small, {name: torch.from_numpy(mask) for name, mask in plan.masks.items()})
     earlier = getattr(model, PLAN_ATTRIBUTE, ())
