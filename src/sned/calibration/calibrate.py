@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sned.calibration.beside import ROWS, check_recorded
 from sned.calibration.consumers import Consumer, consumers
 from sned.calibration.inputs import KeptInputs, read_inputs
 from sned.calibration.moments import WIDEST, Moment, Moments, Sums
@@ -126,7 +127,8 @@ def calibrate(
         The `Calibration`. Its moments take `width²` numbers a consumer, everything else is spooled.
 
     Raises:
-        CalibrationError: the batches are empty, labelled, or not what the model takes.
+        CalibrationError: the batches are empty, labelled, or not what the model takes; or what was recorded is not
+            what the model computes on them.
         ModelError: the network answers NaN.
     """
     found = consumers(graph)
@@ -135,10 +137,14 @@ def calibrate(
     kept, synthetic = _inputs(graph, batches, limit, further, workdir, seed)
     count = min(limit, len(kept))
     size = batch_size(graph)
+    replay = Replay(graph, state)
+    few = min(ROWS, count) if graph.batched else graph.batch
+    for start in sorted({0, count - few}):  # the first may be the very inputs that were recorded
+        check_recorded(replay, next(kept.batches(few, start, start + few)))
     watcher = _Watcher(graph, found, count, seed)
     if resume.folder is not None:
         resume = resume.keyed(identity(graph, state, kept.digest(), count, size, seed))
-    outputs = _pass(Replay(graph, state), kept, count, size, watcher, resume, progress, workdir)
+    outputs = _pass(replay, kept, count, size, watcher, resume, progress, workdir)
     return Calibration(
         fingerprint=graph.fingerprint,
         consumers=found,
