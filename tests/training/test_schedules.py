@@ -132,6 +132,36 @@ def test_growing_masks_are_resumed_exactly(tmp_path: Path) -> None:
     assert sparsities(rest.model) == sparsities(whole.model)
 
 
+class Attending(nn.Module):
+    """Attention never calls its `out_proj`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1).unflatten(1, (-1, 8))
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+def test_zeros_of_modules_that_are_never_called_hold_at_every_step() -> None:
+    name, mask = "attention.out_proj.weight", torch.eye(8).bool()
+    model = Attending()
+    hold_masks(model, {name: mask})
+    moved: list[bool] = []
+
+    class Watch(Part):
+        def after_step(self, trained: Trained, step: int, total: int) -> None:
+            assert trained.average is not None
+            average = trained.average.get_parameter(name)
+            moved.extend(bool(weight[~mask].any()) for weight in (trained.model.get_parameter(name), average))
+
+    tuned = sned.finetune(model, digits(), parts=[Watch()], **(GIVEN | {"epochs": 1, "ema": 0.2}))
+    assert not any(moved)
+    assert len(moved) == 2 * 15
+    assert not bool(tuned.model.get_parameter(name)[~mask].any())
+
+
 def test_masks_that_a_network_cannot_hold_are_told_before_it_is_trained() -> None:
     model, x = digit_net(), digits()
     with pytest.raises(PlanError, match=r"'conv2\.wait' is no weight of .* Did you mean 'conv2\.weight'"):
