@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections import OrderedDict, defaultdict, deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,6 +113,30 @@ def test_a_model_on_meta_tensors_is_traced_without_memory() -> None:
 def test_inputs_that_the_model_does_not_take(inputs: object, text: str) -> None:
     with pytest.raises(ModelError, match=text):
         trace(Residual(), inputs)
+
+
+class Casting(nn.Module):
+    """Casts by hand where it asks for a precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.b(torch.relu(self.a(x.to(torch.bfloat16)))).float()
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "text"),
+    [(nn.Sequential(nn.Linear(6, 8)), torch.float64, r"module '0' gets float64 and float32\. Check the dtype"),
+     (nn.Sequential(nn.Linear(6, 8)), torch.int64, r"gets int64 and float32"),
+     (nn.Sequential(nn.Conv1d(2, 8, 1, bias=False)), torch.float16, r"aten\.convolution\.default .*gets float16 and float32"),
+     (Casting(), torch.float32, r"module 'a' gets bfloat16 and float32.*`autocast` off.* leave all casts to it")],
+)  # fmt: skip
+def test_dtypes_that_clash_in_a_product_are_refused(model: nn.Module, dtype: torch.dtype, text: str) -> None:
+    with pytest.raises(ModelError, match=text):
+        trace(model, torch.ones(2, 2, 6, dtype=dtype))
 
 
 def test_an_error_in_the_forward_is_passed_on_in_words() -> None:
@@ -279,112 +302,6 @@ def test_a_thousand_ops_are_traced_in_linear_time() -> None:
 
     seconds(10)
     assert seconds(400) < 30 * seconds(40) + 0.5
-
-
-class Hooks(nn.Module):
-    """Hooks on and keeps things in its first pass, and expects them there in the next."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
-        self.ready, self.seen = False, []
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.ready:
-            self.a.register_forward_hook(lambda _, __, made: self.seen.append(made))
-            self.ready = True
-        self.seen.clear()
-        y = self.a(x).relu()
-        return self.b(y) * len(self.seen)
-
-
-def test_what_a_pass_hooks_on_and_keeps_is_taken_back() -> None:
-    model = Hooks()
-    graph = trace(model, torch.randn(2, 4))
-    assert [group.name for group in graph.groups] == ["a"]
-    assert not model.ready
-    assert not model.seen
-    assert not model.a._forward_hooks
-
-
-class Cached(nn.Module):
-    """Keeps a table of positions for the next time, in the place that is asked for."""
-
-    def __init__(self, keep: Any) -> None:
-        super().__init__()
-        self.keep, self.a, self.b = keep, nn.Linear(6, 16), nn.Linear(16, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        keep = self.keep
-        while not isinstance(keep, dict | list | deque):
-            keep = keep.held
-        if not keep:
-            table = torch.arange(x.shape[1], device=x.device)[:, None].float()
-            keep.update({0: table}) if isinstance(keep, dict) else keep.append(table)
-        return self.b(torch.relu(self.a(x) + keep[0]))
-
-
-class Ordered(OrderedDict[int, Any]):
-    """A table of the user's own kind."""
-
-
-PLACES: dict[str, Any] = {
-    "a dict in a namespace": lambda: SimpleNamespace(held={}),
-    "a list in an object in an object": lambda: SimpleNamespace(held=SimpleNamespace(held=[])),
-    "a default": lambda: defaultdict(list),
-    "the last few": lambda: deque(maxlen=3),
-    "a kind of its own": Ordered,
-}
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_a_table_that_a_pass_keeps_anywhere_is_taken_back(place: str) -> None:
-    model, x = lively(Cached(PLACES[place]())), torch.randn(2, 5, 6)
-    keep = model.keep
-    assert [group.name for group in trace(model, x).groups] == ["a"]
-    assert model.keep is keep
-    while isinstance(keep, SimpleNamespace):
-        keep = keep.held
-    assert not keep
-    expected = model.b(torch.relu(model.a(x) + torch.arange(5.0)[:, None]))
-    assert distance(call(model, x), expected) < 1e-6
-
-
-class Helper:
-    """Keeps a table in an attribute, and is called, so that it is no mere configuration."""
-
-    def __init__(self) -> None:
-        self.table: Tensor | None = None
-        self.nested: dict[str, dict[int, Tensor]] = {"by length": {}}
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.table is None:
-            self.table = torch.arange(x.shape[1], device=x.device)[:, None].float()
-            self.nested["by length"][x.shape[1]] = self.table
-        return self.table + self.nested["by length"][x.shape[1]]
-
-
-class Helped(nn.Module):
-    """Asks a helper that is no module."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.helper, self.a, self.b = Helper(), nn.Linear(6, 16), nn.Linear(16, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(torch.relu(self.a(x) + self.helper(x)))
-
-
-def test_what_helpers_keep_is_taken_back() -> None:
-    model, x = lively(Helped()), torch.randn(2, 5, 6)
-    trace(model, x)
-    assert model.helper.table is None
-    assert model.helper.nested == {"by length": {}}
-    expected = model.b(torch.relu(model.a(x) + 2 * torch.arange(5.0)[:, None]))
-    assert distance(call(model, x), expected) < 1e-6
-    table = model.helper.table
-    trace(model, x)
-    assert model.helper.table is table, "what was there before the trace stays"
 
 
 class Merging(nn.Linear):

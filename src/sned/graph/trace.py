@@ -7,11 +7,9 @@ at two batch sizes: integers that differ between them depend on the batch, and t
 from __future__ import annotations
 
 import gc
-from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -26,6 +24,8 @@ from sned.graph.modules import modules_of
 from sned.graph.provenance import Watch, functions_opened, instrumented
 from sned.graph.recorder import Recorder
 from sned.graph.recording import BATCHES, Recorded, Recording, without
+from sned.graph.rescale import PRODUCTS
+from sned.graph.untouched import untouched
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -57,58 +57,6 @@ def check_values(state: Mapping[str, torch.Tensor]) -> None:
             f"Weights must have values here, but {empty!r} is on the meta device, where only shapes are known. Make "
             "the network on the CPU, or give it values: `model.to_empty(device='cpu')`, then `load_state_dict`."
         )
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Take back what a forward pass sets, adds or hooks on: a table kept for the next time would be a meta tensor."""
-    before = list(_changeable(model))
-    try:
-        yield
-    finally:
-        for kind, held, was in before:
-            if held or was:
-                kind.clear(held)
-                (kind.extend if kind in (list, deque) else kind.update)(held, was)
-
-
-def _changeable(model: nn.Module) -> Iterator[tuple[Any, Any, Any]]:
-    """The attributes of modules and of plain objects in them, and every table, list and set, with what is in them now:
-    (kind, the thing itself, its contents)."""
-    met: set[int] = set()
-    waiting: list[Any] = [vars(module) for _, module in modules_of(model)]
-    while waiting:
-        value = waiting.pop()
-        if id(value) in met:
-            continue
-        met.add(id(value))
-        kind = _growing(type(value))
-        if kind is not None:
-            was: Any = (dict(value) if issubclass(kind, dict) else list(value)) if value else ()
-            yield kind, value, was
-            inside = was.values() if issubclass(kind, dict) and was else was
-        else:
-            inside = value if type(value) is tuple else (vars(value),)
-        waiting += [held for held in inside if _holds(type(held))]
-
-
-@cache
-def _growing(kind: type) -> Any:
-    """The container of Python's own that a class is, or follows; hooks are kept in such."""
-    return next((base for base in kind.__mro__ if base in (OrderedDict, dict, list, set, deque)), None)
-
-
-@cache
-def _holds(kind: type) -> bool:
-    """Whether values of a class may hold what a pass changes: containers, and objects that are the user's alone."""
-    if kind is tuple or _growing(kind) is not None:
-        return True
-    owners = {base.__module__.partition(".")[0] for base in kind.__mro__[:-1]}
-    return kind.__dictoffset__ != 0 and owners.isdisjoint(_FRAMEWORKS)
-
-
-_FRAMEWORKS = frozenset({"builtins", "torch", "numpy", "keras", "tensorflow", "jax"})
-"""Whose objects are left alone: tensors, modules, functions, and what frameworks keep for themselves."""
 
 
 @contextmanager
@@ -296,10 +244,24 @@ def recorded(model: nn.Module, example: Example) -> Recorded:
             f"found in what {type(model).__name__}.forward returns. What it returns would not be protected: return the "
             "tensors themselves."
         )
+    _check_products(recording)
     trained = None
     if any(name not in recording.parameters and t.is_floating_point() for name, t in state_of(model).items()):
         trained = _in_training(model, example, BATCHES[0] if batched else None, device)
     return Recorded(model, example, recording, batched, trained, device)
+
+
+def _check_products(recording: Recording) -> None:
+    """Refuse dtypes that clash: without values, nothing else does."""
+    for op in recording.ops:
+        if op.name in PRODUCTS:
+            one, other = (recording.tensors[op.args[place].id].dtype for place in PRODUCTS[op.name])
+            if one != other:
+                raise ModelError(
+                    f"The factors of a product must have one dtype, but {op.target} in module {op.module!r} gets {one} "
+                    f"and {other}. Check the dtype of the example. A trace turns `autocast` off: a forward pass that "
+                    "uses it must leave all casts to it, such as `x.to(torch.bfloat16)`."
+                )
 
 
 def _told(value: Any) -> str:

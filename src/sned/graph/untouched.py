@@ -1,0 +1,65 @@
+"""What a forward pass leaves in a network, and how it is taken back."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from sned.graph.modules import modules_of
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Take back what a forward pass sets, adds or hooks on: a table kept for the next time would be a meta tensor."""
+    before = list(_changeable(model))
+    try:
+        yield
+    finally:
+        for kind, held, was in before:
+            if held or was:
+                kind.clear(held)
+                (kind.extend if kind in (list, deque) else kind.update)(held, was)
+
+
+def _changeable(model: nn.Module) -> Iterator[tuple[Any, Any, Any]]:
+    """The attributes of modules and of plain objects in them, and every table, list and set, with what is in them now:
+    (kind, the thing itself, its contents)."""
+    met: set[int] = set()
+    waiting: list[Any] = [vars(module) for _, module in modules_of(model)]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in met:
+            continue
+        met.add(id(value))
+        kind = _growing(type(value))
+        if kind is not None:
+            was: Any = (dict(value) if issubclass(kind, dict) else list(value)) if value else ()
+            yield kind, value, was
+            inside = was.values() if issubclass(kind, dict) and was else was
+        else:
+            inside = value if type(value) is tuple else (vars(value),)
+        waiting += [held for held in inside if _holds(type(held))]
+
+
+@cache
+def _growing(kind: type) -> Any:
+    """The container of Python's own that a class is, or follows; hooks are kept in such."""
+    return next((base for base in kind.__mro__ if base in (OrderedDict, dict, list, set, deque)), None)
+
+
+@cache
+def _holds(kind: type) -> bool:
+    """Whether values of a class may hold what a pass changes: containers, and objects that are the user's alone."""
+    if kind is tuple or _growing(kind) is not None:
+        return True
+    owners = {base.__module__.partition(".")[0] for base in kind.__mro__[:-1]}
+    return kind.__dictoffset__ != 0 and owners.isdisjoint(_FRAMEWORKS)
+
+
+_FRAMEWORKS = frozenset({"builtins", "torch", "numpy", "keras", "tensorflow", "jax"})
+"""Whose objects are left alone: tensors, modules, functions, and what frameworks keep for themselves."""
