@@ -15,7 +15,8 @@ from torch.func import functional_call
 from sned.errors import CalibrationError
 from sned.graph.example import Inputs, arguments, copied, tensors_in
 from sned.graph.replay import Replay
-from sned.graph.trace import device_of, mode_of, plain_kernels, state_of, untouched
+from sned.graph.trace import device_of, mode_of, plain_kernels, state_of
+from sned.graph.untouched import untouched
 
 ROWS = 8
 """Inputs that both are run on, where any number will do."""
@@ -76,7 +77,7 @@ def _distance(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 def _refusal(found: str) -> str:
     return (
         f"The recorded ops must compute what the model computes on the inputs to learn from, but {found}. Values that "
-        "steer the network (lengths of packed sequences, a number that is read from a tensor) are recorded as they were "
+        "steer the network (lengths of packed sequences, a number read from a tensor) are recorded as they were "
         "in random inputs like the example. Trace with an example in which they are all alike, and calibrate on inputs "
         "that have the same; or learn from none: `sned.apply` takes what `sned.plan` makes without calibration."
     )

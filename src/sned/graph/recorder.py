@@ -117,7 +117,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.recording.given.append((path, tuple(map(self.known, tensors_in(args)))))
             self._stack.append((path, start))
             try:
-                result = module._call_impl(*args, **kwargs)  # not what `module.compile()` made of it
+                # Not what `module.compile()` made of it.
+                result = module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
             finally:
                 self._stack.pop()
             if returns:

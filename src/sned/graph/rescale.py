@@ -194,7 +194,8 @@ class Upstream:
         weight = self._root(right)
         bias = self._bias(op)
         if weight is None:  # the weight is worked out, so all that enters is scaled, and all that is added
-            if not np.isin(self.labels(op.outputs[0]), ids).all():
+            made = op.outputs[0]
+            if made is None or not np.isin(self.labels(made), ids).all():
                 return None
             found = self.sites(left, self.labels(left), depth + 1)
             return found if bias is None or found is None else self._with_all_of(bias, found)

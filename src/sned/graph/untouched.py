@@ -36,24 +36,24 @@ def _changeable(model: nn.Module) -> Iterator[tuple[Any, Any, Any]]:
         if id(value) in met:
             continue
         met.add(id(value))
-        kind = _growing(type(value))
+        kind = _growing(value.__class__)
         if kind is not None:
             was: Any = (dict(value) if issubclass(kind, dict) else list(value)) if value else ()
             yield kind, value, was
             inside = was.values() if issubclass(kind, dict) and was else was
         else:
             inside = value if type(value) is tuple else (vars(value),)
-        waiting += [held for held in inside if _holds(type(held))]
+        waiting += [held for held in inside if _holds(held.__class__)]
 
 
 @cache
-def _growing(kind: type) -> Any:
+def _growing(kind: Any) -> Any:
     """The container of Python's own that a class is, or follows; hooks are kept in such."""
     return next((base for base in kind.__mro__ if base in (OrderedDict, dict, list, set, deque)), None)
 
 
 @cache
-def _holds(kind: type) -> bool:
+def _holds(kind: Any) -> bool:
     """Whether values of a class may hold what a pass changes: containers, and objects that are the user's alone."""
     if kind is tuple or _growing(kind) is not None:
         return True

@@ -16,7 +16,8 @@ from sned.graph.example import ArgsAndKwargs, tensors_in
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
 from sned.graph.replay import Replay, made_up, sizes_of, slice_state
-from sned.graph.trace import check_values, device_of, mode_of, plain_kernels, state_of, undisturbed, untouched
+from sned.graph.trace import check_values, device_of, mode_of, plain_kernels, state_of, undisturbed
+from sned.graph.untouched import untouched
 from sned.surgery.attributes import check_sizes, repair_attributes
 from sned.surgery.depth import without
 from sned.surgery.keras import is_keras
