@@ -77,7 +77,7 @@ def _distance(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 def _refusal(found: str) -> str:
     return (
         f"The recorded ops must compute what the model computes on the inputs to learn from, but {found}. Values that "
-        "steer the network (lengths of packed sequences, a number read from a tensor) are recorded as they were "
-        "in random inputs like the example. Trace with an example in which they are all alike, and calibrate on inputs "
-        "that have the same; or learn from none: `sned.apply` takes what `sned.plan` makes without calibration."
+        "steer the network (lengths of packed sequences, a number that is read from a tensor) are recorded as they "
+        "were in random inputs like the example. Trace with an example in which they are all alike, and calibrate on "
+        "inputs that have the same; or learn from none: `sned.apply` takes what `sned.plan` makes without calibration."
     )
