@@ -38,13 +38,10 @@ def build(
     labels: Labels = {}
     flow = Flow(main.tensors, main.read())
     _through(flow, main, labels, fixed or {})
+    training = None
     if recorded.trained is not None:
-        _through(
-            Flow(recorded.trained.tensors, recorded.trained.read(), flow.relations),
-            recorded.trained,
-            labels,
-            {},
-        )
+        training = Flow(recorded.trained.tensors, recorded.trained.read(), flow.relations)
+        _through(training, recorded.trained, labels, {})
     for (name, axis), reason in (staying or {}).items():
         flow.freeze(labels[name][axis], reason)
     positions = [
@@ -53,6 +50,8 @@ def build(
         for axis, ids in axes.items()
     ]
     made_up = tuple(_make_up(flow, main, positions))
+    if training is not None and recorded.trained is not None:
+        _hold_others(training, recorded.trained, positions, made_up)
     names, aliases = _names(model)
     read = _read(main) | (_read(recorded.trained) if recorded.trained is not None else set())
     for name in labels.keys() - read:
@@ -257,6 +256,18 @@ def _make_up(flow: Flow, recording: Recording, positions: Sequence[Position]) ->
             _hold_sizes(flow, found.formula, "the code derives a factor from this size")
     for formula in recording.leaks:
         _hold_sizes(flow, formula, "the code makes a tensor that holds this size")
+
+
+def _hold_others(
+    flow: Flow, recording: Recording, positions: Sequence[Position], made_up: Sequence[Rescale]
+) -> None:
+    """Sizes that training alone derives factors from stay: weights make up for what evaluation asks for."""
+    known = {rescale.key for rescale in made_up}
+    for found in _rescales(flow, recording, positions) if recording.scales else ():
+        if isinstance(found, Lost) or found.key not in known:
+            _hold_sizes(flow, found.formula, "the code derives a factor from this size in training")
+    for formula in recording.leaks:
+        _hold_sizes(flow, formula, "the code makes a tensor that holds this size in training")
 
 
 def _rescales(flow: Flow, recording: Recording, positions: Sequence[Position]) -> Iterator[Rescale | Lost]:

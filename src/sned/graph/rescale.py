@@ -7,7 +7,7 @@ are multiplied by what makes up for it. Where no weights can, the size must not 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +58,14 @@ class Rescale:
     value: float
     power: int
     sites: tuple[Site, ...]
+
+    @property
+    def key(self) -> Hashable:
+        """The same for factors that the same weights make up for, in whichever pass."""
+        sites = {
+            (s.parameter, s.axis, None if s.positions is None else s.positions.tobytes()) for s in self.sites
+        }
+        return self.value, self.power, frozenset(sites)
 
 
 @dataclass(frozen=True)

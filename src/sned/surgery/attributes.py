@@ -87,6 +87,35 @@ def check_sizes(model: nn.Module, graph: Graph, sizes: Sizes) -> None:
         )
 
 
+def check_training(model: nn.Module, graph: Graph, trained: Recording) -> None:
+    """Record the pruned `model`, a copy, in train mode: it must run and return the shapes of `trained`, since answers
+    stay. The copy is of no use afterwards.
+
+    Raises:
+        Unrepaired: it does not.
+    """
+    failure = "it returns other shapes"
+    try:
+        recording = record(
+            model,
+            graph.example,
+            traced_batch(graph),
+            device=graph.recorded.device,
+            training=True,
+            sources=False,
+            thrown_away=True,
+        )
+        if _returned(recording) == _returned(trained):
+            return
+    except Exception as error:  # noqa: BLE001 (the user's forward may raise anything)
+        failure = f"{type(error).__name__}: {error}"
+    raise Unrepaired(None, f"the model does not train without some of it ({failure})", elsewhere=True)
+
+
+def _returned(recording: Recording) -> list[tuple[int, ...]]:
+    return [recording.tensors[number].shape for number in recording.outputs]
+
+
 def traced_batch(graph: Graph) -> int | None:
     """The batch size of the recorded pass, where it takes any."""
     return BATCHES[0] if graph.batched else None

@@ -22,7 +22,7 @@ from sned.graph.modules import modules_of
 from sned.graph.replay import cut_down, sizes_of
 from sned.graph.trace import state_of, undisturbed
 from sned.graph.trace import trace_example as recorded_example
-from sned.surgery.attributes import Unrepaired, check_sizes, repair_attributes
+from sned.surgery.attributes import Unrepaired, check_sizes, check_training, repair_attributes
 from sned.surgery.keras import is_keras
 from sned.surgery.masks import cut_masks
 from sned.surgery.twin import twin
@@ -158,10 +158,17 @@ def _rehearse(graph: Graph, plan: Plan) -> None:
         name: _without_values(tensor, plan.kept.get(name, {}), graph.recorded.device)
         for name, tensor in state_of(graph.model).items()
     }
-    small, sizes = twin(graph.model, empty), sizes_of(graph, plan)
-    cut_masks(small, plan.kept)
-    repair_attributes(small, graph, sizes)
-    check_sizes(small, graph, sizes)
+    sizes = sizes_of(graph, plan)
+
+    def cut() -> nn.Module:
+        small = twin(graph.model, empty)
+        cut_masks(small, plan.kept)
+        repair_attributes(small, graph, sizes)
+        return small
+
+    check_sizes(cut(), graph, sizes)
+    if graph.recorded.trained is not None:
+        check_training(cut(), graph, graph.recorded.trained)
 
 
 def _without_values(tensor: torch.Tensor, axes: Mapping[int, IntArray], device: str) -> torch.Tensor:
