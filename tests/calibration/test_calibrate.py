@@ -239,6 +239,9 @@ def test_a_model_of_one_batch_size_takes_whole_batches_only() -> None:
     assert not graph.batched
     assert calibrate(graph, state_of(model), [X[:8]]).count == 8
     assert calibrate(graph, state_of(model), None, limit=8).count == 8
+    assert calibrate(graph, state_of(model), None, limit=10).count == 8
+    assert calibrate(graph, state_of(model), [X[:12]], limit=10).count == 8
+    assert calibrate(graph, state_of(model), None, limit=3).count == 4
     with pytest.raises(CalibrationError, match="batch size 4 only"):
         calibrate(graph, state_of(model), [X[:6]])
 

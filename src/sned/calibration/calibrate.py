@@ -133,7 +133,7 @@ def calibrate(
     """
     found = consumers(graph)
     macs = sum(macs_of(consumer, graph) for consumer in found)
-    limit = _default_limit(graph, macs) if limit is None else limit
+    limit = _limit(graph, macs, limit)
     kept, synthetic = _inputs(graph, batches, limit, further, workdir, seed)
     count = min(limit, len(kept))
     size = batch_size(graph)
@@ -237,17 +237,17 @@ def batch_size(graph: Graph) -> int:
     return max(1, min(LARGEST_BATCH, ACTIVATION_VALUES * graph.batch // max(largest, 1)))
 
 
-def _default_limit(graph: Graph, macs: float) -> int:
+def _limit(graph: Graph, macs: float, asked: int | None) -> int:
     """How many inputs to learn from; whole batches of a network that runs at one batch size only."""
-    count = inputs_within(MACS, macs, FEWEST, MOST)
+    count = inputs_within(MACS, macs, FEWEST, MOST) if asked is None else asked
+    if count < 1:
+        raise CalibrationError(f"`limit` must be at least 1 input, got {count}.")
     return whole_batches(graph, count)
 
 
 def _inputs(
     graph: Graph, batches: Iterable[Any] | None, limit: int, further: int, workdir: Path | None, seed: int
 ) -> tuple[KeptInputs, bool]:
-    if limit < 1:
-        raise CalibrationError(f"`limit` must be at least 1 input, got {limit}.")
     if batches is None:
         size = graph.example.batch if not graph.batched else 32
         random = synthetic_batches(graph.example, limit, batch=size, seed=seed)

@@ -15,6 +15,7 @@ from torch import nn
 
 from sned.calibration import Calibration, Resume, calibrate
 from sned.devices import Budget, Cost, FleetCost, check_runs, cost_for, find_devices, limits_for
+from sned.devices.model import batch_of
 from sned.errors import ModelError
 from sned.export import Exported, export_onnx, feeds
 from sned.files import atomic_write_text
@@ -252,7 +253,8 @@ def measure(
     While searching, other programs on the machine are no part of a network's time, as far as the system can tell them
     apart; what the report shows is of the wall.
     """
-    given, threads = feeds(study.exported, study.example, batch=study.budget.batch), study.budget.threads
+    batch, threads = batch_of(study.graph, study.budget.batch), study.budget.threads
+    given = feeds(study.exported, study.example, batch=batch)
     return measure_onnx(
         files,
         given,

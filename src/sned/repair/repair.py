@@ -191,7 +191,7 @@ def _candidates(
     # What noise does to the statistics says nothing about real inputs.
     if not norms(graph) or calibration.synthetic:
         return
-    seen = statistics_inputs(calibration, fitted)
+    seen = statistics_inputs(graph, calibration, fitted)
     yield (
         "BatchNorm re-estimated",
         blended(cut, reestimate(graph, cut, calibration.batches(0, seen), plan), 1.0),
@@ -201,9 +201,9 @@ def _candidates(
         yield f"least squares, BatchNorm moved {share:.0%}", blended(solved, statistics, share)
 
 
-def statistics_inputs(calibration: Calibration, fitted: int) -> int:
+def statistics_inputs(graph: Graph, calibration: Calibration, fitted: int) -> int:
     """How many inputs to re-estimate BatchNorm statistics from, of those that are fitted to."""
-    return min(fitted, calibration.within(MACS, *STATISTICS_INPUTS))
+    return whole_batches(graph, min(fitted, calibration.within(MACS, *STATISTICS_INPUTS)))
 
 
 class Judge:

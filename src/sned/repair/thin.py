@@ -112,7 +112,7 @@ def thin(
     judge = Judge(graph, plan, calibration, start)
     tried = {SOLVED: solved}
     if norms(graph) and not calibration.synthetic:
-        seen = calibration.batches(0, statistics_inputs(calibration, fitted))
+        seen = calibration.batches(0, statistics_inputs(graph, calibration, fitted))
         statistics = reestimate(graph, solved, seen, plan)
         tried |= {f"BatchNorm moved {share:.0%}": blended(solved, statistics, share) for share in SHARES}
     judged = [Candidate(name, judge(candidate)) for name, candidate in tried.items()]

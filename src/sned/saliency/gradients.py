@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch.nn.functional import cross_entropy
 
+from sned.calibration.patches import whole_batches
 from sned.errors import CalibrationError
 from sned.graph.example import arguments, tensors_in
 from sned.graph.replay import Replay
@@ -49,7 +50,7 @@ def losses(evidence: Evidence) -> Iterator[tuple[torch.Tensor, dict[str, torch.T
     replay = Replay(graph, {**evidence.state, **leaves})
     generator = torch.Generator().manual_seed(evidence.seed)
     seen = 0
-    for inputs in calibration.batches(0, min(INPUTS, calibration.count)):
+    for inputs in calibration.batches(0, whole_batches(graph, min(INPUTS, calibration.count))):
         count = len(tensors_in(arguments(inputs))[0])
         with torch.enable_grad():
             (answer, *_), _ = replay.run(inputs)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from sned.calibration import Consumer
+from sned.calibration.patches import whole_batches
 from sned.graph.ir import Op
 from sned.graph.replay import Replay
 from sned.saliency.reconstruction import consumers_of
@@ -80,8 +81,9 @@ def _nonzero(evidence: Evidence, consumers: tuple[Consumer, ...]) -> dict[int, F
             sums[op.index] = sums.get(op.index, torch.zeros_like(share)) + share
 
     replay = Replay(evidence.graph, evidence.state)
+    count = whole_batches(evidence.graph, min(INPUTS, evidence.learnt.count))
     with torch.no_grad():
-        for inputs in evidence.learnt.batches(0, min(INPUTS, evidence.learnt.count)):
+        for inputs in evidence.learnt.batches(0, count):
             replay.run(inputs, before=before)
             batches += 1
     return {op: (total / batches).cpu().numpy() for op, total in sums.items()}
