@@ -56,9 +56,12 @@ class Resume:
 
     def slot(self, stage: str, *asked: Any) -> Slot:
         """The place of a stage; `asked` is what else its results follow from (numbers, names, arrays, plans)."""
-        if self.folder is None:
-            return Slot(None)
-        return Slot(self.folder / f"{stage}-{digest(self._key, stage, *asked)}.pt")
+        place = self.place(stage, *asked)
+        return Slot(place and place.with_suffix(".pt"))
+
+    def place(self, stage: str, *asked: Any) -> Path | None:
+        """A path of the stage's own, for `slot` or a folder; None where nothing is kept."""
+        return self.folder and self.folder / f"{stage}-{digest(self._key, stage, *asked)}"
 
     def resumed(self, stage: str, done: float, total: float) -> None:
         """Note that a stage went on from `done` of `total`, for the report."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -54,10 +55,11 @@ def matched(study: Study, small: Pruned, seconds: float) -> tuple[Pruned, tuple[
 
 
 def trained(
-    study: Study, small: Pruned, finetune: Mapping[str, Any], watch: Watch, *, stays: bool
+    study: Study, small: Pruned, finetune: Mapping[str, Any], watch: Watch, folder: Path | None
 ) -> tuple[Pruned, tuple[str, ...]]:
-    """The network trained further, by default with the dense one as its teacher; and how that went."""
-    asked = {"teacher": study.model, "folder": study.folder / "training" if stays else None, **finetune}
+    """The network trained further, by default with the dense one as its teacher; and how that went. `folder` is of
+    its checkpoint."""
+    asked = {"teacher": study.model, "folder": folder, **finetune}
     if asked["teacher"] is None:
         asked.pop("distillation", None)
     with timed(study.seconds, "train"):

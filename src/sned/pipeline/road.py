@@ -173,8 +173,8 @@ def prune(
         finetune: what `sned.finetune` takes, `data` among it: the repaired network is trained so, by default with the
             dense one as its teacher (`"teacher": None` for none).
         out: a folder for the model, the plan, the ONNX files and the report. A run that was interrupted is resumed
-            there: what it had learnt is kept in `.resume` until a run is complete, and used where model, inputs and
-            versions are the same. The best plan so far is kept too, and the checkpoint of training.
+            there: what it had learnt is kept in `.resume` until a run is complete, the checkpoint of training too, and
+            used where model, inputs and versions are the same. The best plan so far is kept beside it.
         progress: shown while it runs.
 
     Returns:
@@ -269,7 +269,9 @@ def _finish(
         keep(study, choice.found, small.model)
         notes = (*notes, *said)
     if finetune is not None:
-        small, said = trained(study, small, finetune, watch, stays=stays)
+        # Named by all that the weights to start from follow from, so that a run on others begins anew.
+        folder = study.calibration.resume.place("training", choice.found.plan.to_json(), match_seconds)
+        small, said = trained(study, small, finetune, watch, folder)
         keep(study, choice.found, small.model)
         notes = (*notes, *said)
     with timed(study.seconds, "export"):
