@@ -297,3 +297,21 @@ def test_a_network_that_answers_nan_is_refused(network: nn.Module) -> None:
     broken = {name: t * np.nan for name, t in state_of(network).items()}
     with pytest.raises(ModelError, match="answers NaN"):
         calibrate(graph, broken, [X])
+
+
+def test_random_tensors_without_a_batch_axis_are_the_same_throughout() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, t: Tensor, x: Tensor, table: Tensor) -> Tensor:
+            return self.head(self.wide(x * t + table.mean(0)).relu())
+
+    model = Scaled().eval()
+    graph = trace(model, (torch.tensor(2.0), torch.zeros(2, 4), torch.zeros(5, 4)))
+    found = calibrate(graph, state_of(model), None, limit=70)
+    (t, x, table), *others = found.batches()
+    assert len(others) > 0
+    assert all(torch.equal(other[0], t) and torch.equal(other[2], table) for other in others)
+    assert not torch.equal(others[0][1][:6], x[:6])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sned.calibration.answers import with_rows
 from sned.calibration.beside import ROWS, check_recorded
 from sned.calibration.consumers import Consumer, consumers
 from sned.calibration.inputs import KeptInputs, read_inputs
@@ -64,6 +66,7 @@ class Calibration:
     synthetic: bool
     _inputs: KeptInputs = field(repr=False)
     _outputs: tuple[RowStore, ...] = field(repr=False)
+    _each: tuple[Fraction, ...] = field(repr=False)
     further: int = 0
     resume: Resume = field(repr=False, default=NOTHING)
 
@@ -75,8 +78,12 @@ class Calibration:
         return self._inputs.batches(size or self.batch, start, self.count if stop is None else stop)
 
     def outputs(self, start: int = 0, stop: int | None = None) -> list[Tensor]:
-        """What the dense network answered to inputs `start` to `stop`: each output tensor, `[n, ...]`."""
-        return [store.read(start, self.count if stop is None else stop) for store in self._outputs]
+        """What the dense network answered to inputs `start` to `stop`: each output that has rows, these first."""
+        stop = self.count if stop is None else stop
+        return [
+            store.read(int(start * each), int(stop * each))
+            for store, each in zip(self._outputs, self._each, strict=True)
+        ]
 
     def answers(self, start: int = 0) -> Iterator[list[Tensor]]:
         """The dense network's outputs for each of `batches`."""
@@ -155,6 +162,7 @@ def calibrate(
         synthetic=synthetic,
         _inputs=kept,
         _outputs=outputs,
+        _each=tuple(rows.each for rows in graph.rows if rows),
         further=len(kept) - count,
         resume=resume,
     )
@@ -180,8 +188,8 @@ def _pass(
     first = done if stores else 0
 
     def held() -> dict[str, Tensor]:
-        answers = {} if any(store.spooled for store in stores) else _held(stores)
-        return {"done": torch.tensor(number + 1), **watcher.held(), **answers}
+        kept = {} if any(store.spooled for store in stores) else _held(stores)
+        return {"done": torch.tensor(number + 1), **watcher.held(), **kept}
 
     with (
         progress.task("calibrating, resumed" if done else "calibrating", count) as advance,
@@ -191,10 +199,11 @@ def _pass(
             advance(min(first * size, count))
         for number, inputs in enumerate(kept.batches(size, first * size, count), start=first):
             outputs, _ = replay.run(inputs, before=watcher.at(number) if number >= done else None)
-            stores = stores or tuple(RowStore(workdir) for _ in outputs)
             _check_outputs(outputs)
-            for store, output in zip(stores, outputs, strict=True):
-                store.append(output if output.ndim else output[None])
+            answers = with_rows(replay.graph, outputs)
+            stores = stores or tuple(RowStore(workdir) for _ in answers)
+            for store, rows in zip(stores, answers, strict=True):
+                store.append(rows)
             if number >= done:
                 slot.offer(held)
             advance(min(size, count - number * size))
@@ -224,7 +233,7 @@ def _restored(
 def synthetic_batches(example: Example, count: int, *, batch: int = 32, seed: int = 0) -> Iterator[Inputs]:
     """Random inputs like the example (normal floats, integers in the range seen), for want of real ones."""
     for number, first in enumerate(range(0, count, batch)):
-        args, kwargs = example.random(min(batch, count - first), seed + number)
+        args, kwargs = example.random(min(batch, count - first), seed + number, fixed=seed)
         yield kwargs if kwargs and not args else args
 
 

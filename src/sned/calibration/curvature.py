@@ -29,13 +29,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sned.calibration.answers import with_rows
 from sned.calibration.calibrate import Calibration
 from sned.calibration.consumers import Consumer
 from sned.calibration.divergence import temperature
 from sned.calibration.patches import inputs_within, whole_batches
 from sned.calibration.spool import Spool
 from sned.calibration.walk import Walk
-from sned.graph.example import Inputs, arguments, tensors_in
+from sned.graph.example import Inputs, batch_in
 from sned.graph.ir import Graph, Op
 from sned.graph.replay import Replay, State
 from sned.memory import BUDGET
@@ -111,7 +112,7 @@ def divergences(
                 readers.setdefault(op, []).append(place)
             advance(1)
         look = _Look(graph, state, calibration.consumers, readers, held)
-        pull = _Pull(calibration.outputs(0, count), seed)
+        pull = _Pull(calibration.outputs(0, count), count, seed)
         total = torch.zeros(len(held), dtype=torch.float64)
         for inputs in calibration.batches(0, count, size=_batch(graph, calibration.batch)):
             try:
@@ -120,7 +121,7 @@ def divergences(
                 return None
             for place, moved in look.products(inputs, back).items():
                 total[place] += moved.double().square().sum().cpu() / 2
-            advance(len(tensors_in(arguments(inputs))[0]))
+            advance(batch_in(inputs))
     values = np.nan_to_num((total / count).numpy(), nan=HOPELESS, posinf=HOPELESS)
     return np.asarray(np.clip(values, 0.0, HOPELESS))
 
@@ -139,10 +140,12 @@ class _Pull:
 
     Args:
         dense: the dense network's outputs for all inputs.
+        count: how many inputs these are of.
         seed: of the draws.
     """
 
-    def __init__(self, dense: Sequence[Tensor], seed: int) -> None:
+    def __init__(self, dense: Sequence[Tensor], count: int, seed: int) -> None:
+        self._each = [len(output) / count for output in dense]
         self._scales = [self._scale(output) if output.is_floating_point() else 0.0 for output in dense]
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -157,9 +160,10 @@ class _Pull:
         return float((spread * output[:1].numel()) ** 0.5)
 
     def __call__(self, outputs: Sequence[Tensor]) -> Tensor:
-        """Summed over the inputs of a batch, which do not act on each other."""
-        pairs = zip(outputs, self._scales, strict=True)
-        return torch.stack([self._drawn(output, scale) for output, scale in pairs if scale]).sum()
+        """Summed over the inputs of a batch, which do not act on each other; the squares are means over the rows of an
+        input."""
+        drawn = zip(outputs, self._scales, self._each, strict=True)
+        return torch.stack([self._drawn(o, scale) / each**0.5 for o, scale, each in drawn if scale]).sum()
 
     def _drawn(self, output: Tensor, scale: float) -> Tensor:
         if not self._classes(output):
@@ -204,13 +208,15 @@ class _Look:
 
         with torch.enable_grad():
             outputs, _ = self._replay.run(inputs, after=after)
-            found = torch.autograd.grad(pull(outputs), list(added.values()), allow_unused=True)
+            found = torch.autograd.grad(
+                pull(with_rows(self._replay.graph, outputs)), list(added.values()), allow_unused=True
+            )
         return {op: gradient for op, gradient in zip(added, found, strict=True) if gradient is not None}
 
     def products(self, inputs: Inputs, back: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """`{place: [inputs]}`: the gradient times what a change makes of it, over all that a consumer gives, and over
         all consumers."""
-        rows = len(tensors_in(arguments(inputs))[0])
+        rows = batch_in(inputs)
         moved: dict[int, Tensor] = {}
 
         def after(op: Op, live: dict[int, Tensor]) -> None:

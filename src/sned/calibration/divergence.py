@@ -19,8 +19,8 @@ class Divergence:
         softened: the same of `softmax(· / T)` with `T` the root mean square of the dense answers around their
             mean over classes. Trained networks are so sure of themselves that at `T = 1` a handful of inputs
             makes up nearly all of the sum, and so decides by chance.
-        agreement: share of inputs with the same most likely class, in [0, 1]; None where the outputs are no
-            classes.
+        agreement: share of inputs with the same most likely class by the first output with classes, in [0, 1]; None
+            where the outputs are no classes.
         error: squared error relative to the variance of the dense outputs, >= 0.
 
     Reference: softened answers are those of Hinton et al., Distilling the Knowledge in a Neural Network,
@@ -56,7 +56,7 @@ def divergence(dense: Sequence[Tensor], pruned: Sequence[Tensor]) -> Divergence:
     return Divergence(
         kl=_mean([_kl(d, p, 1.0) for d, p in logs]),
         softened=_mean([softened(d, p) for d, p in logs]),
-        agreement=_mean([float((d.argmax(-1) == p.argmax(-1)).double().mean()) for d, p in logs]),
+        agreement=_mean([float((d.argmax(-1) == p.argmax(-1)).double().mean()) for d, p in logs[:1]]),
         error=_mean([relative_error(d, p) for d, p in pairs]) or 0.0,
     )
 

@@ -89,6 +89,7 @@ def build(
         rescales=made_up,
         model=model,
         recorded=recorded,
+        rows=main.rows,
     )
 
 

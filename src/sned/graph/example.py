@@ -88,10 +88,14 @@ class Example:
 
         return self.build(first)
 
-    def random(self, batch: int | None = None, seed: int = 0) -> ArgsAndKwargs:
-        """Random arguments of the given batch size (default: the example's own)."""
-        generator = torch.Generator().manual_seed(seed)
-        return self.build(lambda leaf: leaf.tensor(batch, self.batch, generator))
+    def random(self, batch: int | None = None, seed: int = 0, *, fixed: int | None = None) -> ArgsAndKwargs:
+        """Random arguments of the given batch size (default: the example's own); those without a batch axis are drawn
+        by a seed of their own, `fixed`, where it is given."""
+        grows = torch.Generator().manual_seed(seed)
+        stays = grows if fixed is None else torch.Generator().manual_seed(fixed)
+        return self.build(
+            lambda leaf: leaf.tensor(batch, self.batch, grows if leaf.batched(self.batch) else stays)
+        )
 
 
 def arguments(inputs: Inputs) -> ArgsAndKwargs:
@@ -101,6 +105,11 @@ def arguments(inputs: Inputs) -> ArgsAndKwargs:
     if isinstance(inputs, tuple | list):
         return tuple(inputs), {}
     return (inputs,), {}
+
+
+def batch_in(inputs: Inputs) -> int:
+    """How many inputs there are: rows of the first tensor that has axes, 1 where none has."""
+    return next((tensor.shape[0] for tensor in tensors_in(inputs) if tensor.ndim), 1)
 
 
 def copied(value: Any) -> Any:
@@ -132,13 +141,12 @@ def describe(inputs: Inputs) -> Example:
             "`example_inputs` must hold their tensors in tuples, lists and dicts, but some are in an object of a class "
             "of its own. Wrap the model in a module that takes tensors and makes that object of them."
         )
-    batch = next((t.shape[0] for t in tensors if t.ndim), 1)
 
     def leaf(value: Any) -> Any:
         return _leaf(value) if isinstance(value, torch.Tensor) else value
 
     described_args, described_kwargs = pytree.tree_map(leaf, (args, kwargs))
-    return Example(described_args, described_kwargs, batch)
+    return Example(described_args, described_kwargs, batch_in(tensors))
 
 
 def _leaf(tensor: torch.Tensor) -> Leaf:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,14 @@ class Affine:
 
     def __call__(self, batch: int) -> int:
         return self.base + self.slope * batch
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How an output grows with the batch: along `axis`, by `each` rows an input."""
+
+    axis: int
+    each: Fraction
 
 
 @dataclass(frozen=True)
@@ -183,6 +192,7 @@ class Graph:
         aliases: further names of tied parameters, `{alias: name}`.
         unread: names of parameters that no traced path read; they are never cut.
         inputs, outputs: tensors that enter and leave, flattened in order.
+        rows: how each output grows with the batch; None of one that does not, or along several axes.
         constants: tensors that the forward reads and that are neither (in the framework's own type), by number.
         batch: the traced batch size.
         batched: whether any batch size can be replayed; else only the traced one.
@@ -213,6 +223,7 @@ class Graph:
     model: Any = field(default=None, repr=False)
     recorded: Any = field(default=None, repr=False)
     bypassed: tuple[str, ...] = ()
+    rows: tuple[Rows | None, ...] = ()
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:

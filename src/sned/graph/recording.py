@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sned.graph.example import Example
-from sned.graph.ir import Op, Tensor
+from sned.graph.ir import Op, Rows, Tensor
 from sned.graph.provenance import Formula, Scale, Use
 
 BATCHES = (2, 3)
@@ -53,6 +53,7 @@ class Recording:
     parameters: dict[str, int] = field(default_factory=dict)
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
+    rows: tuple[Rows | None, ...] = ()
     constants: dict[int, torch.Tensor] = field(default_factory=dict)
     uses: list[Use] = field(default_factory=list)
     scales: list[Scale] = field(default_factory=list)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sned.graph.coupling import Keep
-from sned.graph.example import ArgsAndKwargs, Inputs, arguments, tensors_in
+from sned.graph.example import ArgsAndKwargs, Inputs, arguments, batch_in, tensors_in
 from sned.graph.ir import Graph, IntArray, Op, Ref, refs
 from sned.graph.plan import Plan
 from sned.graph.provenance import Source, TensorAxis
@@ -138,7 +138,6 @@ class Replay:
             The output tensors in order (empty when stopped early), and the watched tensors by number.
         """
         tensors = tensors_in(inputs if _split(inputs) else arguments(inputs))
-        batch = next((t.shape[0] for t in tensors if t.ndim), 1)
         live: dict[int, torch.Tensor] = dict(zip(self.graph.inputs, tensors, strict=True))
         live |= {number: self.state[name] for name, number in self.graph.parameters.items()}
         live |= {number: self.state[name].clone() for name, number in self.graph.written.items()}
@@ -146,7 +145,7 @@ class Replay:
         watched = set(watch)
         seen: dict[int, torch.Tensor] = {n: live[n] for n in watched if n in live}
         keep = watched | set(self.graph.outputs)
-        args_at = self._args_at(batch)
+        args_at = self._args_at(batch_in(tensors))
         with torch.no_grad() if not torch.is_grad_enabled() else contextlib.nullcontext():
             for op in self.graph.ops[:stop]:
                 if before is not None:

@@ -7,16 +7,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sned.calibration.answers import with_rows
 from sned.errors import CalibrationError
 from sned.evaluation import Evaluate, evaluated, evaluation_mode
 from sned.export.parity import Array, has_classes, top1
+from sned.graph import Graph
 from sned.graph.example import Inputs, called, tensors_in
 
 __all__ = ["Evaluate", "agreement", "evaluated"]
 
 
 def agreement(
-    reference: nn.Module | Iterable[Sequence[Tensor]], model: nn.Module, batches: Iterable[Inputs]
+    reference: nn.Module | Iterable[Sequence[Tensor]],
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    graph: Graph | None = None,
 ) -> float:
     """How often two networks choose the same class, over the first output with classes.
 
@@ -26,6 +31,8 @@ def agreement(
         reference: say, the dense network, or its outputs for each batch.
         model: say, the pruned one.
         batches: inputs, without labels, each as the networks are called: a tensor, tuple or dict.
+        graph: of the reference, which tells the outputs that have rows; the others are not looked at, and outputs that
+            are given for each batch lack them already.
 
     Returns:
         A fraction in [0, 1].
@@ -36,20 +43,19 @@ def agreement(
     same: list[Array] = []
     with evaluation_mode(model), torch.no_grad():
         batches, seen = tee(batches)
-        known = _answers(reference, seen) if isinstance(reference, nn.Module) else reference
-        for inputs, outputs in zip(batches, known, strict=True):
-            same.append(
-                (top1(_scores(outputs)) == top1(_scores(tensors_in(called(model, inputs))))).reshape(-1)
-            )
+        known = _answers(reference, seen, graph) if isinstance(reference, nn.Module) else reference
+        for ours, theirs in zip(known, _answers(model, batches, graph), strict=True):
+            same.append((top1(_scores(ours)) == top1(_scores(theirs))).reshape(-1))
     if not same:
         raise CalibrationError("There are no inputs to compare two networks on: `batches` is empty.")
     return float(np.concatenate(same).mean())
 
 
-def _answers(model: nn.Module, batches: Iterable[Inputs]) -> Iterator[Sequence[Tensor]]:
+def _answers(model: nn.Module, batches: Iterable[Inputs], graph: Graph | None) -> Iterator[Sequence[Tensor]]:
     with evaluation_mode(model):
         for inputs in batches:
-            yield tensors_in(called(model, inputs))
+            outputs = tensors_in(called(model, inputs))
+            yield outputs if graph is None else with_rows(graph, outputs)
 
 
 def _scores(outputs: Iterable[Tensor]) -> Array:

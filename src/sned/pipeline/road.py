@@ -325,7 +325,7 @@ def _agreement(study: Study, small: nn.Module) -> float | None:
     start = held_out(study.calibration, study.graph)
     try:
         dense = study.calibration.answers(start) if study.graph is study.whole.graph else study.model
-        return agreement(dense, small, study.calibration.batches(start))
+        return agreement(dense, small, study.calibration.batches(start), study.whole.graph)
     except CalibrationError:
         return None
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from sned.calibration.answers import joined
 from sned.graph.example import Inputs
 from sned.graph.ir import Graph, Op
 from sned.graph.plan import Plan
@@ -41,8 +42,7 @@ def answers_by_batch(
     graph: Graph, state: State, batches: Iterable[Inputs], plan: Plan | None = None
 ) -> list[Tensor]:
     """What the network answers where every BatchNorm normalises with a batch's own statistics, `[n, ...]` each."""
-    parts = _Seen(graph, state).answers(batches, plan)
-    return [torch.cat(one).cpu() for one in zip(*parts, strict=True)]
+    return joined(graph, _Seen(graph, state).answers(batches, plan))
 
 
 class _Seen:

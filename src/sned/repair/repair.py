@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sned.calibration import Calibration
+from sned.calibration.answers import joined
 from sned.calibration.divergence import Divergence, divergence
 from sned.calibration.patches import whole_batches
 from sned.errors import CalibrationError, SurgeryError
@@ -173,9 +174,13 @@ def _best(judged: Sequence[Candidate]) -> str:
 
 def held_out(calibration: Calibration, graph: Graph) -> int:
     """The first of the inputs that decide, which are not fitted to; 0 where these are too few for that."""
-    size = 1 if graph.batched else graph.batch
-    held = int(calibration.count * HELD_OUT) // size * size
-    return calibration.count - held if held >= max(FEWEST_HELD_OUT, size) else 0
+    return first_held_out(calibration.count, 1 if graph.batched else graph.batch)
+
+
+def first_held_out(count: int, size: int) -> int:
+    """The same of `count` inputs in batches of `size`."""
+    held = int(count * HELD_OUT) // size * size
+    return count - held if held >= max(FEWEST_HELD_OUT, size) else 0
 
 
 def _candidates(
@@ -225,8 +230,8 @@ class Judge:
     def __call__(self, candidate: State) -> Divergence:
         replay = Replay(self._graph, candidate, self._plan, cut=True)
         with torch.no_grad():
-            parts = [replay.run(inputs)[0] for inputs in self._calibration.batches(*self._range)]
-        return divergence(self._dense, [torch.cat(one).cpu() for one in zip(*parts, strict=True)])
+            runs = [replay.run(inputs)[0] for inputs in self._calibration.batches(*self._range)]
+        return divergence(self._dense, joined(self._graph, runs))
 
 
 def _notes(

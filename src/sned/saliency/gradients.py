@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from sned.calibration.patches import whole_batches
 from sned.errors import CalibrationError
-from sned.graph.example import arguments, tensors_in
+from sned.graph.example import batch_in
 from sned.graph.replay import Replay
 from sned.saliency.registry import Evidence, State
 
@@ -51,7 +51,7 @@ def losses(evidence: Evidence) -> Iterator[tuple[torch.Tensor, dict[str, torch.T
     generator = torch.Generator().manual_seed(evidence.seed)
     seen = 0
     for inputs in calibration.batches(0, whole_batches(graph, min(INPUTS, calibration.count))):
-        count = len(tensors_in(arguments(inputs))[0])
+        count = batch_in(inputs)
         with torch.enable_grad():
             (answer, *_), _ = replay.run(inputs)
             labels = None if evidence.labels is None else evidence.labels[seen : seen + count]

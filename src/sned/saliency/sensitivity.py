@@ -23,11 +23,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from sned.calibration.answers import joined
 from sned.calibration.curvature import HOPELESS
 from sned.calibration.divergence import relative_error, softened
 from sned.calibration.patches import inputs_within, macs_of, whole_batches
 from sned.calibration.walk import Live, Walk
-from sned.graph.example import arguments, tensors_in
+from sned.graph.example import batch_in
 from sned.graph.ir import Group
 from sned.graph.plan import Plan
 from sned.memory import trim
@@ -142,7 +143,7 @@ def _measured(
     graph, calibration = evidence.graph, evidence.learnt
     answers = _Answers(calibration.outputs(0, count))
     batches = calibration.batches(0, count)
-    runs = [_Run(base.walk.start(batch), len(tensors_in(arguments(batch))[0])) for batch in batches]
+    runs = [_Run(base.walk.start(batch), batch_in(batch)) for batch in batches]
     starts = first_touched(graph)
     here = 0
     for group in sorted(groups, key=lambda g: starts[g.index]):
@@ -154,7 +155,9 @@ def _measured(
         # Around a cut network, what counts is how far from its answers with this group whole.
         for removed in (*([0] if base.cut else []), *counts[group.name]):
             cut = base.without(group, removed)
-            found.append(answers.divergence(cut.finished(run.live, run.batch, start) for run in runs))
+            found.append(
+                answers.divergence(joined(graph, (cut.finished(run.live, run.batch, start) for run in runs)))
+            )
             advance(1)
         trim()
         yield group.name, found
@@ -222,14 +225,12 @@ class _Answers:
     """The dense network's outputs, to hold others against."""
 
     def __init__(self, dense: Sequence[torch.Tensor]) -> None:
-        self._dense = [output.double() for output in dense if output.is_floating_point()]
+        self._dense = dense
 
-    def divergence(self, batches: Iterable[Sequence[torch.Tensor]]) -> float:
+    def divergence(self, outputs: Sequence[torch.Tensor]) -> float:
         """How far the outputs of another network lie from these, summed over the network's outputs."""
-        floats = ([o.double() for o in outputs if o.is_floating_point()] for outputs in batches)
-        columns = zip(*floats, strict=True)
-        others = [torch.cat(column) for column in columns]
-        return sum(divergence(a, b) for a, b in zip(self._dense, others, strict=True))
+        pairs = zip(self._dense, outputs, strict=True)
+        return sum(divergence(a.double(), b.double()) for a, b in pairs if a.is_floating_point())
 
 
 def divergence(dense: torch.Tensor, other: torch.Tensor) -> float:
