@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import sned
-from sned.errors import CalibrationError
-from sned.repair.match import _entering, _if_images, _inputs_kept, _is_images, _varied, match
+from sned.errors import CalibrationError, ModelError
+from sned.repair.drawn import _if_images, _is_images, _varied
+from sned.repair.match import _entering, _inputs_kept, match
 from sned.surgery import masks_of
 from sned.surgery.masks import hold_masks
 from tests.repair.networks import block, images
@@ -103,9 +104,10 @@ def test_what_enters_a_layer_is_compared_on_the_channels_that_are_left() -> None
             dense(images(4))
         with torch.no_grad(), _entering(model, dict.fromkeys(kept)) as features:
             model(images(4))
-        assert [f.shape for f in features] == [w.shape for w in wanted]
-        assert torch.equal(features[0], wanted[0]), "nothing is cut before the first layer"
-        assert torch.allclose(features[1], wanted[1]), "the first layer's channels are those of the dense one"
+        mine, theirs = ([each for (each,) in seen.values()] for seen in (features, wanted))
+        assert [f.shape for f in mine] == [w.shape for w in theirs]
+        assert torch.equal(mine[0], theirs[0]), "nothing is cut before the first layer"
+        assert torch.allclose(mine[1], theirs[1]), "the first layer's channels are those of the dense one"
 
 
 def test_images_are_shifted_and_mirrored() -> None:
@@ -146,3 +148,106 @@ def test_weights_that_a_pass_with_gradients_left_on_a_layer_do_not_matter() -> N
     found = match(small, dense, [x], steps=60, rate=1e-2)
     assert found.best > 0
     assert distance(found.model, dense, x) < distance(small, dense, x)
+
+
+class Fixed(nn.Module):
+    """Runs at one batch size, on inputs and a table that has no batch axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.head(self.wide(x + table.mean(0)).relu())
+        return y.reshape(4, 3), y.square().mean()
+
+
+def test_tensors_without_a_batch_axis_stay_whole_and_one_batch_size_is_kept() -> None:
+    torch.manual_seed(0)
+    dense, table = Fixed().eval(), torch.randn(5, 6)
+    batches = [(x, table) for x in torch.randn(64, 6).split(4)]
+    small = sned.apply(dense, sned.plan(sned.trace(dense, batches[0]), sparsity=0.5))
+    found = match(small, dense, batches, steps=40, rate=1e-2)
+    assert found.best > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_learns_too_and_comes_back_as_it_was(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval().to(dtype)
+    x = torch.randn(64, 6).to(dtype)
+    small = sned.apply(dense, sned.plan(sned.trace(dense, x[:2]), sparsity=0.5))
+    found = match(small, dense, [x], steps=60, rate=1e-2)
+    assert {p.dtype for p in found.model.parameters()} == {dtype}
+    with torch.no_grad():
+        before, after = ((m(x).float() - dense(x).float()).square().mean() for m in (small, found.model))
+    assert after < 0.7 * before
+
+
+def test_modes_come_back_as_they_were_and_no_gradient_is_left() -> None:
+    small, dense = pruned()
+    small.train()
+    small.bn1.eval()
+    found = match(small, dense, [images(64)], steps=4)
+    modes = [[module.training for module in model.modules()] for model in (found.model, small)]
+    assert modes[0] == modes[1]
+    assert all(parameter.grad is None for parameter in found.model.parameters())
+
+
+def test_frozen_weights_and_answers_that_are_no_numbers_are_refused() -> None:
+    small, dense = pruned()
+    with pytest.raises(ModelError, match=r"every parameter of the model is frozen. Unfreeze some"):
+        match(small.requires_grad_(False), dense, [images(64)])
+
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = block()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x).argmax(1)
+
+    with pytest.raises(ModelError, match=r"it returns none. Return its scores"):
+        match(Chosen().eval(), Chosen().eval(), [images(64)])
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_taken_where_the_caller_takes_none(mode: type) -> None:
+    with mode():
+        small, dense = pruned()
+        found = match(small, dense, [images(64)], steps=20, rate=1e-2)
+    assert found.best > 0
+
+
+class Twice(nn.Module):
+    """Calls a layer within a block that can be left out, and again behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shared, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.whole = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu()
+        x = x + self.shared(x) if self.whole else x
+        return self.head(x + self.shared(x.relu()))
+
+
+def test_a_layer_that_is_called_less_often_is_not_compared() -> None:
+    torch.manual_seed(0)
+    dense = Twice().eval()
+    small = copy.deepcopy(dense)
+    small.whole = False
+    x = torch.randn(64, 6)
+    found = match(small, dense, [x], steps=40, rate=1e-2)
+    assert distance(found.model, dense, x) < distance(small, dense, x)
+
+
+def test_groups_that_fall_to_one_are_not_compared() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
+    dense.eval().append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten())
+    graph = sned.trace(dense, images(2))
+    small = sned.apply(dense, graph.plan({graph.groups[0].name: list(range(7))}))
+    assert small[2].groups == 1
+    assert set(_inputs_kept(small, dense)) == {"0", "3"}

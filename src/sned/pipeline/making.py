@@ -50,7 +50,9 @@ def _repaired(told: RepairReport) -> tuple[str, ...]:
 def matched(study: Study, small: Pruned, seconds: float) -> tuple[Pruned, tuple[str, ...]]:
     """The network after `seconds` of matching the dense one, and what came of it."""
     with timed(study.seconds, "match"):
-        model, note = match_on(study.calibration, small.model, study.model, seconds, study.progress)
+        model, note = match_on(
+            study.whole.graph, study.calibration, small.model, study.model, seconds, study.progress
+        )
     return replace(small, model=model), (note,)
 
 

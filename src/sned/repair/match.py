@@ -26,15 +26,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from sned.calibration import Calibration
+from sned.calibration.answers import joined, with_rows
 from sned.calibration.divergence import divergence, logarithms, probabilities
-from sned.errors import BudgetError, CalibrationError
+from sned.errors import BudgetError, CalibrationError, ModelError
+from sned.graph import Graph
 from sned.graph.example import called, tensors_in
 from sned.graph.trace import state_of
 from sned.progress import SILENT, Progress
-from sned.repair.repair import HELD_OUT
+from sned.repair.drawn import COARSE, Drawn
+from sned.repair.repair import first_held_out
+from sned.surgery import trace
 from sned.surgery.keras import is_keras
 from sned.surgery.pytorch import PLAN_ATTRIBUTE
 from sned.surgery.twin import copied
@@ -51,9 +54,6 @@ BATCH = 64
 RATE = 3e-4
 """Largest step size of Adam."""
 
-SMALLEST_IMAGE = 16
-"""Floating-point inputs of four axes, the last two or the middle two at least this long, are taken for images."""
-
 WARM_UP = 0.1
 """Share of the steps, or of the time, in which the step size rises."""
 
@@ -64,6 +64,10 @@ FURTHER = 4096
 """Inputs beyond those that layers are scored and repaired by, from which matching learns, at most."""
 
 Kept = Mapping[str, Tensor | None]
+
+Features = Mapping[str, Sequence[Tensor]]
+
+_FLOATS = ("float", "bfloat")
 
 _Layer = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -125,22 +129,49 @@ def _check_count(count: int) -> None:
         )
 
 
+def check_learns(graph: Graph, model: nn.Module) -> None:
+    """Refuse a network that cannot learn to answer as another does.
+
+    Raises:
+        ModelError: all its weights are frozen, or no output of it is of real numbers with rows.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            "Matching trains what `requires_grad` allows, but every parameter of the model is frozen. Unfreeze some of "
+            "them, or leave `match_seconds` out."
+        )
+    outputs = zip(graph.outputs, graph.rows, strict=True)
+    if not any(rows and graph.tensors[number].dtype.startswith(_FLOATS) for number, rows in outputs):
+        raise ModelError(
+            "Matching compares real numbers that the model answers to each input, but it returns none. Return its "
+            "scores too, or leave `match_seconds` out."
+        )
+
+
 def match_on(
-    calibration: Calibration, model: nn.Module, dense: nn.Module, seconds: float, progress: Progress
+    graph: Graph,
+    calibration: Calibration,
+    model: nn.Module,
+    dense: nn.Module,
+    seconds: float,
+    progress: Progress,
 ) -> tuple[nn.Module, str]:
     """`match` on all inputs that were read, and what came of it; the model as it is where those are random."""
     if calibration.synthetic:
         return model, "Nothing was matched: that takes calibration inputs, a few hundred without labels."
     batches = calibration.batches(0, calibration.count + calibration.further)
-    found = match(model, dense, batches, seconds=seconds, progress=progress)
+    found = match(model, dense, batches, graph=graph, seconds=seconds, progress=progress)
     return found.model, found.note
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def match(
     model: nn.Module,
     dense: nn.Module,
     batches: Iterable[Any],
     *,
+    graph: Graph | None = None,
     steps: int | None = None,
     seconds: float | None = None,
     rate: float = RATE,
@@ -156,6 +187,7 @@ def match(
         dense: the network that it should answer as; it is not touched.
         batches: inputs without labels, the calibration inputs say, in any order; the last fifth decides, as in
             `repair`, and is not learnt from. All are held in memory.
+        graph: of the dense network; traced on the first batch when None.
         steps: gradient steps, at most; 300 where neither they nor a time are given.
         seconds: time, at most; the step size falls to nothing towards whichever end comes first.
         rate: largest step size of Adam.
@@ -164,18 +196,23 @@ def match(
 
     Raises:
         CalibrationError: fewer inputs than there is something to learn from.
+        ModelError: nothing can learn, or there are no answers to compare.
     """
     if steps is None and seconds is None:
         steps = STEPS
-    inputs = _joined(batches)
-    count = len(tensors_in(inputs)[0])
-    _check_count(count)
+    every = list(batches)
+    if not every:
+        _check_count(0)
+    graph = graph or (dense.graph if is_keras(dense) else trace(dense, every[0]))
+    check_learns(graph, model)
+    teacher, student = _to_train(dense), _to_train(model)
+    inputs = Drawn(graph.example, every, coarse=not is_keras(model))
+    _check_count(inputs.count)
+    size = BATCH if graph.batched else graph.batch
+    start_held = first_held_out(inputs.count, 1 if graph.batched else size)
+    learnt, held = torch.arange(start_held or inputs.count), torch.arange(start_held, inputs.count)
     generator = torch.Generator().manual_seed(seed)
-    start_held = count - int(count * HELD_OUT)
-    learnt, held = torch.arange(start_held), torch.arange(start_held, count)
-    teacher = copied(dense).eval()
-    student = copied(model).eval()
-    judge = _Judge(teacher, inputs, held)
+    judge = _Judge(graph, teacher, [inputs.at(rows) for rows in held.split(size)])  # type: ignore[no-untyped-call]
     kept = _inputs_kept(model, dense)
     weights = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(weights, lr=rate)
@@ -188,7 +225,8 @@ def match(
             while share < 1:
                 for group in optimiser.param_groups:
                     group["lr"] = rate * _pace(share)
-                _step(student, teacher, kept, optimiser, _drawn(inputs, learnt, generator))
+                drawn = inputs.drawn(learnt, min(size, len(learnt)), generator)
+                _step(graph, student, teacher, kept, optimiser, drawn)
                 done += 1
                 before, share = share, _share(done, steps, start, seconds)
                 advance(int(100 * share) - int(100 * before))
@@ -198,11 +236,18 @@ def match(
                         best, state = done, _snapshot(student)
         except KeyboardInterrupt:
             pass  # the best so far is as good as it is
+    learnt_from = copied(model)  # in the modes and in the precision that were given
     with torch.no_grad():
-        for name, tensor in state_of(student).items():
+        for name, tensor in state_of(learnt_from).items():
             tensor.copy_(state[name])
-    student.train(model.training)
-    return Matched(student, done, best, tuple(looks), time.perf_counter() - start)
+    return Matched(learnt_from, done, best, tuple(looks), time.perf_counter() - start)
+
+
+def _to_train(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, in single precision where it has less: Adam's steps vanish in half precision."""
+    copy = copied(model).eval()
+    coarse = any(tensor.dtype in COARSE for tensor in state_of(model).values())
+    return copy.float() if coarse and not is_keras(model) else copy
 
 
 def _share(done: int, steps: int | None, start: float, seconds: float | None) -> float:
@@ -220,14 +265,19 @@ def _pace(share: float) -> float:
 
 
 def _step(
-    student: nn.Module, teacher: nn.Module, kept: Kept, optimiser: torch.optim.Optimizer, inputs: Any
+    graph: Graph,
+    student: nn.Module,
+    teacher: nn.Module,
+    kept: Kept,
+    optimiser: torch.optim.Optimizer,
+    inputs: Any,
 ) -> None:
     with torch.no_grad(), _entering(teacher, kept) as wanted_features:
-        wanted = _floating(called(teacher, inputs))
+        wanted = _floating(graph, called(teacher, inputs))
     with _entering(student, dict.fromkeys(kept)) as features:
-        given = _floating(called(student, inputs))
+        given = _floating(graph, called(student, inputs))
     loss = torch.stack([_apart(s, t) for s, t in zip(given, wanted, strict=True)]).sum()
-    if pairs := list(zip(features, wanted_features, strict=True)):
+    if pairs := list(_pairs(features, wanted_features)):
         loss = loss + torch.stack([_relative(s, t) for s, t in pairs]).mean()
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
@@ -246,8 +296,15 @@ def _apart(given: Tensor, wanted: Tensor) -> Tensor:
     return _relative(given, wanted)
 
 
-def _floating(output: Any) -> list[Tensor]:
-    return [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]
+def _floating(graph: Graph, output: Any) -> list[Tensor]:
+    return [tensor for tensor in with_rows(graph, tensors_in(output)) if tensor.is_floating_point()]
+
+
+def _pairs(given: Features, wanted: Features) -> Iterator[tuple[Tensor, Tensor]]:
+    """What enters the layers that both networks call equally often: one may be left out in some places."""
+    for name, features in given.items():
+        if len(features) == len(wanted.get(name, ())):
+            yield from zip(features, wanted[name], strict=True)
 
 
 def _inputs_kept(model: Any, dense: Any) -> Kept:
@@ -261,7 +318,7 @@ def _inputs_kept(model: Any, dense: Any) -> Kept:
         weight, whole = getattr(module, "weight", None), getattr(wide.get(path), "weight", None)
         if not isinstance(module, _Layer) or not isinstance(weight, Tensor) or not isinstance(whole, Tensor):
             continue
-        if getattr(module, "groups", 1) > 1:
+        if max(getattr(layer, "groups", 1) for layer in (module, wide[path])) > 1:
             continue
         left: Tensor | None = None
         for plan in getattr(model, PLAN_ATTRIBUTE, ())[len(getattr(dense, PLAN_ATTRIBUTE, ())) :]:
@@ -275,25 +332,25 @@ def _inputs_kept(model: Any, dense: Any) -> Kept:
 
 
 @contextmanager
-def _entering(model: Any, kept: Kept) -> Iterator[list[Tensor]]:
-    """What enters the named layers while the block runs, in the order of the calls, on the channels kept."""
+def _entering(model: Any, kept: Kept) -> Iterator[Features]:
+    """What enters each of the named layers while the block runs, in the order of its calls, on the channels kept."""
     if is_keras(model):
         with model.entering(kept) as features:
             yield features
         return
-    seen: list[Tensor] = []
+    seen: dict[str, list[Tensor]] = {}
 
-    def note(module: nn.Module, given: tuple[Any, ...], left: Tensor | None) -> None:
+    def note(module: nn.Module, given: tuple[Any, ...], path: str) -> None:
         if not isinstance(module, _Layer) or not given:
             return
         features = given[0]
-        if left is not None:
+        if (left := kept[path]) is not None:
             axis = -1 if isinstance(module, nn.Linear) else 1 - module.weight.ndim
             features = features.index_select(axis, left.to(features.device))
-        seen.append(features)
+        seen.setdefault(path, []).append(features)
 
     handles = [
-        module.register_forward_pre_hook(partial(note, left=kept[path]))
+        module.register_forward_pre_hook(partial(note, path=path))
         for path, module in model.named_modules()
         if path in kept
     ]
@@ -304,77 +361,20 @@ def _entering(model: Any, kept: Kept) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def _drawn(inputs: Any, learnt: Tensor, generator: torch.Generator) -> Any:
-    at = learnt[torch.randint(len(learnt), (min(BATCH, len(learnt)),), generator=generator)]
-    drawn = pytree.tree_map(lambda value: value[at] if isinstance(value, Tensor) else value, inputs)
-    return pytree.tree_map(lambda value: _if_images(value, generator), drawn)
-
-
-def _if_images(value: Any, generator: torch.Generator) -> Any:
-    if _is_images(value):
-        return _varied(value, generator)
-    if isinstance(value, Tensor) and value.ndim == 4 and _is_images(first := value.permute(0, 3, 1, 2)):
-        return _varied(first, generator).permute(0, 2, 3, 1)  # channels last, as in Keras
-    return value
-
-
-def _is_images(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.is_floating_point()
-        and value.ndim == 4
-        and min(value.shape[2:]) >= SMALLEST_IMAGE
-    )
-
-
-def _varied(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image shifted by up to an eighth, and every other one mirrored; the dense network says what they are."""
-    height, width = images.shape[2:]
-    far = (height // 8, width // 8)
-    padded = torch.nn.functional.pad(images, (far[1], far[1], far[0], far[0]))
-    down, right = (torch.randint(2 * f + 1, (len(images),), generator=generator).tolist() for f in far)
-    mirrored = (torch.rand(len(images), generator=generator) < 0.5).tolist()
-    parts = [
-        padded[i, :, y : y + height, x : x + width] for i, (y, x) in enumerate(zip(down, right, strict=True))
-    ]
-    return torch.stack([part.flip(-1) if flip else part for part, flip in zip(parts, mirrored, strict=True)])
-
-
 class _Judge:
     """How far a network's answers are from the dense one's on inputs held out."""
 
-    def __init__(self, dense: nn.Module, inputs: Any, held: Tensor) -> None:
-        self._batches = [
-            pytree.tree_map(lambda v, at=at: v[at] if isinstance(v, Tensor) else v, inputs)
-            for at in held.split(BATCH)  # type: ignore[no-untyped-call]
-        ]
+    def __init__(self, graph: Graph, dense: nn.Module, batches: Sequence[Any]) -> None:
+        self._graph, self._batches = graph, batches
         self._wanted = self._answers(dense)
 
     def __call__(self, model: nn.Module) -> float:
         return float(divergence(self._wanted, self._answers(model)).key)
 
     def _answers(self, model: nn.Module) -> list[Tensor]:
-        parts: list[Sequence[Tensor]] = []
         with torch.no_grad():
-            for batch in self._batches:
-                parts.append(tensors_in(called(model, batch)))
-        return [torch.cat(list(one)).cpu() for one in zip(*parts, strict=True)]
+            return joined(self._graph, (tensors_in(called(model, batch)) for batch in self._batches))
 
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state_of(model).items()}
-
-
-def _joined(batches: Iterable[Any]) -> Any:
-    """All batches as one."""
-    held = list(_plain(batches))
-    if not held:
-        return torch.empty(0, 0)
-    return pytree.tree_map(
-        lambda *values: torch.cat(values) if isinstance(values[0], Tensor) else values[0], held[0], *held[1:]
-    )
-
-
-def _plain(batches: Iterable[Any]) -> Iterator[Any]:
-    for batch in batches:
-        yield tuple(batch) if isinstance(batch, list) else batch

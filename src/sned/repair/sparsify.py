@@ -13,7 +13,7 @@ from sned.graph.example import Inputs
 from sned.graph.plan import Plan
 from sned.graph.trace import state_of
 from sned.progress import SILENT, Progress
-from sned.repair.match import FURTHER, check_enough, check_seconds, match_on
+from sned.repair.match import FURTHER, check_enough, check_learns, check_seconds, match_on
 from sned.repair.repair import few_of, load_state
 from sned.repair.thin import thin
 from sned.surgery import trace
@@ -104,6 +104,8 @@ def sparsify(
     model, example_inputs = moved(model, CPU), moved_inputs(example_inputs, CPU)
     graph = trace(model, example_inputs)
     state = state_of(model)
+    if match_seconds is not None:
+        check_learns(graph, model)
     further = FURTHER if match_seconds is not None else 0
     learnt = calibrate(
         graph, state, calibration, limit=INPUTS, further=further, progress=progress, workdir=workdir
@@ -124,7 +126,7 @@ def sparsify(
     )
     if match_seconds is not None:
         hold_masks(small, found.masks)
-        small, said = match_on(learnt, small, model, match_seconds, progress)
+        small, said = match_on(graph, learnt, small, model, match_seconds, progress)
         note = f"{note} {said}"
     if is_keras(small):
         from sned.surgery.keras.road import handed

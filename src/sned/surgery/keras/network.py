@@ -128,7 +128,7 @@ class Network(Holder):
         """The channels of what enters each layer of `dense` that are left here, by the name of its weight; None where
         all are."""
         wide, made = {c.weight: c for c in _products(dense.graph)}, {}
-        for consumer in _products(self.graph):
+        for consumer in (c for c in _products(self.graph) if c.weight in wide):
             left: Tensor | None = None
             for plan in self.plans[len(dense.plans) :]:
                 rank = self.get_parameter(consumer.weight).ndim  # kernels are [..., inputs, outputs]
@@ -139,16 +139,17 @@ class Network(Holder):
         return made
 
     @contextmanager
-    def entering(self, kept: Mapping[str, Tensor | None]) -> Iterator[list[Tensor]]:
-        """What enters the layers of the named weights while the block runs, in running order, on the channels kept."""
-        seen: list[Tensor] = []
+    def entering(self, kept: Mapping[str, Tensor | None]) -> Iterator[dict[str, list[Tensor]]]:
+        """What enters the layers of the named weights while the block runs, on the channels kept."""
+        seen: dict[str, list[Tensor]] = {}
         at = {consumer.op: consumer for consumer in _products(self.graph) if consumer.weight in kept}
 
         def before(op: Op, live: dict[int, Tensor]) -> None:
             if (consumer := at.get(op.index)) is not None:
                 features, left = live[consumer.input], kept[consumer.weight]
                 # Later ops may write over it.
-                seen.append(features.clone() if left is None else features.index_select(consumer.axis, left))
+                features = features.clone() if left is None else features.index_select(consumer.axis, left)
+                seen.setdefault(consumer.weight, []).append(features)
 
         self.before = before
         try:
