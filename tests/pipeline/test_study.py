@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import sned
-from sned.pipeline.study import measure
+from sned.pipeline.study import keep, measure
 from sned.timing import Latency
+from tests.calibration.test_answers import Many
+from tests.pipeline.networks import pruned
 
 
 class OneSize(nn.Module):
@@ -61,3 +65,37 @@ def test_random_inputs_come_in_whole_batches_too() -> None:
         model = OneSize(batch).eval()
         result = sned.prune(model, images(batch, batch)[0], budget=sned.Budget(macs="50%"))
         assert result.plan.removed
+
+
+def test_outputs_without_rows_are_no_matter_and_agreement_is_of_the_first_scores() -> None:
+    torch.manual_seed(0)
+    model = Many().eval()
+    x = torch.randn(100, 4, 3, generator=torch.Generator().manual_seed(1))
+    result = sned.prune(model, x[:2], budget=sned.Budget(sparsity=0.5), calibration=[x])
+    assert result.plan.removed
+    with torch.no_grad():
+        dense, small = (each(x[80:])[1][0].argmax(-1) for each in (model, result.model))
+    assert result.report.after.agreement == pytest.approx(float((dense == small).float().mean()))
+
+
+def test_a_model_of_another_plan_or_of_another_kind_does_not_stay_beside_a_plan(tmp_path: Path) -> None:
+    model, x = OneSize(2).eval(), images(2, 2)[0]
+    graph = sned.trace(model, x)
+    study: Any = SimpleNamespace(folder=tmp_path, model=model)
+
+    def found(units: list[int]) -> Any:
+        return SimpleNamespace(plan=graph.plan({graph.groups[0].name: units}))
+
+    (tmp_path / "model.keras").touch()
+    keep(study, found([0]), sned.apply(model, found([0]).plan))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "plan.json"]
+    keep(study, found([0]))
+    assert (tmp_path / "model.safetensors").is_file(), "the same plan once more"
+    keep(study, found([1]))
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_the_report_tells_the_batch_sizes_that_surgery_was_verified_at() -> None:
+    result = sned.prune(OneSize(6).eval(), images(6, 6)[0], budget=sned.Budget(macs="50%"))
+    assert "at batch size 6, the only one that it takes" in result.report.checks[0].detail
+    assert "at two batch sizes" in pruned(calibration=None).report.checks[0].detail

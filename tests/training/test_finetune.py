@@ -110,6 +110,15 @@ def test_the_model_its_mode_and_its_frozen_parameters_are_left_alone() -> None:
     assert not same(tuned.model, before)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_learns_where_the_caller_takes_no_gradients(mode: type) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(6, 3), torch.randn(32, 6)
+    with mode():
+        tuned = sned.finetune(model, (x, x[:, :3].argmax(1)), epochs=1, device="cpu")
+    assert not same(tuned.model, model)
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_weights_that_a_pass_with_gradients_left_on_a_layer_do_not_matter() -> None:
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ from sned.measure import Latency, measure_onnx
 from sned.memory import trim
 from sned.pipeline.asked import checked
 from sned.progress import Progress
-from sned.repair.match import FURTHER, check_enough
+from sned.repair.match import FURTHER, check_enough, check_learns
 from sned.report.compose import Whole
 from sned.saliency import Evidence, Scores, score
 from sned.search import Found, Problem, Rules
@@ -40,6 +40,9 @@ SEARCHED_SECONDS, TOLD_SECONDS = 8.0, 3.0
 
 DENSE = "dense.onnx"
 """The whole network, in the output folder."""
+
+MODELS = ("model.safetensors", "model.keras")
+"""The pruned one, of PyTorch and of Keras."""
 
 
 SYNTHETIC = 64
@@ -116,6 +119,8 @@ def study_of(
         advance(1)
         graph = leave_out(dense, without) if without else dense
     check_groups(graph)
+    if matches:
+        check_learns(dense, model)
     check_runs(graph, budget)
     rules.choices(graph)  # a wrong name is found before anything is measured
     state = state_of(graph.model)
@@ -239,10 +244,15 @@ def once(study: Study, name: str, measured: Callable[[], float], *asked: str) ->
 
 
 def keep(study: Study, found: Found, model: nn.Module | None = None) -> None:
-    """Write down the best so far, for who stops the run."""
-    atomic_write_text(study.folder / "plan.json", found.plan.to_json())
+    """Write down the best so far, for who stops the run; a model of another plan, or of another run, goes."""
+    file, plan, own = study.folder / "plan.json", found.plan.to_json(), MODELS[is_keras(study.model)]
+    same = file.is_file() and file.read_text(encoding="utf-8") == plan
+    for name in MODELS:
+        if name != own or not same:
+            (study.folder / name).unlink(missing_ok=True)
+    atomic_write_text(file, plan)
     if model is not None:
-        save(model, study.folder / ("model.keras" if is_keras(model) else "model.safetensors"))
+        save(model, study.folder / own)
 
 
 def measure(

@@ -245,12 +245,15 @@ def _curve(findings: Findings) -> Curve:
 
 
 def _checks(findings: Findings) -> tuple[Check, ...]:
-    parity = findings.after.exported.parity
+    parity, graph = findings.after.exported.parity, findings.graph
+    sizes = (
+        "at two batch sizes" if graph.batched else f"at batch size {graph.batch}, the only one that it takes"
+    )
     return (
         Check(
             "surgery",
             True,
-            "The pruned module gives what the recorded ops give on the sliced weights, at two batch sizes.",
+            f"The pruned module gives what the recorded ops give on the sliced weights, {sizes}.",
             findings.surgery_difference,
             TOLERANCE,
         ),

@@ -58,6 +58,8 @@ class Tuned:
     note: str
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def finetune(
     model: nn.Module,
     data: Any,
