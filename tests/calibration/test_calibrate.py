@@ -274,6 +274,62 @@ ERRORS = {
 }
 
 
+class Optional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, mask: Tensor | None, scale: float, table: Tensor) -> Tensor:
+        return self.head((x if mask is None else x * mask) * scale + table.exp())
+
+
+OPTIONAL = {"x": torch.ones(3, 4), "mask": None, "scale": 2.0, "table": torch.full((1, 4), -torch.inf)}
+
+
+def test_keywords_in_any_order_and_fixed_inputs_with_infinity_are_taken() -> None:
+    model = Optional().eval()
+    graph = trace(model, OPTIONAL)
+    found = calibrate(graph, state_of(model), [dict(reversed(OPTIONAL.items()))])
+    assert torch.equal(found.moments[found.consumers[0].op].mean[0], torch.full((4,), 2.0))
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"mask": torch.zeros(4)}, r"same in every calibration batch, None, but batch 1 has float32\[4\]"),
+        (
+            {"scale": 7.0},
+            r"same in every calibration batch, 2\.0, but batch 1 has 7\.0\. Trace with an example",
+        ),
+        ({"table": torch.full((1, 4), torch.nan)}, "holds NaN"),
+    ],
+)
+def test_values_that_differ_from_the_example_are_refused(changed: dict[str, object], text: str) -> None:
+    model = Optional().eval()
+    with pytest.raises(CalibrationError, match=text):
+        calibrate(trace(model, OPTIONAL), state_of(model), [OPTIONAL, {**OPTIONAL, **changed}])
+
+
+def test_each_reader_of_what_is_written_in_between_has_its_own_moment() -> None:
+    class Rewritten(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            y.relu_()
+            z = self.b(y)
+            y.mul_(0.5)
+            return z + self.c(y)
+
+    model, x = Rewritten().eval(), X[:8, 0, 0, :4]
+    found = calibrate(trace(model, x), state_of(model), [x])
+    _, b, c = (found.moments[consumer.op].mean for consumer in found.consumers)
+    torch.testing.assert_close(c, b / 2)
+    assert b.any()
+
+
 @pytest.mark.parametrize("case", ERRORS)
 def test_what_a_model_cannot_take_is_refused(network: nn.Module, case: str) -> None:
     batches, text = ERRORS[case]

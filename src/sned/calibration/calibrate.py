@@ -336,9 +336,13 @@ def patch_seed(seed: int, consumer: Consumer, batch: int) -> int:
 
 def _first_readers(graph: Graph, found: tuple[Consumer, ...]) -> dict[int, int]:
     """For each consumer (by op) the first one that reads the very same patches."""
-    written = {number: op.index for op in graph.ops for number in op.outputs if number is not None}
+    by_op = {consumer.op: consumer for consumer in found}
+    written: dict[int, int] = {}  # by which op last
     first: dict[tuple[Any, ...], int] = {}
-    return {
-        c.op: first.setdefault((c.input, c.geometry, c.parts, c.width, written.get(c.input, -1) < c.op), c.op)
-        for c in found
-    }
+    shared: dict[int, int] = {}
+    for op in graph.ops:
+        if (c := by_op.get(op.index)) is not None:
+            patches = c.input, c.geometry, c.parts, c.width, written.get(c.input)
+            shared[c.op] = first.setdefault(patches, c.op)
+        written |= {number: op.index for number in op.outputs if number is not None}
+    return shared

@@ -88,10 +88,18 @@ class KeptInputs:
 
     def _matched(self, inputs: Any, number: int) -> list[Tensor]:
         """The tensors of a batch in the order of the example's."""
-        given, structure = pytree.tree_flatten(pytree.tree_map(_tensor, arguments(inputs)))
-        wanted, expected = pytree.tree_flatten((self._example.args, self._example.kwargs))
+        like = (self._example.args, self._example.kwargs)
+        nest = _ordered(pytree.tree_map(_tensor, arguments(inputs)), like)
+        (given, structure), (wanted, expected) = pytree.tree_flatten(nest), pytree.tree_flatten(like)
         if structure != expected:
             raise CalibrationError(self._mismatch(inputs, number))
+        for value, leaf in zip(given, wanted, strict=True):
+            if not isinstance(leaf, Leaf) and (isinstance(value, Tensor) or value != leaf):
+                raise CalibrationError(
+                    f"What is no tensor in the example must be the same in every calibration batch, {leaf!r}, but "
+                    f"batch {number} has {_nest(value) if isinstance(value, Tensor) else repr(value)}. Trace with an "
+                    f"example like the batches."
+                )
         return [
             _checked(value, leaf, f"batch {number}", self._example.batch)
             for value, leaf in zip(given, wanted, strict=True)
@@ -105,6 +113,15 @@ class KeptInputs:
         if _labelled(inputs, len(self._example.args)):
             return f"{text} It looks like (inputs, labels): {NO_LABELS}"
         return f"{text} Yield batches nested like `example_inputs`."
+
+
+def _ordered(value: Any, like: Any) -> Any:
+    """A nest with the keys of its dicts in the order of another's."""
+    if type(value) is type(like) is dict and value.keys() == like.keys():
+        return {key: _ordered(value[key], like[key]) for key in like}
+    if type(value) is type(like) and type(value) in (tuple, list) and len(value) == len(like):
+        return type(value)(map(_ordered, value, like))
+    return value
 
 
 def _tensor(value: Any) -> Any:
@@ -159,7 +176,8 @@ def _checked(value: Any, leaf: Leaf, where: str, batch: int) -> Tensor:
             f"Calibration inputs must have shape {f'[any{shape}]' if free else shape} like the example, got "
             f"{list(value.shape)} in {where}. The first axis is the batch; a single input needs one too."
         )
-    if (value.is_floating_point() or value.is_complex()) and not bool(torch.isfinite(value).all()):
+    # A mask that is the same for all inputs may hold infinity.
+    if bool((value.isfinite().logical_not() if free else value.isnan()).any()):
         raise CalibrationError(
             f"Calibration inputs must be finite, but {where} holds NaN or infinity. Check how the inputs are "
             f"prepared."
