@@ -98,3 +98,27 @@ def test_a_walk_writes_into_copies_of_buffers() -> None:
     walk = Walk(graph, state_of(model))
     walk.constant(graph.parameters["seen"], len(graph.ops))
     assert torch.equal(model.seen, torch.ones(2, 3))
+
+
+class Written(nn.Module):
+    """Writes through views into copies of parameters: tokens, and a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.weight = nn.Parameter(torch.randn(1, 4, 6)), nn.Parameter(torch.randn(6, 5))
+        self.embed = nn.Linear(3, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.tokens.expand(len(x), -1, -1).clone()
+        h[:, 1:] += self.embed(x)
+        weight = self.weight.clone()
+        weight[:, 3:] = 0
+        return h.relu() @ weight, self.tokens.transpose(1, 2)
+
+
+def test_a_walk_keeps_what_is_written_into_copies_of_parameters() -> None:
+    torch.manual_seed(0)
+    model, x = Written().eval(), torch.randn(5, 3, 3)
+    walk = Walk(trace(model, x), state_of(model))
+    with torch.no_grad():
+        torch.testing.assert_close(walk.finished(walk.start(x), 5, 0), list(model(x)))

@@ -19,7 +19,7 @@ from sned.calibration.consumers import VIEWS
 from sned.graph.example import ArgsAndKwargs, Inputs, arguments, tensors_in
 from sned.graph.ir import Graph, Op, Ref
 from sned.graph.plan import Plan
-from sned.graph.replay import Replay, State, overload
+from sned.graph.replay import Replay, State, overload, overwritten
 
 Live = dict[int, Tensor]
 """Tensors by number."""
@@ -70,7 +70,7 @@ class Walk:
         """What the network answers from a cut ahead of op `start` on, which stays as it is."""
         held = copy.deepcopy(live)  # ops may write in place, and aliases within it stay aliases
         self.advance(held, batch, start, len(self._ops))
-        return [held[number] for number in self.graph.outputs]
+        return [self.value(number, held, batch) for number in self.graph.outputs]
 
     def constant(self, number: int, stop: int) -> Tensor:
         """A tensor that follows from parameters alone, as it is ahead of op `stop`."""
@@ -83,7 +83,11 @@ class Walk:
         with torch.no_grad():
             for op in needed_for(self.graph, number, start, stop):
                 self._call(op, *self._args_at(batch)[op.index], held, batch)
-        return held[number] if number in held else self._parameter(number, batch)
+        return self.value(number, held, batch)
+
+    def value(self, number: int, live: Live, batch: int) -> Tensor:
+        """A tensor on a cut, or one that follows from parameters alone."""
+        return live[number] if number in live else self._parameter(number, batch)
 
     def kept(self, number: int, value: Tensor) -> Tensor:
         """What the plan leaves of a tensor of the dense network."""
@@ -111,7 +115,7 @@ class Walk:
 
     def _filled(self, value: Any, live: Live, batch: int) -> Any:
         if isinstance(value, Ref):
-            return live[value.id] if value.id in live else self._parameter(value.id, batch)
+            return self.value(value.id, live, batch)
         if isinstance(value, tuple | list):
             return [self._filled(item, live, batch) for item in value]
         return value
@@ -142,12 +146,13 @@ def needed_for(graph: Graph, number: int, start: int, stop: int) -> list[Op]:
 
 
 def _views_of_parameters(graph: Graph) -> dict[int, Op]:
-    """What makes each tensor that is a view of a parameter."""
+    """What makes each tensor that is a view of a parameter, or a copy that nothing is written into."""
+    own = overwritten(graph)
     parameters = set(graph.parameters.values()) - set(graph.written.values())
     views: dict[int, Op] = {}
     for op in graph.ops:
         number = op.outputs[0] if op.outputs else None
         known = bool(op.inputs) and all(n in parameters or n in views for n in op.inputs)
-        if op.name in VIEWS and known and number is not None:
+        if op.name in VIEWS and known and number is not None and number not in own:
             views[number] = op
     return views

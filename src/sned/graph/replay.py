@@ -192,6 +192,12 @@ INSTEAD = {
 
 def written(graph: Graph) -> dict[str, int]:
     """Parameters and buffers that an op of the pass writes into, them or a view of them."""
+    found = overwritten(graph)
+    return {name: number for name, number in graph.parameters.items() if number in found}
+
+
+def overwritten(graph: Graph) -> set[int]:
+    """Tensors, no views of others, that an op of the pass writes into, them or a view of them."""
     base: dict[int, int] = {}
     found: set[int] = set()
     for op in graph.ops:
@@ -200,7 +206,7 @@ def written(graph: Graph) -> dict[str, int]:
             if writes:
                 found.add(whole)
             base |= {output: whole for output in op.outputs if output is not None}
-    return {name: number for name, number in graph.parameters.items() if number in found}
+    return found
 
 
 def _aliased(op: Op) -> Iterator[tuple[int, bool]]:
