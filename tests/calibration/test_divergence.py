@@ -59,3 +59,13 @@ def test_nan_is_as_far_as_can_be() -> None:
 
 def test_integers_and_nothing_do_not_diverge() -> None:
     assert divergence([torch.arange(3)], [torch.arange(3)]).key == 0.0
+
+
+def test_masked_answers_are_left_aside() -> None:
+    other, masked = LOGITS.flip(0), torch.full((50, 2), -math.inf)
+    found = divergence([torch.cat([LOGITS, masked], 1)], [torch.cat([other, masked], 1)])
+    expected = divergence([LOGITS], [other])
+    assert (found.kl, found.softened, found.error) == pytest.approx(
+        (expected.kl, expected.softened, expected.error)
+    )
+    assert found.agreement == expected.agreement

@@ -32,7 +32,7 @@ from torch import Tensor
 from sned.calibration.answers import with_rows
 from sned.calibration.calibrate import Calibration
 from sned.calibration.consumers import Consumer
-from sned.calibration.divergence import temperature
+from sned.calibration.divergence import spread, temperature
 from sned.calibration.patches import inputs_within, whole_batches
 from sned.calibration.spool import Spool
 from sned.calibration.walk import Walk
@@ -156,8 +156,7 @@ class _Pull:
     def _scale(self, output: Tensor) -> float:
         if self._classes(output):
             return temperature(output.double())
-        spread = float(output.double().var(correction=0)) or float(output.double().square().mean()) or 1.0
-        return float((spread * output[:1].numel()) ** 0.5)
+        return float((spread(output.double()) * output[:1].numel()) ** 0.5)
 
     def __call__(self, outputs: Sequence[Tensor]) -> Tensor:
         """Summed over the inputs of a batch, which do not act on each other; the squares are means over the rows of an

@@ -43,7 +43,8 @@ def divergence(dense: Sequence[Tensor], pruned: Sequence[Tensor]) -> Divergence:
     """Compare outputs.
 
     Float outputs of at least two axes and two classes (on the last axis; on axis 1 where there are four axes
-    or more) are taken for logits, or for probabilities where they are.
+    or more) are taken for logits, or for probabilities where they are. Minus infinity in the dense outputs masks: what
+    lies there is not compared.
 
     Args:
         dense, pruned: the outputs of both networks for the same inputs, in the same order.
@@ -70,14 +71,22 @@ def softened(dense: Tensor, pruned: Tensor) -> float:
 
 def temperature(logits: Tensor) -> float:
     """Root mean square of logits `[..., classes]` around their mean over classes, 1 for constant ones."""
-    return float((logits - logits.mean(-1, keepdim=True)).square().mean().sqrt()) or 1.0
+    seen = ~logits.isneginf()
+    mean = logits.masked_fill(~seen, 0.0).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True)
+    return float((logits - mean)[seen].square().mean().sqrt()) or 1.0
 
 
 def relative_error(dense: Tensor, pruned: Tensor) -> float:
     """Mean squared difference over the variance of the dense outputs; infinite where it is no number."""
-    spread = float(dense.var(correction=0)) or float(dense.square().mean()) or 1.0
-    value = float((dense - pruned).square().mean()) / spread
+    seen = ~dense.isneginf()
+    value = float((dense - pruned)[seen].square().mean()) / spread(dense)
     return value if math.isfinite(value) else math.inf
+
+
+def spread(output: Tensor) -> float:
+    """Variance of what is not masked; that of constant answers is their mean square."""
+    seen = output[~output.isneginf()]
+    return float(seen.var(correction=0)) or float(seen.square().mean()) or 1.0
 
 
 def _mean(values: list[float]) -> float | None:
@@ -100,8 +109,10 @@ def logarithms(output: Tensor) -> Tensor:
 
 
 def _kl(dense: Tensor, pruned: Tensor, temperature: float) -> float:
-    p, q = (dense / temperature).log_softmax(-1), (pruned / temperature).log_softmax(-1)
-    value = float((p.exp() * (p - q)).sum(-1).mean())
+    masked = dense.isneginf()
+    p = (dense / temperature).log_softmax(-1)
+    q = (pruned.masked_fill(masked, -math.inf) / temperature).log_softmax(-1)
+    value = float((p.exp() * (p - q)).masked_fill(masked, 0.0).sum(-1).mean())
     return max(value, 0.0) if math.isfinite(value) else math.inf
 
 

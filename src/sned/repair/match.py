@@ -293,7 +293,8 @@ def _apart(given: Tensor, wanted: Tensor) -> Tensor:
     or all but certain."""
     if wanted.ndim == 2 and wanted.shape[1] > 1 and probabilities(wanted) and probabilities(given.detach()):
         given, wanted = (each - each.mean(-1, keepdim=True) for each in map(logarithms, (given, wanted)))
-    return _relative(given, wanted)
+    seen = ~wanted.isneginf()  # the others are masked
+    return _relative(given[seen], wanted[seen])
 
 
 def _floating(graph: Graph, output: Any) -> list[Tensor]:
