@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import sned
 from sned.calibration import Divergence, calibrate, divergence
 from sned.errors import CalibrationError, PlanError, SurgeryError
 from sned.graph.replay import Replay, slice_state
@@ -212,3 +213,31 @@ def test_zeros_of_a_masked_network_stay_and_the_others_answer_for_them() -> None
     assert report.judged == 40
     assert told.key == pytest.approx(report.after.key, rel=1e-3)
     assert report.after.key < 0.5 * report.before.key
+
+
+class Table(nn.Module):
+    """A table of positions in a buffer that goes through layers of its own, under a causal mask; one head is not read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(6, 2))
+        self.register_buffer("mask", torch.full((6, 6), -torch.inf).triu(1))
+        self.inner, self.outer = nn.Linear(2, 32), nn.Linear(32, 16)
+        self.embed, self.wide, self.head = nn.Linear(12, 16), nn.Linear(16, 64), nn.Linear(64, 5)
+        self.unread = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x) + self.outer(self.inner(self.table).relu())
+        x = self.wide((x @ x.transpose(1, 2) + self.mask).softmax(-1) @ x).relu()
+        self.unread(x)
+        return self.head(x).mean(1)
+
+
+def test_layers_that_read_buffers_and_layers_that_nobody_reads() -> None:
+    torch.manual_seed(0)
+    model, x = Table().eval(), torch.randn(128, 6, 12)
+    result = sned.prune(model, x[:4], budget=sned.Budget(sparsity=0.5, device="pixel-9"), calibration=[x])
+    assert any(note.startswith("Repair chose 'least squares'") for note in result.report.notes)
+    assert result.model.outer.in_features == 16
+    sparse = sned.sparsify(model, x[:4], sparsity=0.5, calibration=[x])
+    assert all(value > 0 for value in sparse.zeros.values())

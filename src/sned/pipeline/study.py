@@ -164,7 +164,9 @@ def study_of(
 
 def _check_weights(model: nn.Module) -> None:
     for name, tensor in state_of(model).items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        # A mask that lies in a buffer may hold infinity.
+        weight = isinstance(tensor, nn.Parameter)
+        if bool((tensor.isfinite().logical_not() if weight else tensor.isnan()).any()):
             raise ModelError(
                 f"Weights must be finite numbers, but {name!r} holds NaN or infinity. "
                 "Load a checkpoint from before the training diverged."

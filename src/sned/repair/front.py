@@ -51,7 +51,7 @@ class Front:
         """How many inputs take part at an op: brings the first batch there to see how much it holds."""
         self._spool.put(0, cut := self._brought(0, op))
         batch = self._calibration.batch
-        able = SHARE * HELD * self._size(0) // max(bytes_of(cut), 1)
+        able = SHARE * HELD * self.size(0) // max(bytes_of(cut), 1)
         return min(self._count, max(int(able) // batch, -(-FEWEST // batch)) * batch)
 
     def to(self, op: int, inputs: int, following: Following) -> Iterator[tuple[int, Live, Live]]:
@@ -67,7 +67,7 @@ class Front:
             if other is None:
                 yield number, a, b
             else:
-                size = self._size(number)
+                size = self.size(number)
                 yield (
                     number,
                     {**a, other: dense.ahead(a, size, other, op + 1, stop)},
@@ -84,8 +84,8 @@ class Front:
             (inputs,) = self._calibration.batches(*self._range(number))
             a, b = dense.start(inputs), pruned.start(inputs)
         at = self._at.get(number, (0, 0))
-        dense.advance(a, self._size(number), at[0], op + 1)
-        pruned.advance(b, self._size(number), at[1], op)
+        dense.advance(a, self.size(number), at[0], op + 1)
+        pruned.advance(b, self.size(number), at[1], op)
         self._at[number] = op + 1, op
         return a, b
 
@@ -93,6 +93,7 @@ class Front:
         first = number * self._calibration.batch
         return first, min(first + self._calibration.batch, self._count)
 
-    def _size(self, number: int) -> int:
+    def size(self, number: int) -> int:
+        """Inputs in a batch."""
         first, stop = self._range(number)
         return stop - first

@@ -43,7 +43,7 @@ from sned.calibration.resume import Resume, Slot
 from sned.calibration.solver import RIDGE, Fit, LeastSquares, squared_error
 from sned.calibration.spool import Spool
 from sned.calibration.thinning import held
-from sned.calibration.walk import Live, Walk
+from sned.calibration.walk import Walk
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan
 from sned.graph.replay import State, keep_of
@@ -199,12 +199,14 @@ def _restored(found: Mapping[str, Tensor], calibration: Calibration, pruned: Wal
 
 
 def _tasks(graph: Graph, plan: Plan, calibration: Calibration) -> Iterator[_Task]:
-    """The consumers that can be solved for: no other op reads their weight, and they are not too wide."""
+    """The consumers that can be solved for: no other op reads their weight, one reads what they
+    give, and they are not too wide."""
     sizes = Sizes(graph, keep_of(graph, plan))
     after = followings(graph, calibration.consumers)
     masks = {name: torch.from_numpy(mask) for name, mask in plan.masks.items()}
+    read = {number for op in graph.ops for number in op.inputs} | set(graph.outputs)
     for consumer in calibration.consumers:
-        if consumer.shared:
+        if consumer.shared or consumer.output not in read:
             continue
         index = layout(graph, sizes, consumer)
         if index.shape[2] <= WIDEST:
@@ -221,6 +223,7 @@ class _Scene:
         self._options = options
         self._looks = options.rounds if task.following.clamped else 0
         self._sums = Sums()
+        self._pruned = pruned
         self._state = pruned.state
         self._free = free_parameter(task.consumer, task.following)
         self._held = self._state[self._free] if self._free else None
@@ -236,7 +239,8 @@ class _Scene:
         inputs = front.inputs_at(consumer.op)
         share = share_of(consumer, graph, inputs)
         for number, dense, pruned in front.to(consumer.op, inputs, self._task.following):
-            for piece in self._pieces(number, pruned, self._target.wanted(dense, pruned), share):
+            x = self._pruned.value(consumer.input, pruned, front.size(number))
+            for piece in self._pieces(number, x, self._target.wanted(dense, pruned), share):
                 self._sums.add(piece.x, piece.values[0])
                 if self._looks:
                     columns = piece.x, piece.values[0], self._target.goal(*piece.values)
@@ -263,13 +267,11 @@ class _Scene:
             given = self._target.given(weight @ x)
             self._sums.add_target(x, self._target.again(wanted, goal, given))
 
-    def _pieces(
-        self, number: int, pruned: Live, values: tuple[Tensor, ...], share: float
-    ) -> Iterator[Columns]:
+    def _pieces(self, number: int, x: Tensor, values: tuple[Tensor, ...], share: float) -> Iterator[Columns]:
         consumer = self._task.consumer
         return chunks(
             consumer,
-            pruned[consumer.input],
+            x,
             tuple(values[0].shape[2:]) if consumer.geometry else (),
             values if self._looks else values[:1],
             share=share,
