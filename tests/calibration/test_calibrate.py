@@ -314,19 +314,26 @@ def test_each_reader_of_what_is_written_in_between_has_its_own_moment() -> None:
     class Rewritten(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+            self.a, self.b, self.c, self.d = (
+                nn.Linear(4, 4),
+                nn.Linear(4, 2),
+                nn.Linear(4, 2),
+                nn.Linear(4, 2),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.a(x)
-            y.relu_()
             z = self.b(y)
+            y.mul_(3.0)
+            z = z + self.c(y)
             y.mul_(0.5)
-            return z + self.c(y)
+            return z + self.d(y)
 
     model, x = Rewritten().eval(), X[:8, 0, 0, :4]
     found = calibrate(trace(model, x), state_of(model), [x])
-    _, b, c = (found.moments[consumer.op].mean for consumer in found.consumers)
-    torch.testing.assert_close(c, b / 2)
+    _, b, c, d = (found.moments[consumer.op].mean for consumer in found.consumers)
+    torch.testing.assert_close(c, 3 * b)
+    torch.testing.assert_close(d, 1.5 * b)
     assert b.any()
 
 

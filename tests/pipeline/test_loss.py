@@ -43,6 +43,14 @@ def test_nothing_goes_where_everything_costs_too_much() -> None:
     assert any(note.startswith("Nothing was removed: each of") for note in result.report.notes)
 
 
+def test_limits_that_cannot_be_reached_are_told() -> None:
+    budget = sned.Budget(max_loss=0.5, device="pixel-9")
+    result = pruned(budget=budget, rules={"at_least": {"*": 8}}, evaluate=weights)
+    assert any(
+        "none of the 6 limits on latency_ms that were tried can be reached" in n for n in result.report.notes
+    )
+
+
 def test_the_best_so_far_is_kept_when_the_user_stops(tmp_path: Path) -> None:
     """The second network that keeps the loss is evaluated when Ctrl-C comes: the first is there."""
     seen = []

@@ -73,6 +73,10 @@ def within_loss(
             problem = replace(problem, limits={})
             raise _contradiction(study, lost[id(largest)], bisected(whole, share, 1.0).costs[axis])
         best = bisected(largest, min(SMALLEST, share / 2), share)
+    if not best.changes and len(lost) == 1:
+        return best, (
+            f"Nothing was removed: none of the {STEPS} limits on {axis} that were tried can be reached.",
+        )
     if not best.changes:
         return best, (
             f"Nothing was removed: each of {len(lost) - 1} smaller networks lost more than {allowed:g}.",
