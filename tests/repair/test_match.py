@@ -11,7 +11,7 @@ from torch import nn
 import sned
 from sned.errors import CalibrationError, ModelError
 from sned.repair.drawn import _if_images, _is_images, _varied
-from sned.repair.match import _entering, _inputs_kept, match
+from sned.repair.match import _apart, _entering, _inputs_kept, match
 from sned.surgery import masks_of
 from sned.surgery.masks import hold_masks
 from tests.repair.networks import block, images
@@ -251,3 +251,12 @@ def test_groups_that_fall_to_one_are_not_compared() -> None:
     small = sned.apply(dense, graph.plan({graph.groups[0].name: list(range(7))}))
     assert small[2].groups == 1
     assert set(_inputs_kept(small, dense)) == {"0", "3"}
+
+
+def test_answers_that_are_masked_are_left_aside() -> None:
+    given, wanted = torch.randn(2, 20, 5).unbind()
+    masked = torch.full((20, 2), -torch.inf)
+    found = _apart(torch.cat([given.requires_grad_(), masked], 1), torch.cat([wanted, masked], 1))
+    torch.testing.assert_close(found, (given - wanted).square().mean() / wanted.var())
+    found.backward()
+    torch.testing.assert_close(given.grad, 2 * (given - wanted).detach() / 100 / wanted.var())

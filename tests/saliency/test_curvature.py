@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sned.calibration import calibrate
+from sned.calibration.curvature import _Pull
 from sned.graph.trace import state_of, trace
 from sned.saliency import Evidence, curvatures, read_alone, score, sensitivities
 from tests.graph.networks import NETWORKS
@@ -221,3 +222,12 @@ def test_every_network_is_told_or_left(subtests: pytest.Subtests) -> None:
             assert name in NETWORKS
             told = curvatures(evidence(name), score("reconstruction", evidence(name)))
             assert all(np.isfinite(one.divergence).all() for one in told.values())
+
+
+def test_masked_answers_weigh_nothing() -> None:
+    torch.manual_seed(0)
+    plain = torch.randn(30, 4)
+    masked = torch.cat([plain, torch.full((30, 2), -torch.inf)], 1)
+    for shape in ((30, -1), (30, 1, -1)):  # of classes, and of none
+        scales = [_Pull([answers.reshape(shape)], 0)._scales[0] for answers in (plain, masked)]
+        assert 0 < scales[0] <= scales[1] < torch.inf
