@@ -39,6 +39,7 @@ from sned.repair.drawn import COARSE, Drawn
 from sned.repair.repair import first_held_out
 from sned.surgery import trace
 from sned.surgery.keras import is_keras
+from sned.surgery.masks import hold_masks, masks_of
 from sned.surgery.pytorch import PLAN_ATTRIBUTE
 from sned.surgery.twin import copied
 
@@ -203,7 +204,7 @@ def match(
     every = list(batches)
     if not every:
         _check_count(0)
-    graph = graph or (dense.graph if is_keras(dense) else trace(dense, every[0]))
+    graph = graph or _traced(dense, every[0])
     check_learns(graph, model)
     teacher, student = _to_train(dense), _to_train(model)
     inputs = Drawn(graph.example, every, coarse=not is_keras(model))
@@ -243,11 +244,19 @@ def match(
     return Matched(learnt_from, done, best, tuple(looks), time.perf_counter() - start)
 
 
+def _traced(dense: Any, example: Any) -> Graph:
+    found: Graph = dense.graph if is_keras(dense) else trace(dense, example)
+    return found
+
+
 def _to_train(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode, in single precision where it has less: Adam's steps vanish in half precision."""
     copy = copied(model).eval()
+    if is_keras(copy):
+        hold_masks(copy, masks_of(copy))
+        return copy
     coarse = any(tensor.dtype in COARSE for tensor in state_of(model).values())
-    return copy.float() if coarse and not is_keras(model) else copy
+    return copy.float() if coarse else copy
 
 
 def _share(done: int, steps: int | None, start: float, seconds: float | None) -> float:

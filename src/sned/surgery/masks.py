@@ -22,7 +22,7 @@ from sned.graph.ir import IntArray
 from sned.graph.modules import modules_of
 from sned.graph.plan import Plan
 from sned.graph.replay import cut_down
-from sned.surgery.keras import is_keras_model
+from sned.surgery.keras import is_keras, is_keras_model
 
 
 class Mask:
@@ -161,7 +161,13 @@ def with_masks_of(model: nn.Module, plan: Plan) -> Plan:
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
-    """The masks that a network holds, `{parameter name: bool}`; a tied parameter goes by its first name."""
+    """The masks that a network holds, `{parameter name: bool}`; a tied parameter goes by its first name.
+
+    The zeros of a Keras model are plain numbers: each of its kernels that holds some is taken to be masked there.
+    """
+    if is_keras(model):
+        kernels = ((name, p != 0) for name, p in model.named_parameters() if p.ndim > 1 and p.any())
+        return {name: mask for name, mask in kernels if not mask.all() and not name.endswith("bias")}
     first = first_names(model)
     named = [
         (f"{path}.{leaf}" if path else leaf, mask)

@@ -97,3 +97,33 @@ def test_zeros_hold_while_the_others_match_the_original() -> None:
         np.log(m.predict(fresh, verbose=0)) for m in (model, plain.model, matched.model)
     )
     assert np.abs(together - wanted).mean() < np.abs(alone - wanted).mean()
+
+
+def test_channels_that_are_a_kernel_each_are_not_compared_once_one_is_left() -> None:
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((12, 12, 3))
+    for layer in (
+        layers.Conv2D(4, 3, name="a"),
+        layers.DepthwiseConv2D(3, name="b"),
+        layers.Conv2D(8, 1, name="c"),
+    ):
+        x = layers.ReLU()(layer(x))
+    dense = network_of(keras.Model(inputs, layers.Dense(5, name="head")(layers.GlobalAveragePooling2D()(x))))
+    graph = traced(dense, describe(inputs_of(images(2))))
+    small, _ = pruned_keras(dense, graph, graph.plan({"a": [0, 1, 3]}))
+    assert {name.partition(".")[0] for name in small.inputs_kept(dense)} == {"a", "c", "head"}
+    found = match(small, dense, [torch.from_numpy(images(40))], steps=2)
+    assert found.steps == 2
+
+
+def test_zeros_hold_while_units_go_and_while_the_rest_is_matched() -> None:
+    model, x = classifier(), images(100)
+    sparse = sned.sparsify(model, x[:2], sparsity=0.7, calibration=[x]).model
+    result = sned.prune(sparse, x[:2], budget=sned.Budget(sparsity=0.3), calibration=[x], match_seconds=0.5)
+    for name in ("a", "b", "c"):
+        kernel = keras.ops.convert_to_numpy(result.model.get_layer(name).kernel)
+        assert (kernel == 0).mean() > 0.4
+    again = sned.sparsify(sparse, x[:2], sparsity=0.3, calibration=[x]).model
+    for mine, theirs in zip(again.get_weights(), sparse.get_weights(), strict=True):
+        if mine.ndim > 1:
+            assert (mine[theirs == 0] == 0).all()
