@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 import torch
 from torch import nn
@@ -81,6 +82,23 @@ class Recorded:
     trained: Recording | None
     device: str = "meta"
     outputs_last: bool = False
+
+
+def rows_in_step(few: Sequence[int], many: Sequence[int]) -> Rows | None:
+    """How an output grows from the first of `BATCHES` to the second; None where it does so along no axis, along
+    several, or not in step."""
+    grown = [axis for axis, (a, b) in enumerate(zip(few, many, strict=True)) if a != b]
+    if len(grown) != 1 or few[grown[0]] * BATCHES[1] != many[grown[0]] * BATCHES[0]:
+        return None
+    return Rows(grown[0], Fraction(few[grown[0]], BATCHES[0]))
+
+
+def rows_of_one_size(recording: Recording, batch: int) -> tuple[Rows | None, ...]:
+    """Where only one batch size runs, batches are all that there is to tell apart: what is worked out has the rows of
+    its first axis from each."""
+    held = {*recording.parameters.values(), *recording.constants}
+    shapes = [() if number in held else recording.tensors[number].shape for number in recording.outputs]
+    return tuple(Rows(0, Fraction(shape[0], batch)) if shape else None for shape in shapes)
 
 
 def without(recording: Recording, gone: Collection[int]) -> Recording:

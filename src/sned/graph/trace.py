@@ -7,10 +7,9 @@ at two batch sizes: integers that differ between them depend on the batch, and t
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -20,11 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sned.errors import ModelError
 from sned.graph.build import build
 from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
-from sned.graph.ir import Affine, Graph, Rows
+from sned.graph.ir import Affine, Graph
 from sned.graph.modules import modules_of
 from sned.graph.provenance import Watch, functions_opened, instrumented
 from sned.graph.recorder import Recorder
-from sned.graph.recording import BATCHES, Recorded, Recording, without
+from sned.graph.recording import BATCHES, Recorded, Recording, rows_in_step, rows_of_one_size, without
 from sned.graph.rescale import PRODUCTS
 from sned.graph.untouched import untouched
 
@@ -302,7 +301,11 @@ def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
                 first_error = error if device == devices[-1] or first_error is None else first_error
                 continue
             if len(recordings) == 1:
-                return replace(recordings[0], rows=_one_size(recordings[0], example.batch)), False, device
+                return (
+                    replace(recordings[0], rows=rows_of_one_size(recordings[0], example.batch)),
+                    False,
+                    device,
+                )
             if (merged := _merge(*recordings)) is not None:
                 return merged, True, device
     shapes = ", ".join(str(leaf.shape) for leaf in example.leaves())
@@ -337,27 +340,10 @@ def _merge(first: Recording, second: Recording) -> Recording | None:
             for a, b in zip(first.ops, second.ops, strict=True)
         ]
         outputs = zip(first.outputs, second.outputs, strict=True)
-        rows = tuple(_in_step(first.tensors[a].shape, second.tensors[b].shape) for a, b in outputs)
+        rows = tuple(rows_in_step(first.tensors[a].shape, second.tensors[b].shape) for a, b in outputs)
     except ValueError:
         return None
     return without(replace(first, ops=ops, rows=rows), lists.keys())
-
-
-def _in_step(few: Sequence[int], many: Sequence[int]) -> Rows | None:
-    """How an output grows from the first of `BATCHES` to the second; None where it does so along no axis, along
-    several, or not in step."""
-    grown = [axis for axis, (a, b) in enumerate(zip(few, many, strict=True)) if a != b]
-    if len(grown) != 1 or few[grown[0]] * BATCHES[1] != many[grown[0]] * BATCHES[0]:
-        return None
-    return Rows(grown[0], Fraction(few[grown[0]], BATCHES[0]))
-
-
-def _one_size(recording: Recording, batch: int) -> tuple[Rows | None, ...]:
-    """Where only one batch size runs, batches are all that there is to tell apart: what is worked out has the rows of
-    its first axis from each."""
-    held = {*recording.parameters.values(), *recording.constants}
-    shapes = [() if number in held else recording.tensors[number].shape for number in recording.outputs]
-    return tuple(Rows(0, Fraction(shape[0], batch)) if shape else None for shape in shapes)
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
