@@ -34,6 +34,7 @@ _HOMES = {
     "export": "sned.export",
     "export_onnx": "sned.export",
     "finetune": "sned.training",
+    "keras": "sned.keras",
     "load": "sned.surgery",
     "plan": "sned.pipeline",
     "prune": "sned.pipeline",

@@ -103,3 +103,13 @@ def test_a_network_that_sned_saved_is_cut_and_filled(user_file: Path, tmp_path: 
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(loaded(x), small(x))
     assert sum(p.numel() for p in loaded.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_a_network_that_the_file_made_is_filled_with_each_weights_apart(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("from torch import nn\nnet = nn.Linear(2, 1)\n")
+    for value in (1.0, 2.0):
+        torch.save({"weight": torch.full((1, 2), value), "bias": torch.zeros(1)}, tmp_path / f"{value}.pt")
+    first, second = (
+        load_model(f"{tmp_path / 'own.py'}:net", tmp_path / f"{value}.pt") for value in (1.0, 2.0)
+    )
+    assert [model.weight[0, 0].item() for model in (first, second)] == [1.0, 2.0]

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sned.training.checkpoint import load_run
+from sned.surgery.masks import hold_masks
+from sned.training import GradualMasks
+from sned.training.checkpoint import identity, load_run
 from tests.training.killable import train
-from tests.training.networks import same
+from tests.training.networks import digit_net, same
 
 pytest.importorskip("accelerate")
 
@@ -50,3 +52,13 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path, kind: str) -> N
     again = train(tmp_path, kind)
     assert same(again.model, whole.model)
     assert again.note.startswith("Trained for 8 of 8 epochs")
+
+
+def test_networks_with_other_zeros_are_told_apart() -> None:
+    """Else a run of one would go on as the other's, under the wrong masks."""
+    half, most, none = (digit_net() for _ in range(3))
+    hold_masks(half, GradualMasks(0.5).masks(half, 0.5))
+    hold_masks(most, GradualMasks(0.9).masks(most, 0.9))
+    told = [identity(model) for model in (half, most, none, digit_net())]
+    assert told[0] != told[1] != told[2] == told[3]
+    assert told[0] != told[2]

@@ -207,6 +207,9 @@ def test_masks_that_cannot_be_are_told() -> None:
     with pytest.raises(PlanError, match=r"'conv3.weight' is no weight .* Did you mean 'conv"):
         GradualMasks(0.5, names=["conv3.weight"]).masks(digit_net(), 0.5)
     assert set(thinnable(digit_net())) == {"conv2.weight", "head.weight"}
+    frozen = digit_net()
+    frozen.conv2.requires_grad_(False)
+    assert set(thinnable(frozen)) == {"head.weight"}
 
 
 # --- penalties ---------------------------------------------------------------------------------------------------------

@@ -97,6 +97,7 @@ def _own_model(spec: str) -> "nn.Module":
 
     from sned.surgery.keras import is_keras
     from sned.surgery.keras.backend import choose_backend
+    from sned.surgery.twin import copied
 
     choose_backend()
     found = load_object(spec, what="model")
@@ -107,7 +108,8 @@ def _own_model(spec: str) -> "nn.Module":
             f"'{spec}' must be a model (torch.nn.Module or keras.Model) or a function that returns one, "
             f"got {type(model).__name__}."
         )
-    made: nn.Module = model
+    # A network that the file itself made is one object however often it is named, and is filled with weights.
+    made: nn.Module = copied(model) if isinstance(found, nn.Module) else model
     return made
 
 

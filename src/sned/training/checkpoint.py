@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,16 @@ NAME = "checkpoint.pt"
 
 
 def identity(model: nn.Module) -> dict[str, str]:
-    """What tells networks apart whose weights must not be mixed up: class, shapes, and the plans that cut it."""
+    """What tells networks apart whose weights must not be mixed up: class, shapes, the plans that cut it, its zeros."""
     plans = getattr(model, PLAN_ATTRIBUTE, ())
     shapes = "; ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in state_of(model).items())
     removed = [sorted((name, list(units)) for name, units in plan.removed.items()) for plan in plans]
     bypassed = [list(plan.bypassed) for plan in plans]
-    return {"model": type(model).__name__, "shapes": shapes, "plan": repr((removed, bypassed))}
+    zeros = sha256()
+    for name, mask in sorted(masks_of(model).items()):
+        zeros.update(name.encode() + mask.cpu().numpy().tobytes())
+    told = {"model": type(model).__name__, "shapes": shapes, "plan": repr((removed, bypassed))}
+    return {**told, "zeros": zeros.hexdigest()}
 
 
 def save_run(folder: Path, data: Mapping[str, Any]) -> None:

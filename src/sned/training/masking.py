@@ -120,12 +120,12 @@ class GradualMasks(Part):
 
 
 def thinnable(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of convolutions and linear layers by name, but for those of a single input."""
+    """The weights of convolutions and linear layers by name, but for frozen ones and those of a single input."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return {
         f"{path}.weight" if path else "weight": module.weight
         for path, module in model.named_modules()
-        if isinstance(module, kinds) and module.weight.shape[1] > 1
+        if isinstance(module, kinds) and module.weight.shape[1] > 1 and module.weight.requires_grad
     }
 
 

@@ -14,6 +14,7 @@ from keras import layers
 
 import sned
 from sned.graph.trace import state_of
+from sned.surgery.keras.road import inputs_of
 from tests.surgery.keras.models import images, made
 from tests.surgery.keras.test_apply import answers, close
 
@@ -235,3 +236,16 @@ def test_the_command_line_prunes_files(name: str, tmp_path: Path) -> None:
     small = keras.saving.load_model(tmp_path / "out" / "model.keras")
     assert small.count_params() < model.count_params()
     assert answers(small, x)[0].shape == answers(model, x)[0].shape
+
+
+def test_tables_of_inputs_are_in_the_order_of_the_models_inputs() -> None:
+    """By name: files call their inputs by these, in this order."""
+    user, item = (keras.Input((4,), name=name) for name in ("user", "item"))
+    model = keras.Model({"user": user, "item": item}, layers.Dense(3)(user - 2 * item))
+    (given,) = inputs_of({"user": np.ones((1, 4)), "item": np.zeros((1, 4))})
+    assert list(given) == [tensor.name for tensor in model.inputs]
+    assert float(given["user"].sum()) == 4
+
+
+def test_what_trains_keras_models_is_at_hand() -> None:
+    assert sned.keras.Distiller.__name__ == "Distiller"

@@ -84,7 +84,14 @@ def inputs_of(example_inputs: Inputs) -> tuple[Any]:
     nest = tensors(example_inputs)
     if not keras.tree.flatten(nest):
         raise ExampleError("`example_inputs` must hold at least one array, as `model.predict` takes it.")
-    return (nest,)
+    return (_in_order(nest),)
+
+
+def _in_order(nest: Any) -> Any:
+    """Tables by their keys, as Keras flattens them and orders the inputs of a model."""
+    if isinstance(nest, dict):
+        return {key: _in_order(nest[key]) for key in sorted(nest)}
+    return type(nest)(map(_in_order, nest)) if type(nest) in (list, tuple) else nest
 
 
 def network_for(model: Any, example_inputs: Inputs) -> Network:
