@@ -229,5 +229,5 @@ def test_masked_answers_weigh_nothing() -> None:
     plain = torch.randn(30, 4)
     masked = torch.cat([plain, torch.full((30, 2), -torch.inf)], 1)
     for shape in ((30, -1), (30, 1, -1)):  # of classes, and of none
-        scales = [_Pull([answers.reshape(shape)], 0)._scales[0] for answers in (plain, masked)]
+        scales = [_Pull([answers.reshape(shape)], 30, 0)._scales[0] for answers in (plain, masked)]
         assert 0 < scales[0] <= scales[1] < torch.inf

@@ -161,7 +161,7 @@ def _range(tensor: torch.Tensor) -> tuple[float, float | tuple[float, ...]]:
     low, high = float(tensor.min()), float(tensor.max())
     if tensor.ndim < 2 or high <= 1:
         return low, high
-    return low, tuple(map(float, tensor.reshape(-1, tensor.shape[-1]).amax(0).tolist()))
+    return low, tuple(map(float, tensor.reshape(-1, tensor.shape[-1]).amax(0).cpu().tolist()))
 
 
 def tensors_in(value: Any) -> Sequence[torch.Tensor]:
