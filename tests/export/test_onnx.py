@@ -19,6 +19,7 @@ from sned.export.onnx import _convert
 from sned.export.onnx_file import compact, file_bytes, save
 from sned.files import staged_path
 from sned.runtime import open_session
+from tests.export.networks import Of
 
 torch.set_num_threads(1)
 
@@ -56,15 +57,6 @@ class Deep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.stages(x)
-
-
-class Of(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 def decide_on_values(x: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -13,18 +12,9 @@ from torch.nn import functional as F
 
 from sned import apply, trace
 from tests.graph.networks import NETWORKS
-from tests.graph.oracle import call, distance, halved, lively, zeroed
+from tests.graph.oracle import call, distance, halved, lively, right, zeroed
 
 SEQUENCE = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
-
-
-def right(model: nn.Module, *inputs: Any) -> nn.Module:
-    """Half of every group, held against zeroing; returns what remains."""
-    lively(model)
-    small, graph, plan = halved(model, *inputs)
-    assert graph.groups
-    assert distance(call(small, *inputs), zeroed(model, graph, plan.removed, *inputs)) < 1e-4
-    return small
 
 
 class View(nn.Module):
@@ -227,65 +217,6 @@ def test_a_recurrent_layer_knows_its_new_size() -> None:
     assert small.cells(torch.randn(2, 7, 3))[0].shape == (2, 7, 8)
 
 
-class Literal(nn.Module):
-    """A number in the code that no attribute holds, between two layers that can lose units."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c, self.d = nn.Linear(5, 12), nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        one, two = self.a(x).split(6, -1)
-        return self.d(F.relu(self.c(F.relu(self.b(one * two)))))
-
-
-class LiteralView(Literal):
-    """A view by literals."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x).view(-1, 2, 6)
-        return self.d(F.relu(self.c(F.relu(self.b(y[:, 0] * y[:, 1])))))
-
-
-class LiteralSlice(Literal):
-    """Slices by literals, which no check of shapes would notice."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        return self.d(F.relu(self.c(F.relu(self.b(y[..., :6] + y[..., 6:].flip(-1))))))
-
-
-@pytest.mark.parametrize("kind", [Literal, LiteralView, LiteralSlice])
-def test_a_literal_freezes_its_group_and_says_so_and_pruning_goes_on(kind: type[nn.Module]) -> None:
-    model = lively(kind())
-    graph = trace(model, SEQUENCE)
-    names = {group.name for group in graph.groups}
-    assert names == {"b", "c"}
-    assert "a" in {frozen.name for frozen in graph.frozen}
-    small = right(model, SEQUENCE)
-    assert small.a.weight.shape == (12, 5)
-    assert small.c.weight.shape == (4, 4)
-
-
-class LiteralWrite(Literal):
-    """A slice by literals is written to: what it clamps to has the right size and the wrong place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.e, self.b = nn.Linear(5, 8), nn.Linear(5, 4), nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        y[..., 2:6] = self.e(x)
-        return self.d(F.relu(self.c(F.relu(self.b(y)))))
-
-
-def test_a_literal_that_still_fits_by_size_freezes_its_group_too() -> None:
-    small = right(LiteralWrite(), SEQUENCE)
-    assert small.a.weight.shape == (8, 5)
-    assert small.c.weight.shape == (4, 4)
-
-
 def test_as_many_groups_of_a_norm_as_samples() -> None:
     model = lively(nn.Sequential(nn.Conv2d(3, 12, 1), nn.GroupNorm(2, 12), nn.ReLU(), nn.Conv2d(12, 3, 1)))
     graph = trace(model, torch.randn(2, 3, 4, 4))
@@ -312,43 +243,6 @@ class SplitByAttributes(nn.Module):
 def test_pieces_of_a_split_follow_their_attributes() -> None:
     small = right(SplitByAttributes(), SEQUENCE)
     assert (small.key, small.part, small.width) == (2, 3, 5)
-
-
-class ValueOfASize(nn.Module):
-    """Divides by a tensor that holds the root of a size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(6, 12), nn.Linear(12, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        scores = y @ y.transpose(1, 2) / torch.sqrt(torch.tensor(y.shape[-1]))
-        return self.c(self.b(scores).relu())
-
-
-def test_a_tensor_that_holds_a_size_freezes_it() -> None:
-    small = right(ValueOfASize(), SEQUENCE)
-    assert small.a.weight.shape == (8, 5)
-    assert small.b.weight.shape == (6, 6)
-
-
-class RootOfFloat(nn.Module):
-    """A factor whose formula is lost, as other code than PyTorch's may lose it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 12), nn.Linear(12, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.a(x)
-        return self.c(self.b(y * float(str(y.shape[-1])) ** -0.5).relu())
-
-
-def test_a_factor_that_changes_with_a_size_freezes_it() -> None:
-    small = right(RootOfFloat(), SEQUENCE)
-    assert small.a.weight.shape == (8, 5)
-    assert small.b.weight.shape == (6, 8)
 
 
 class Picked(nn.Module):
@@ -385,67 +279,6 @@ class AsksShapes(nn.Module):
 def test_shapes_asked_for_before_a_parameter_is_read() -> None:
     small = right(AsksShapes(), SEQUENCE)
     assert (small.width, small.gain.numel(), small.idle.numel()) == (4, 4, 6)
-
-
-class Stubborn(nn.Module):
-    """A number that is kept where no one finds it: in a closure."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 3)
-        held = [8]
-        self.check = lambda: held[0]
-
-    def forward(self, x: Tensor) -> Tensor:
-        if (
-            len(self.a.bias.tolist() if not self.a.bias.is_meta else range(self.a.bias.shape[0]))
-            != self.check()
-        ):
-            raise ValueError("not what I was made for")
-        return self.c(self.b(self.a(x).relu()).relu())
-
-
-def test_a_group_that_the_model_does_not_run_without_is_frozen_alone() -> None:
-    model = Stubborn()
-    graph = trace(model, SEQUENCE)
-    assert [group.name for group in graph.groups] == ["b"]
-    assert any("does not run without some of it" in frozen.reason for frozen in graph.frozen)
-
-
-class Hidden(nn.Module):
-    """Something is made of a hidden layer with a number that follows from its size."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind, self.a, self.b = kind, nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(WITH_NUMBERS[self.kind](self.a(x)))
-
-
-WITH_NUMBERS: dict[str, Any] = {
-    "divided by its size": lambda h: h / h.size(1),
-    "times its size": lambda h: h.shape[1] * h,
-    "plus its size": lambda h: h + h.size(1),
-    "mean by hand": lambda h: h - h.sum(1, keepdim=True) / h.shape[1],
-    "groups as a literal": lambda h: F.group_norm(h, 4),
-    "a branch by its size": lambda h: h * 2 if h.size(1) > 10 else h,
-    "a branch that adds": lambda h: h if h.size(1) > 10 else h.relu(),
-}
-
-
-@pytest.mark.parametrize("kind", WITH_NUMBERS)
-def test_numbers_in_arithmetic_are_made_up_for_or_freeze(kind: str) -> None:
-    """Whatever is done about them, nothing is handed over that is wrong, and nothing is raised."""
-    model, x = lively(Hidden(kind)), torch.randn(2, 3, 4, 4)
-    graph = trace(model, x)
-    made_up = kind in ("divided by its size", "times its size")
-    assert [group.name for group in graph.groups] == (["a"] if made_up else [])
-    if not made_up:
-        assert any(frozen.name == "a" and "size" in frozen.reason for frozen in graph.frozen)
-        return
-    plan = graph.plan({"a": range(5)})
-    assert distance(call(apply(model, plan), x), zeroed(model, graph, plan.removed, x)) < 1e-4
 
 
 class Interleaved(nn.Module):

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sned import apply, trace
 from sned.errors import ModelError, SurgeryError
+from sned.graph.replay import Replay
+from tests.graph.networks import Residual
 from tests.graph.oracle import call, distance, halved, lively, state
 
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 ROWS = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
 
@@ -176,3 +182,129 @@ def test_integers_that_must_be_in_order_are_told_of() -> None:
         ModelError, match=r"(?s)random inputs like the example.*what must be in order, such as off"
     ):
         halved(lively(Bags()), text, starts)
+
+
+class Drifting(nn.Module):
+    """A forward that answers otherwise each time: the recorded pass cannot be held against it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.calls = nn.Linear(4, 8), nn.Linear(8, 3), itertools.count(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(x))) * torch.tensor(float(next(self.calls)))
+
+
+def test_a_result_that_differs_from_the_replay_is_not_handed_over() -> None:
+    model = lively(Drifting())
+    graph = trace(model, torch.randn(2, 4))
+    with pytest.raises(SurgeryError, match=r"must compute what its plan promises, but its outputs differ by"):
+        apply(model, graph.plan({"a": [0, 1]}))
+
+
+class Meeting(nn.Module):
+    """Rows of a batch see each other; takes a number beside the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.outer(torch.relu(self.inner(x))) * factor
+        return seen @ seen.T, seen
+
+
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch sizes that were replayed so far."""
+    sizes: list[int] = []
+    honest = Replay.run
+
+    def run(self: Replay, inputs: Any, **more: Any) -> Any:
+        sizes.append(len(inputs[0][0]))
+        return honest(self, inputs, **more)
+
+    monkeypatch.setattr(Replay, "run", run)
+    return sizes
+
+
+def test_a_network_whose_rows_meet_is_held_against_the_replay_of_each_batch_size(replayed: list[int]) -> None:
+    model = lively(Meeting())
+    graph = trace(model, (torch.randn(2, 6), torch.tensor(0.5)))
+    small = apply(model, graph.plan({"inner": [0, 3, 5]}))
+    assert replayed == [2, 1]
+    assert small.inner.weight.shape == (5, 6)
+
+
+def test_a_network_whose_rows_do_not_meet_needs_no_second_replay(replayed: list[int]) -> None:
+    model = lively(Residual())
+    apply(model, trace(model, IMAGE).plan({"a1": [0]}))
+    assert replayed == [2]
+
+
+class Overwriting(nn.Module):
+    """Normalises its input in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.5).mul_(3.0)
+        made: Tensor = self.outer(torch.relu(self.inner(x)))
+        return made
+
+
+def test_a_network_that_writes_into_its_input_is_run_on_fresh_ones() -> None:
+    model = lively(Overwriting())
+    plan = trace(model, torch.randn(2, 6)).plan({"inner": [0, 3, 5]})
+    assert apply(model, plan).inner.weight.shape == (5, 6)
+
+
+class OneAtATime(Residual):
+    """Computes something else where the batch is one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = super().forward(x)
+        return made * (2 if len(x) == 1 else 1)
+
+
+def test_a_network_that_is_wrong_at_batch_size_one_alone_is_not_handed_over() -> None:
+    model = lively(OneAtATime())
+    plan = trace(model, IMAGE).plan({"a1": [0]})
+    with pytest.raises(SurgeryError, match="at batch size 1"):
+        apply(model, plan)
+
+
+def test_a_wrong_repair_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Surgery that permutes the channels that it keeps must not pass its own check."""
+    import sned.surgery.pytorch as surgery
+
+    model = lively(Residual())
+    graph = trace(model, IMAGE)
+    honest = surgery.twin
+
+    def dishonest(given: nn.Module, own: dict[str, Tensor]) -> nn.Module:
+        return honest(given, {**own, "a1.weight": own["a1.weight"].flip(0)})
+
+    monkeypatch.setattr(surgery, "twin", dishonest)
+    with pytest.raises(SurgeryError, match="outputs differ by"):
+        apply(model, graph.plan({"a1": [0, 1]}))
+
+
+def test_a_head_that_is_all_zero_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sned.surgery.pytorch as surgery
+
+    model = lively(Residual())
+    with torch.no_grad():
+        model.fc.weight.zero_()
+        model.fc.bias.zero_()
+    graph = trace(model, IMAGE)
+    plan = graph.plan({"a1": [0, 1]})
+    assert torch.equal(call(apply(model, plan), IMAGE), torch.zeros(2, 5))
+    honest = surgery.twin
+    monkeypatch.setattr(
+        surgery, "twin", lambda given, own: honest(given, {**own, "a1.weight": own["a1.weight"].flip(0)})
+    )
+    with pytest.raises(SurgeryError, match="outputs differ by"):
+        apply(model, plan)

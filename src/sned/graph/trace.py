@@ -301,11 +301,8 @@ def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
                 first_error = error if device == devices[-1] or first_error is None else first_error
                 continue
             if len(recordings) == 1:
-                return (
-                    replace(recordings[0], rows=rows_of_one_size(recordings[0], example.batch)),
-                    False,
-                    device,
-                )
+                (only,) = recordings
+                return replace(only, rows=rows_of_one_size(only, example.batch)), False, device
             if (merged := _merge(*recordings)) is not None:
                 return merged, True, device
     shapes = ", ".join(str(leaf.shape) for leaf in example.leaves())

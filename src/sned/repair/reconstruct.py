@@ -199,14 +199,13 @@ def _restored(found: Mapping[str, Tensor], calibration: Calibration, pruned: Wal
 
 
 def _tasks(graph: Graph, plan: Plan, calibration: Calibration) -> Iterator[_Task]:
-    """The consumers that can be solved for: no other op reads their weight, one reads what they
-    give, and they are not too wide."""
+    """The consumers that can be solved for: no other op reads their weight, one reads what they give, and they are not
+    too wide."""
     sizes = Sizes(graph, keep_of(graph, plan))
     after = followings(graph, calibration.consumers)
     masks = {name: torch.from_numpy(mask) for name, mask in plan.masks.items()}
-    read = {number for op in graph.ops for number in op.inputs} | set(graph.outputs)
     for consumer in calibration.consumers:
-        if consumer.shared or consumer.output not in read:
+        if consumer.shared or consumer.output not in graph.read:
             continue
         index = layout(graph, sizes, consumer)
         if index.shape[2] <= WIDEST:

@@ -96,20 +96,25 @@ def check_training(model: nn.Module, graph: Graph, trained: Recording) -> None:
     """
     failure = "it returns other shapes"
     try:
-        recording = record(
-            model,
-            graph.example,
-            traced_batch(graph),
-            device=graph.recorded.device,
-            training=True,
-            sources=False,
-            thrown_away=True,
-        )
-        if _returned(recording) == _returned(trained):
+        if _returned(_recorded_again(model, graph, Recording(), training=True)) == _returned(trained):
             return
     except Exception as error:  # noqa: BLE001 (the user's forward may raise anything)
         failure = f"{type(error).__name__}: {error}"
     raise Unrepaired(None, f"the model does not train without some of it ({failure})", elsewhere=True)
+
+
+def _recorded_again(model: nn.Module, graph: Graph, into: Recording, *, training: bool = False) -> Recording:
+    """What a pruned copy does on tensors like those of the trace; `into` says how far it got when it raises."""
+    return record(
+        model,
+        graph.example,
+        traced_batch(graph),
+        into=into,
+        device=graph.recorded.device,
+        training=training,
+        sources=False,
+        thrown_away=True,
+    )
 
 
 def _returned(recording: Recording) -> list[tuple[int, ...]]:
@@ -316,17 +321,8 @@ def _first_difference(model: nn.Module, graph: Graph, sizes: Sizes) -> Differenc
     partial = Recording()
     failure, ours = "", False
     try:
-        recording = record(
-            model,
-            graph.example,
-            traced_batch(graph),
-            into=partial,
-            device=graph.recorded.device,
-            sources=False,
-            thrown_away=True,
-        )
-        made = [recording.tensors[number].shape for number in recording.outputs]
-        if made == [sizes.shape(number) for number in graph.outputs]:
+        recording = _recorded_again(model, graph, partial)
+        if _returned(recording) == [sizes.shape(number) for number in graph.outputs]:
             at = _strayed(graph, recording, sizes)
             return None if at is None else Difference(at, " (it fits by chance)")
     except Exception as error:  # noqa: BLE001 (the user's forward may raise anything)
