@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,36 @@ def test_other_tensors_than_the_file_takes_are_refused(
     tensor = torch.ones(1)
     with pytest.raises(ExampleError, match=match):
         call.ordered([tensor for _ in args], dict.fromkeys(kwargs, tensor))
+
+
+class Flagged(nn.Module):
+    def forward(
+        self, x: Tensor, sizes: list[Any], causal: bool = True, *, scale: float | None = None
+    ) -> Tensor:
+        return x
+
+
+def test_flags_are_those_of_the_example_or_are_refused() -> None:
+    x = torch.ones(2)
+    call = call_of(Subject(Flagged()), (x, [x, 4, "up"], False))
+    for args, kwargs in (
+        ((x, [x, 4, "up"]), {}),  # what is left out is as it was exported
+        ((x, [x, 4, "up"], False), {"scale": None}),  # the default is what it was exported with
+    ):
+        assert call.ordered(args, kwargs) == [x, x]
+    for args, kwargs, match in (
+        (
+            (x, [x, 4, "up"], True),
+            {},
+            r"its example gave as 'causal', False, got True\. Leave the argument out",
+        ),
+        ((x, [x, 4, "up"]), {"scale": 0.5}, "'scale', None, got 0.5"),
+        ((x, [x, 3, "up"]), {}, r"'sizes', \[1\]: 4, \[2\]: 'up', got \[1\]: 3"),
+        ((x, [x]), {}, r"'sizes', \[1\]: 4, \[2\]: 'up', got nothing"),
+        ((x, [x, 4, "up"]), {"scaled": 2}, "'scaled', nothing, got 2"),
+    ):
+        with pytest.raises(ExampleError, match=match):
+            call.ordered(args, kwargs)
 
 
 class Shapes(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,44 +26,80 @@ class Call:
         parameters: of the model's forward pass that may be given by position, in order.
         tensors: where each input of the file stands in a call, "['ids']" or "['batch']['ids']", in the file's order.
         axes: of each output the axis that grows with the batch; None where none does.
+        flags: of each argument what is no tensor in it, by where it stands; the file computes with these alone.
     """
 
     parameters: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
     axes: tuple[int | None, ...] = ()
+    flags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def ordered(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The tensors of a call in the file's order, by the names of the arguments.
 
         Raises:
-            ExampleError: it holds other tensors than the file takes.
+            ExampleError: it holds other tensors than the file takes, or another flag than it was exported with.
         """
-        given = _placed(self.parameters, args, kwargs)
+        named = _named(self.parameters, args, kwargs)
+        given = _tensors(named)
         if given.keys() != set(self.tensors):
             raise ExampleError(
                 f"The file takes the tensors {', '.join(self.tensors)}, got {', '.join(given) or 'none'}. Call it "
                 "with the arguments that it was exported with."
             )
+        for name, flags in _flags(named).items():
+            kept = self.flags.get(name, {})
+            if flags != kept:
+                raise ExampleError(
+                    f"The file computes with what its example gave as '{name}', {_said(kept)}, got {_said(flags)}. "
+                    "Leave the argument out, or export with an example that has the other value."
+                )
         return [given[place] for place in self.tensors]
 
 
 def call_of(subject: Source, example: Inputs) -> Call:
     """How a network is called, going by its example inputs, and by its answers at two batch sizes."""
-    args, kwargs = arguments(example)
     kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     declared = inspect.signature(subject.module.forward).parameters.values()
     parameters = tuple(parameter.name for parameter in declared if parameter.kind in kinds)
-    return Call(parameters, tuple(_placed(parameters, args, kwargs)), _batch_axes(subject, example))
+    defaults = {one.name: one.default for one in declared if one.default is not one.empty}
+    named = _named(parameters, *arguments(example))
+    return Call(
+        parameters, tuple(_tensors(named)), _batch_axes(subject, example), _flags({**defaults, **named})
+    )
 
 
-def _placed(parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a call by where they stand in it."""
+def _named(parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, those beyond the parameters by their place."""
     names = [*parameters[: len(args)], *(f"*{place}" for place in range(len(parameters), len(args)))]
     twice = kwargs.keys() & {*names}
     if twice:
         raise ExampleError(f"An argument is given once, got '{min(twice)}' by position and by name.")
-    leaves, _ = pytree.tree_flatten_with_path({**dict(zip(names, args, strict=True)), **kwargs})
-    return {pytree.keystr(path): leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
+    return {**dict(zip(names, args, strict=True)), **kwargs}
+
+
+def _tensors(named: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a call by where they stand in it."""
+    return {place: leaf for place, leaf in _leaves(named).items() if isinstance(leaf, Tensor)}
+
+
+def _flags(named: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is no tensor in each argument, by where it stands."""
+    return {
+        name: {place: leaf for place, leaf in _leaves(value).items() if not isinstance(leaf, Tensor)}
+        for name, value in named.items()
+    }
+
+
+def _leaves(nest: Any) -> dict[str, Any]:
+    return {pytree.keystr(path): leaf for path, leaf in pytree.tree_flatten_with_path(nest)[0]}
+
+
+def _said(flags: Mapping[str, Any]) -> str:
+    return (
+        ", ".join(f"{place}: {value!r}" if place else repr(value) for place, value in flags.items())
+        or "nothing"
+    )
 
 
 def _batch_axes(subject: Source, example: Inputs) -> tuple[int | None, ...]:
