@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sned.errors import ExampleError
-from sned.export.calls import Call, call_of, run_rows
+from sned.export.calls import Call, call_of, row_axes
 from sned.export.capture import Subject
 from sned.export.exported import Deployed
 
@@ -60,7 +60,7 @@ def test_arguments_go_by_their_names_and_not_by_the_order_of_the_call(four: list
 def test_other_tensors_than_the_file_takes_are_refused(
     args: tuple[int, ...], kwargs: dict[str, int], match: str
 ) -> None:
-    call = Call(("x", "y"), ("['x']", "['y']"), (0,))
+    call = Call(("x", "y"), ("['x']", "['y']"))
     tensor = torch.ones(1)
     with pytest.raises(ExampleError, match=match):
         call.ordered([tensor for _ in args], dict.fromkeys(kwargs, tensor))
@@ -97,41 +97,72 @@ def test_flags_are_those_of_the_example_or_are_refused() -> None:
 
 
 class Shapes(nn.Module):
-    """Rows first, rows second, rows that became several, none, and a constant."""
+    """Rows first, rows second, rows that became several, and a constant."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return x, x.T, x.reshape(-1, 2), x.mean(), torch.arange(4)
+        return x, x.T, x.reshape(-1, 2), torch.arange(4)
 
 
 class AsTheModel:
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
+    """A file of a model that takes so many rows, no more and no fewer."""
+
+    def __init__(self, model: nn.Module, batch: int) -> None:
+        self.model, self.batch = model, batch
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        (x,) = inputs
-        assert len(x) == self.batch
-        return [output.numpy() for output in Shapes()(torch.from_numpy(x))]
+        assert len(inputs[0]) == self.batch
+        outputs = self.model(*map(torch.from_numpy, inputs))
+        return [output.detach().numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def file_of(model: nn.Module, *example: Tensor) -> Deployed:
+    subject = Subject(model)
+    call = call_of(subject, example, row_axes(subject, example))
+    return Deployed(AsTheModel(model, len(example[0])), len(example[0]), call)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
 def test_rows_are_joined_along_the_axis_on_which_an_output_has_them(batch: int) -> None:
-    call = call_of(Subject(Shapes()), torch.randn(batch, 6))
-    assert call.axes == (0, 1, 0, None, None)
-    x = torch.ones(5, 6) * torch.arange(6)  # equal means
-    got = run_rows(AsTheModel(batch), [x.numpy()], batch, call)
-    for one, other in zip(got, Shapes()(x), strict=True):
-        np.testing.assert_array_equal(one, other)
+    assert row_axes(Subject(Shapes()), torch.randn(batch, 6)) == (0, 1, 0, None)
+    x = torch.randn(5, 6)
+    for one, other in zip(file_of(Shapes(), torch.randn(batch, 6))(x), Shapes()(x), strict=True):
+        assert torch.equal(one, other)
 
 
-def test_what_comes_from_all_rows_together_is_told_at_the_files_batch_alone() -> None:
-    call, x = call_of(Subject(Shapes()), torch.randn(2, 6)), torch.randn(5, 6)
-    assert run_rows(AsTheModel(2), [x[:2].numpy()], 2, call)[3] == x[:2].mean()
-    with pytest.raises(
-        ExampleError, match=r"2 rows at a time, got 5.*all rows of a run together.*example of 5"
-    ):
-        run_rows(AsTheModel(2), [x.numpy()], 2, call)
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean()
+
+
+class ByColumns(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.T.flatten()  # all first numbers, then all second ones
+
+
+class StepsFirst(nn.Module):
+    """What comes first are the steps of a sequence, so that each answer depends on those before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.LSTM(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x[:, None])[0]
+
+
+@pytest.mark.parametrize("model", [Mean(), ByColumns(), StepsFirst()], ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_answers_that_come_from_several_rows_are_told_at_the_files_batch_alone(
+    model: nn.Module, batch: int
+) -> None:
+    file, x = file_of(model, torch.randn(batch, 6)), torch.zeros(5, 6)  # each run answers the same
+    torch.testing.assert_close(file(x[:batch]), model(x[:batch]))
+    match = rf"{batch} rows at a time, got 5.*answers to some rows depend on others.*example of 5"
+    with pytest.raises(ExampleError, match=match):
+        file(x)
     with pytest.raises(ExampleError, match="at least one row"):
-        run_rows(AsTheModel(2), [x[:0].numpy()], 2, call)
+        file(x[:0])
 
 
 def test_a_model_of_one_batch_size_has_rows_nowhere() -> None:
@@ -139,4 +170,18 @@ def test_a_model_of_one_batch_size_has_rows_nowhere() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.reshape(2, 3, -1).sum(2)
 
-    assert call_of(Subject(Fixed()), torch.randn(2, 12)).axes == (None,)
+    assert row_axes(Subject(Fixed()), torch.randn(2, 12)) is None
+
+
+class Masked(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+        return mask @ (x + places)
+
+
+def test_the_example_tells_which_inputs_hold_the_batch() -> None:
+    mask, places = torch.randn(4, 4), torch.arange(4.0)[None]
+    file = file_of(Masked(), torch.randn(1, 4, 3), mask, places[..., None])
+    x = torch.randn(4, 4, 3)  # as many as the mask has rows
+    torch.testing.assert_close(file(x, mask, places[..., None]), Masked()(x, mask, places[..., None]))
+    with pytest.raises(ExampleError, match=r"equally many rows, got \[2, 4\]"):
+        file(x, mask, torch.zeros(2, 4, 1))

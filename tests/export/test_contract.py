@@ -312,8 +312,37 @@ def test_outputs_need_not_have_the_batch_first(tmp_path: Path, to: str) -> None:
         for got in (file(left, right), file(right=right, left=left)):
             for one, other in zip(got, expected, strict=True):
                 torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4, check_dtype=False)
-        with pytest.raises(ExampleError, match="all rows of a run together"):
+        with pytest.raises(ExampleError, match="answers to some rows depend on others"):
             file(torch.randn(5, 6), torch.randn(5, 6))
+
+
+class Masked(nn.Module):
+    """A mask that is the same for all rows, and a table that is as long as the example is traced with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, mask: Tensor, table: Tensor) -> Tensor:
+        return (mask @ self.layer(x)).sum(1) + table.sum()
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_batches_may_be_as_long_as_what_has_no_batch_axis(tmp_path: Path, to: str) -> None:
+    available(to)
+    target, model = find_target(to), Masked().eval()
+    mask, table = torch.randn(5, 5), torch.randn(2, 3)
+    made = sned.export(
+        model, (torch.randn(1, 5, 6), mask, table), calibration=[(torch.randn(5, 5, 6), mask, table)], to=to,
+        out=tmp_path / f"m{target.suffix}", runs=0,
+    )  # fmt: skip
+    assert made.dynamic_batch == target.dynamic_batch
+    for rows in (2, 5):
+        x = torch.randn(rows, 5, 6)
+        with torch.no_grad():
+            expected = model(x, mask, table)
+        torch.testing.assert_close(made.module()(x, mask, table), expected, atol=1e-4, rtol=1e-4)
 
 
 class Awkward(nn.Module):

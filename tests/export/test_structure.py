@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sned.export.structure import arrays, at_batch, batch_size, fresh, named_tensors, tensors
+from sned.export.structure import arrays, at_batch, batch_size, batched, fresh, named_tensors, tensors
 
 Pair = namedtuple("Pair", ["left", "right"])
 
@@ -30,11 +30,11 @@ def test_outputs_are_named_by_the_keys_that_lead_to_them() -> None:
 def test_rows_are_repeated_or_left_out_where_there_is_a_batch_axis() -> None:
     example = {"x": torch.arange(6.0).reshape(2, 3), "table": torch.ones(5, 3), "n": 4}
     assert batch_size(example) == 2
-    larger = at_batch(example, 5)
+    larger = at_batch(example, 5, batched(example))
     assert larger["x"][:, 0].tolist() == [0, 3, 0, 3, 0]
     assert larger["table"].shape == (5, 3)
     assert larger["n"] == 4
-    assert at_batch(example, 1)["x"].shape == (1, 3)
+    assert at_batch(example, 1, batched(example))["x"].shape == (1, 3)
 
 
 def test_fresh_inputs_are_of_the_same_kind_and_repeatable() -> None:

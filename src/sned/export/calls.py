@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sned.errors import ExampleError, ModelError
-from sned.export.parity import Array
-from sned.export.structure import at_batch, batch_size
+from sned.export.checks import TOLERANCE
+from sned.export.parity import Array, compare
+from sned.export.structure import arrays, batch_size, batched, fresh, in_parts
 from sned.export.target import Session, Source
 from sned.graph.example import Inputs, arguments
 
@@ -25,13 +26,16 @@ class Call:
     Attributes:
         parameters: of the model's forward pass that may be given by position, in order.
         tensors: where each input of the file stands in a call, "['ids']" or "['batch']['ids']", in the file's order.
-        axes: of each output the axis that grows with the batch; None where none does.
+        batched: of each input whether its first axis is the batch, as in the example.
+        axes: of each output the axis along which the rows lie; None where it is the same for all. None for all where
+            the answers to some rows depend on others, or are not told at another batch size.
         flags: of each argument what is no tensor in it, by where it stands; the file computes with these alone.
     """
 
     parameters: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
-    axes: tuple[int | None, ...] = ()
+    batched: tuple[bool, ...] = ()
+    axes: tuple[int | None, ...] | None = None
     flags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def ordered(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
@@ -57,16 +61,14 @@ class Call:
         return [given[place] for place in self.tensors]
 
 
-def call_of(subject: Source, example: Inputs) -> Call:
-    """How a network is called, going by its example inputs, and by its answers at two batch sizes."""
+def call_of(subject: Source, example: Inputs, axes: tuple[int | None, ...] | None = None) -> Call:
+    """How a network is called, going by its example inputs; `axes` is what `row_axes` told."""
     kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     declared = inspect.signature(subject.module.forward).parameters.values()
     parameters = tuple(parameter.name for parameter in declared if parameter.kind in kinds)
     defaults = {one.name: one.default for one in declared if one.default is not one.empty}
     named = _named(parameters, *arguments(example))
-    return Call(
-        parameters, tuple(_tensors(named)), _batch_axes(subject, example), _flags({**defaults, **named})
-    )
+    return Call(parameters, tuple(_tensors(named)), batched(example), axes, _flags({**defaults, **named}))
 
 
 def _named(parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,53 +104,73 @@ def _said(flags: Mapping[str, Any]) -> str:
     )
 
 
-def _batch_axes(subject: Source, example: Inputs) -> tuple[int | None, ...]:
-    """The axis of each output that grows as the batch does; None of all where only the example's batch runs."""
+def row_axes(subject: Source, example: Inputs, tolerance: float = TOLERANCE) -> tuple[int | None, ...] | None:
+    """Where the answers to two batches lie in the answers to both together, as `Call.axes`.
+
+    Answers are those to the same rows if they differ by no more than `tolerance` of the largest.
+    """
     rows = batch_size(example)
-    own = [tuple(output.shape) for output in subject.run(example)]
+    both = fresh(example, 2 * rows, seed=0)
     try:
-        other = [tuple(output.shape) for output in subject.run(at_batch(example, rows + 1))]
+        runs = [arrays(subject.run(part)) for part in (*in_parts(both, rows, batched(example)), both)]
     except ModelError:
-        return (None,) * len(own)
-    return tuple(_growing(few, many, rows) for few, many in zip(own, other, strict=True))
+        return None
+    axes: list[int | None] = []
+    for first, second, together in zip(*runs, strict=True):
+        found = [axis for axis in range(first.ndim) if _are_beside(first, second, together, axis, tolerance)]
+        if not found and not (_equal(first, together) and _equal(second, together)):
+            return None
+        axes.append(found[0] if found else None)
+    return tuple(axes)
 
 
-def _growing(few: Sequence[int], many: Sequence[int], rows: int) -> int | None:
-    axes = [axis for axis, (size, larger) in enumerate(zip(few, many, strict=False)) if size != larger]
-    in_step = len(few) == len(many) and all(few[axis] * (rows + 1) == many[axis] * rows for axis in axes)
-    return axes[0] if len(axes) == 1 and in_step else None
+def _are_beside(first: Array, second: Array, together: Array, axis: int, tolerance: float) -> bool:
+    if first.shape != second.shape:  # it depends on the values how many there are
+        return False
+    joined = np.concatenate((first, second), axis)
+    return joined.shape == together.shape and compare([joined], [together]).within(tolerance)
+
+
+def _equal(one: Array, other: Array) -> bool:
+    return np.array_equal(one, other, equal_nan=True)
 
 
 def run_rows(session: Session, inputs: Sequence[Array], batch: int | None, call: Call) -> list[Array]:
     """Run any number of rows through a file that takes `batch` of them at a time (None: any number).
 
-    Tensors whose first axis is as long as the first tensor's are cut along it; the last part is filled up from the
-    first rows.
+    Inputs that hold the batch are cut, but for one that has a single row for all the others; the last part is filled
+    up from the first rows.
 
     Raises:
-        ExampleError: there are no rows, or an output cannot be put together from those of several runs.
+        ExampleError: there are no rows, or not equally many, or the answers cannot be put together from several runs.
     """
-    rows = next((array.shape[0] for array in inputs if array.ndim), 1)
-    if not rows:
+    counts = {array.shape[0] for array, grows in zip(inputs, call.batched, strict=True) if grows}
+    if 0 in counts:
         raise ExampleError("Inputs must have at least one row, got none.")
-    if batch is None or rows == batch:
+    if batch is None or counts <= {batch}:
         return session.run(inputs)
+    if len(counts - {1}) > 1:
+        raise ExampleError(
+            f"Inputs must have equally many rows, got {sorted(counts)}. The first axis is the batch."
+        )
+    rows = max(counts)
+    if call.axes is None:
+        raise ExampleError(
+            f"The file takes {batch} rows at a time, got {rows}, and its answers to some rows depend on others in the "
+            f"same run. Call it with {batch}, or export with an example of {rows}."
+        )
+    cut = [grows and array.shape[0] == rows for array, grows in zip(inputs, call.batched, strict=True)]
     picks = [np.arange(start, start + batch) % rows for start in range(0, rows, batch)]
-    parts = [session.run([a[pick] if a.ndim and a.shape[0] == rows else a for a in inputs]) for pick in picks]
+    parts = [
+        session.run([a[pick] if cuts else a for a, cuts in zip(inputs, cut, strict=True)]) for pick in picks
+    ]
     return [
-        _joined(pieces, axis, rows, batch)
+        pieces[0] if axis is None else _joined(pieces, axis, rows, batch)
         for pieces, axis in zip(zip(*parts, strict=True), call.axes, strict=True)
     ]
 
 
-def _joined(pieces: Sequence[Array], axis: int | None, rows: int, batch: int) -> Array:
-    """One output of several runs: its rows one after the other, or what all of the runs gave."""
-    if axis is not None:
-        share = pieces[0].shape[axis] * rows // batch
-        return np.concatenate(pieces, axis).take(range(share), axis)
-    if any(not np.array_equal(piece, pieces[0]) for piece in pieces):
-        raise ExampleError(
-            f"The file takes {batch} rows at a time, got {rows}, and an output of it comes from all rows of a run "
-            f"together. Call it with {batch}, or export with an example of {rows}."
-        )
-    return pieces[0]
+def _joined(pieces: Sequence[Array], axis: int, rows: int, batch: int) -> Array:
+    """One output of several runs, its rows one after the other."""
+    share = pieces[0].shape[axis] * rows // batch
+    return np.concatenate(pieces, axis).take(range(share), axis)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sned.errors import ExampleError, ExportError, ModelError
-from sned.export.structure import at_batch, batch_size, has_batch_axis, named_tensors, tensors
+from sned.export.structure import at_batch, batch_size, batched, named_tensors, tensors
 from sned.graph.example import Inputs, arguments, called
 from sned.surgery.masks import burn_in
 from sned.surgery.twin import copied
@@ -36,6 +36,7 @@ class Captured:
         example: the tensors it was recorded with.
         module: what was recorded, for converters that record by themselves.
         dynamic_batch: whether the batch was left open.
+        batched: of each tensor that enters whether its first axis is the batch.
     """
 
     program: torch.export.ExportedProgram
@@ -44,6 +45,7 @@ class Captured:
     example: tuple[Tensor, ...]
     module: nn.Module
     dynamic_batch: bool = False
+    batched: tuple[bool, ...] = ()
 
     @property
     def attends(self) -> bool:
@@ -175,9 +177,10 @@ class Subject:
             ExportError: `torch.export` cannot follow the forward pass; the text names the module.
         """
         # A batch of 1 is taken as a constant by torch.export, whatever it is told.
-        traced = at_batch(example, max(2, batch_size(example))) if dynamic_batch else example
+        which = batched(example)
+        traced = at_batch(example, max(2, batch_size(example)), which) if dynamic_batch else example
         args, kwargs = arguments(pytree.tree_map(_to_cpu, traced))
-        dynamic = self._dynamic_shapes(args, kwargs) if dynamic_batch else None
+        dynamic = self._dynamic_shapes(args, kwargs, which) if dynamic_batch else None
         try:
             with quiet(), torch.no_grad():
                 program = torch.export.export(self.module, args, kwargs, dynamic_shapes=dynamic)
@@ -187,24 +190,27 @@ class Subject:
             ) from error
         given = tuple(tensors((args, kwargs)))
         names = tuple(_tensor_inputs(program))
-        return Captured(program, names, _distinct(self.outputs, names), given, self.module, dynamic_batch)
+        return Captured(
+            program, names, _distinct(self.outputs, names), given, self.module, dynamic_batch, which
+        )
 
-    def _dynamic_shapes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        size = batch_size((args, kwargs))
-        batch = torch.export.Dim("batch")
+    def _dynamic_shapes(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], which: Iterable[bool]
+    ) -> dict[str, Any]:
+        batch, told = torch.export.Dim("batch"), iter(which)
 
         def axes(leaf: Any) -> dict[int, Any] | None:
             if not isinstance(leaf, Tensor):
                 return None
-            return {0: batch} if has_batch_axis(leaf, size) else {}
+            return {0: batch} if next(told) else {}
 
+        args, kwargs = pytree.tree_map(axes, (args, kwargs))
         try:
             bound = inspect.signature(self.module.forward).bind(*args, **kwargs)
         except TypeError as error:
             reason = first_sentence(error)
             raise ExampleError(f"The example inputs are not the model's arguments: {reason}") from error
-        specified: dict[str, Any] = pytree.tree_map(axes, dict(bound.arguments))
-        return specified
+        return dict(bound.arguments)
 
 
 def scope(node: torch.fx.Node) -> str:

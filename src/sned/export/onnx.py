@@ -21,7 +21,7 @@ from sned.export.parity import Array
 from sned.export.road import export
 from sned.export.structure import arrays, at_batch
 from sned.export.target import DYNAMIC, FP16, FP32, INT8, NONE_COARSER, NONE_SPARSE, Order, Target
-from sned.graph.example import Inputs
+from sned.graph.example import Inputs, arguments
 from sned.runtime import open_session
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def feeds(exported: Exported, example_inputs: Inputs, *, batch: int | None = Non
         example_inputs: of the same structure as those that it was exported with.
         batch: repeat or cut the rows to this many; None leaves them.
     """
-    inputs = example_inputs if batch is None else at_batch(example_inputs, batch)
+    given = exported.call.ordered(*arguments(example_inputs))
+    inputs = given if batch is None else at_batch(given, batch, exported.call.batched)
     return dict(zip(exported.inputs, arrays(inputs), strict=True))
 
 

@@ -14,7 +14,6 @@ from sned.errors import ExportError
 from sned.export.capture import Captured, first_sentence, quiet
 from sned.export.openvino_file import compact
 from sned.export.parity import Array
-from sned.export.structure import has_batch_axis
 from sned.export.target import FP16, FP32, INT8, Order, Target
 
 SPARSE_FROM = 0.5
@@ -49,10 +48,11 @@ def _pin(model: Any, level: Captured) -> None:
     for port in model.inputs:
         if port.get_node().get_friendly_name() not in level.inputs:  # None, or a flag: recorded as it was
             model.remove_parameter(port.get_node())
-    rows = level.example[0].shape[0] if level.example[0].ndim else 1
     shapes = {}
-    for port, tensor, name in zip(model.inputs, level.example, level.inputs, strict=True):
-        open_batch = level.dynamic_batch and has_batch_axis(tensor, rows)
+    for port, tensor, name, grows in zip(
+        model.inputs, level.example, level.inputs, level.batched, strict=True
+    ):
+        open_batch = level.dynamic_batch and grows
         shapes[port] = [-1 if open_batch and not axis else size for axis, size in enumerate(tensor.shape)]
         port.get_tensor().set_names({name})
     for port, name in zip(model.outputs, level.outputs, strict=True):

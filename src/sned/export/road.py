@@ -15,7 +15,7 @@ from sned.calibration.inputs import read_inputs
 from sned.errors import ExportError, ModelError, UserError
 from sned.evaluation import Evaluate, evaluated
 from sned.export.biases import compensated
-from sned.export.calls import call_of
+from sned.export.calls import call_of, row_axes
 from sned.export.capture import Subject
 from sned.export.checks import (
     check_example,
@@ -30,7 +30,7 @@ from sned.export.checks import (
 )
 from sned.export.exported import Exported
 from sned.export.parity import Array, Parity, compare, worst
-from sned.export.structure import arrays, at_batch, batch_size, fresh, in_parts
+from sned.export.structure import arrays, at_batch, batch_size, batched, fresh, in_parts
 from sned.export.target import (
     DYNAMIC,
     FP16,
@@ -277,7 +277,8 @@ def _attempt(job: _Job, *, dynamic: bool, because: str = "") -> dict[str, Export
         name: subject.capture(job.example, dynamic_batch=dynamic) for name, subject in job.written.items()
     }
     batch = batch_size(job.example)
-    parts = [part for inputs in job.calibration for part in in_parts(inputs, None if dynamic else batch)]
+    size, which = None if dynamic else batch, batched(job.example)
+    parts = [part for inputs in job.calibration for part in in_parts(inputs, size, which)]
     samples = {name: [arrays(part) for part in parts] for name in captured}
     with staged_path(job.path) as staged:
         said = job.target.write(captured, replace(job.order, path=staged, calibration=samples))
@@ -300,11 +301,16 @@ def _attempt(job: _Job, *, dynamic: bool, because: str = "") -> dict[str, Export
             precision=job.precision,
             level=name,
             batch=batch,
-            call=call_of(job.subjects[name], job.example),
+            call=call_of(job.subjects[name], job.example, None if dynamic else _row_axes(job, name)),
             notes=(*said, *job.notes),
         )
         for name, level in captured.items()
     }
+
+
+def _row_axes(job: _Job, level: str) -> tuple[int | None, ...] | None:
+    subject = job.subjects[level]
+    return row_axes(subject, job.example, max(job.tolerance or 0.0, default_tolerance([subject.module])))
 
 
 def _verified(job: _Job, path: Path, level: str, *, dynamic: bool) -> Parity:
@@ -318,7 +324,10 @@ def _verified(job: _Job, path: Path, level: str, *, dynamic: bool) -> Parity:
     drawn = [job.example, *(fresh(job.example, size, seed=job.seed + size) for size in sizes)]
     trials = [*job.calibration] if job.precision == INT8 else [*drawn, *job.calibration]
     batch = None if dynamic else own
-    parity = worst(_compared(job.subjects[level], session, batch, trial) for trial in trials)
+    which = batched(job.example)
+    parity = worst(
+        _compared(job.subjects[level], session, [*in_parts(trial, batch, which)]) for trial in trials
+    )
     if job.tolerance is not None:
         agrees, limit = parity.within(job.tolerance), f"{job.tolerance:g} is allowed"
     else:
@@ -349,9 +358,9 @@ def _advice(precision: str, target: Target) -> str:
     return "Give a few hundred real calibration inputs, or use 'fp16'."
 
 
-def _compared(subject: Source, session: Session, batch: int | None, trial: Inputs) -> Parity:
+def _compared(subject: Source, session: Session, parts: Iterable[Inputs]) -> Parity:
     """Both see the same rows together, at the batch that the file takes: an output may come from all of them."""
-    runs = [(arrays(subject.run(part)), session.run(arrays(part))) for part in in_parts(trial, batch)]
+    runs = [(arrays(subject.run(part)), session.run(arrays(part))) for part in parts]
     ours, theirs = (
         [_stacked(pieces) for pieces in zip(*side, strict=True)] for side in zip(*runs, strict=True)
     )
@@ -379,7 +388,7 @@ def _timed(made: Exported, model: Any, example: Inputs, *, runs: int, threads: i
     target = find_target(made.target)
     if not target.here or not target.threads:
         return made
-    inputs = at_batch(example, made.batch)
+    inputs = at_batch(example, made.batch, batched(example))
     session, before = made.session(threads=threads), torch.get_num_threads()
     calls: dict[str, Callable[[], object]] = {"file": partial(session.run, arrays(inputs))}
     if not is_keras_model(model):

@@ -32,33 +32,34 @@ def batch_size(example: Inputs) -> int:
     return next((tensor.shape[0] for tensor in tensors(example) if tensor.dim()), 1)
 
 
-def with_batch(example: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
-    """Put each tensor that has the batch axis through `change`, and leave the others."""
+def batched(example: Inputs) -> tuple[bool, ...]:
+    """Of each tensor whether its first axis is the batch: whether it is as long as that of the first one with axes."""
     size = batch_size(example)
+    return tuple(tensor.dim() > 0 and tensor.shape[0] == size for tensor in tensors(example))
 
-    def each(leaf: Any) -> Any:
-        return change(leaf) if isinstance(leaf, Tensor) and has_batch_axis(leaf, size) else leaf
 
-    changed: Inputs = pytree.tree_map(each, example)
+def with_batch(inputs: Inputs, which: Sequence[bool], change: Callable[[Tensor], Tensor]) -> Inputs:
+    """Put each tensor that has the batch axis, going by `which`, through `change`, and leave the others."""
+    told = iter(which)
+    changed: Inputs = pytree.tree_map_only(Tensor, lambda leaf: change(leaf) if next(told) else leaf, inputs)
     return changed
 
 
-def has_batch_axis(tensor: Tensor, size: int) -> bool:
-    """Whether the first axis of `tensor` is as long as the batch, and so is taken to be the batch."""
-    return tensor.dim() > 0 and tensor.shape[0] == size
-
-
-def at_batch(example: Inputs, size: int) -> Inputs:
+def at_batch(inputs: Inputs, size: int, which: Sequence[bool]) -> Inputs:
     """The same inputs at another batch size: rows are repeated, or left out."""
-    return with_batch(example, lambda tensor: tensor[torch.arange(size) % tensor.shape[0]])
+    return with_batch(inputs, which, lambda tensor: tensor[torch.arange(size) % tensor.shape[0]])
 
 
-def in_parts(inputs: Inputs, size: int | None) -> Iterator[Inputs]:
-    """Inputs cut to batches of `size` (None: as they are); a short last part is filled up from the first rows."""
+def in_parts(inputs: Inputs, size: int | None, which: Sequence[bool]) -> Iterator[Inputs]:
+    """Inputs cut to batches of `size` (None: as they are); a short last part is filled up from the first rows.
+
+    Args:
+        which: of each tensor whether it has the batch axis. The example tells: a batch may be as long as a mask.
+    """
     rows = batch_size(inputs)
     for start in range(0, rows, size or rows):
         pick = torch.arange(start, start + (size or rows)) % rows
-        yield with_batch(inputs, lambda tensor, pick=pick: tensor[pick])  # type: ignore[misc]
+        yield with_batch(inputs, which, lambda tensor, pick=pick: tensor[pick])  # type: ignore[misc]
 
 
 def fresh(example: Inputs, size: int, *, seed: int) -> Inputs:
@@ -80,7 +81,7 @@ def fresh(example: Inputs, size: int, *, seed: int) -> Inputs:
             return tensor.flatten()[picks]
         return tensor[torch.randint(tensor.shape[0], (size,), generator=generator)]
 
-    return with_batch(example, draw)
+    return with_batch(example, batched(example), draw)
 
 
 @singledispatch
