@@ -44,6 +44,23 @@ def test_outputs_bear_no_name_twice_and_none_of_an_input() -> None:
     assert captured.outputs == ("x_2", "x_2_2", "x_2_3", "z")
 
 
+class Answer:
+    """Neither a container nor a dataclass."""
+
+    def __init__(self, logits: Tensor, hidden: list[Tensor]) -> None:
+        self.logits, self.hidden = logits, hidden
+
+
+def test_answers_in_an_object_of_a_class_of_its_own_are_written() -> None:
+    class Answering(nn.Module):
+        def forward(self, x: Tensor) -> Answer:
+            return Answer(x * 2, [x + 1])
+
+    captured, x = Subject(Answering()).capture(torch.ones(2), dynamic_batch=False), torch.arange(2.0)
+    assert captured.outputs == ("logits", "hidden_0")
+    assert [output.tolist() for output in captured.program.module()(x)] == [[0, 2], [1, 2]]
+
+
 def test_a_tensor_that_is_an_input_or_comes_twice_leaves_as_a_copy() -> None:
     class Same(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -1,35 +1,12 @@
-from collections import namedtuple
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
-from sned.export.structure import arrays, at_batch, batch_size, batched, fresh, named_tensors, tensors
-
-Pair = namedtuple("Pair", ["left", "right"])
-
-
-@dataclass
-class Output:
-    logits: Tensor
-    hidden: tuple[Tensor, Tensor]
-    cache: None = None
-
-
-def test_outputs_are_named_by_the_keys_that_lead_to_them() -> None:
-    one = torch.zeros(1)
-    names = lambda value: [name for name, _ in named_tensors(value)]  # noqa: E731
-    assert names(one) == ["output"]
-    assert names((one, one)) == ["output_0", "output_1"]
-    assert names({"logits": one, "none": None}) == ["logits"]
-    assert names(Output(one, (one, one))) == ["logits", "hidden_0", "hidden_1"]
-    assert names(Pair(one, [one])) == ["left", "right_0"]
-    assert names(3) == []
+from sned.export.structure import arrays, at_batch, batched, fresh
+from sned.graph.example import batch_in
 
 
 def test_rows_are_repeated_or_left_out_where_there_is_a_batch_axis() -> None:
     example = {"x": torch.arange(6.0).reshape(2, 3), "table": torch.ones(5, 3), "n": 4}
-    assert batch_size(example) == 2
+    assert batch_in(example) == 2
     larger = at_batch(example, 5, batched(example))
     assert larger["x"][:, 0].tolist() == [0, 3, 0, 3, 0]
     assert larger["table"].shape == (5, 3)
@@ -53,11 +30,6 @@ def test_a_mask_keeps_whole_rows() -> None:
     drawn = fresh((torch.zeros(2, 3), mask), 20, seed=0)[1]
     rows = {tuple(row) for row in drawn.tolist()}
     assert rows <= {tuple(row) for row in mask.tolist()}
-
-
-def test_tensors_come_in_the_order_of_the_arguments() -> None:
-    a, b = torch.zeros(1), torch.ones(2)
-    assert [t.shape[0] for t in tensors(({"k": a}, None, [b]))] == [1, 2]
 
 
 def test_arrays_have_the_shapes_of_their_tensors_and_numbers_that_numpy_knows() -> None:

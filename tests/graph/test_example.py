@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sned import Plan, sparsify, trace
-from sned.graph.example import describe
+from sned.graph.example import describe, named_tensors, tensors_in
 from sned.saliency.synflow import synaptic_flow
 from tests.graph.oracle import call, lively, state
 
@@ -71,3 +74,45 @@ def test_zeros_from_random_ids_do_for_other_ids(ids: Tensor) -> None:
     sparse = sparsify(model, ids, sparsity=0.5)
     wanted = call(model, other)
     assert float((call(sparse.model, other) - wanted).norm() / wanted.norm()) < 0.05
+
+
+Pair = namedtuple("Pair", ["left", "right"])
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    hidden: tuple[Tensor, Tensor]
+    cache: None = None
+
+
+class Base:
+    pass
+
+
+class Holding(Base):
+    __slots__ = ("scores",)
+
+    def __init__(self, logits: Tensor, parts: list[object], scores: Tensor) -> None:
+        self.logits, self.parts, self.scores = logits, parts, scores
+
+
+def test_outputs_are_named_by_the_keys_that_lead_to_them() -> None:
+    one = torch.zeros(1)
+    names = lambda value: [name for name, _ in named_tensors(value)]  # noqa: E731
+    assert names(one) == ["output"]
+    assert names((one, one)) == ["output_0", "output_1"]
+    assert names({"logits": one, "none": None}) == ["logits"]
+    assert names(Output(one, (one, one))) == ["logits", "hidden_0", "hidden_1"]
+    assert names(Pair(one, [one])) == ["left", "right_0"]
+    assert names({"all": Holding(one, [one, Holding(one, [], one)], one)}) == [
+        "all_logits",
+        "all_parts_0",
+        "all_scores",
+    ]
+    assert names(3) == names(nn.Linear(1, 1)) == []
+
+
+def test_tensors_come_in_the_order_of_the_arguments() -> None:
+    a, b = torch.zeros(1), torch.ones(2)
+    assert [t.shape[0] for t in tensors_in(({"k": a}, None, [b]))] == [1, 2]

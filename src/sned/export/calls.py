@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree
 from sned.errors import ExampleError, ModelError
 from sned.export.checks import TOLERANCE
 from sned.export.parity import Array, compare
-from sned.export.structure import arrays, batch_size, batched, fresh, in_parts
+from sned.export.structure import arrays, batched, fresh, in_parts
 from sned.export.target import Session, Source
-from sned.graph.example import Inputs, arguments
+from sned.graph.example import Inputs, arguments, batch_in
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def row_axes(subject: Source, example: Inputs, tolerance: float = TOLERANCE) -> 
 
     Answers are those to the same rows if they differ by no more than `tolerance` of the largest.
     """
-    rows = batch_size(example)
+    rows = batch_in(example)
     both = fresh(example, 2 * rows, seed=0)
     try:
         runs = [arrays(subject.run(part)) for part in (*in_parts(both, rows, batched(example)), both)]

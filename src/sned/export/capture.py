@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sned.errors import ExampleError, ExportError, ModelError
-from sned.export.structure import at_batch, batch_size, batched, named_tensors, tensors
-from sned.graph.example import Inputs, arguments, called
+from sned.export.structure import at_batch, batched
+from sned.graph.example import Inputs, arguments, batch_in, called, named_tensors, tensors_in
 from sned.surgery.masks import burn_in
 from sned.surgery.twin import copied
 
@@ -126,7 +126,7 @@ class Subject:
             found = list(named_tensors(original(*args, **kwargs)))
             self.outputs = [name for name, _ in found]
             made = (_widen(tensor) if halves else tensor for _, tensor in found)
-            return tuple(_apart(made, tensors((args, kwargs))))
+            return tuple(_apart(made, tensors_in((args, kwargs))))
 
         self.module.forward = forward
         for name, module in self.module.named_modules():
@@ -178,7 +178,7 @@ class Subject:
         """
         # A batch of 1 is taken as a constant by torch.export, whatever it is told.
         which = batched(example)
-        traced = at_batch(example, max(2, batch_size(example)), which) if dynamic_batch else example
+        traced = at_batch(example, max(2, batch_in(example)), which) if dynamic_batch else example
         args, kwargs = arguments(pytree.tree_map(_to_cpu, traced))
         dynamic = self._dynamic_shapes(args, kwargs, which) if dynamic_batch else None
         try:
@@ -188,7 +188,7 @@ class Subject:
             raise ExportError(
                 f"torch.export cannot follow the model{self.where}: {_reason(error)}"
             ) from error
-        given = tuple(tensors((args, kwargs)))
+        given = tuple(tensors_in((args, kwargs)))
         names = tuple(_tensor_inputs(program))
         return Captured(
             program, names, _distinct(self.outputs, names), given, self.module, dynamic_batch, which
@@ -290,7 +290,7 @@ def first_sentence(error: BaseException) -> str:
 
 def shapes(example: Inputs) -> str:
     """The shapes of example inputs, for a message: "[1, 3, 32, 32]"."""
-    return ", ".join(str(list(tensor.shape)) for tensor in tensors(example))
+    return ", ".join(str(list(tensor.shape)) for tensor in tensors_in(example))
 
 
 def _reason(error: BaseException) -> str:

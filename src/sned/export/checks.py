@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sned.errors import ExampleError, ModelError, UserError
-from sned.export.structure import tensors
 from sned.export.target import TARGETS, Target, find_target
-from sned.graph.example import Inputs, describe
+from sned.graph.example import Inputs, describe, tensors_in
 from sned.surgery.keras import is_keras_model
 
 TOLERANCE = 1e-4
@@ -98,7 +97,7 @@ def check_example(example: Inputs) -> None:
     """Raise `ModelError` or `ExampleError` where inputs hold nothing, or what no runtime can be given."""
     if not describe(example).batch:
         raise ExampleError("`example_inputs` must hold at least one row, got a batch of 0.")
-    if any(tensor.dtype == torch.bfloat16 for tensor in tensors(example)):
+    if any(tensor.dtype == torch.bfloat16 for tensor in tensors_in(example)):
         raise ExampleError(
             "Files take no inputs in bfloat16, which runtimes compute in on few devices. Export `model.float()` with "
             "inputs in float32; `quantize` makes the file small."

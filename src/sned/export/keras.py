@@ -24,9 +24,8 @@ from sned.export.exported import Exported
 from sned.export.litert import TARGET as LITERT
 from sned.export.litert import coarser, finish
 from sned.export.parity import Array
-from sned.export.structure import tensors
 from sned.export.target import FP32, Level, Order, Target
-from sned.graph.example import Example, Inputs, Leaf, arguments, describe
+from sned.graph.example import Example, Inputs, Leaf, arguments, describe, tensors_in
 from sned.surgery.keras.arrays import to_array, to_tensor
 from sned.surgery.keras.client import asked
 from sned.surgery.keras.naming import layers_of
@@ -135,12 +134,12 @@ class KerasSubject:
         if not self.own:
             return Subject(self.module).capture(example, dynamic_batch=dynamic_batch)
         answer = answers(self.model, _given(example))
-        inputs = _input_names(self.model, len(tensors(example)))
+        inputs = _input_names(self.model, len(tensors_in(example)))
         return KerasLevel(
             self.model,
             inputs,
             _output_names(answer),
-            tuple(tensors(example)),
+            tuple(tensors_in(example)),
             describe(example),
             dynamic_batch,
         )

@@ -30,7 +30,7 @@ from sned.export.checks import (
 )
 from sned.export.exported import Exported
 from sned.export.parity import Array, Parity, compare, worst
-from sned.export.structure import arrays, at_batch, batch_size, batched, fresh, in_parts
+from sned.export.structure import arrays, at_batch, batched, fresh, in_parts
 from sned.export.target import (
     DYNAMIC,
     FP16,
@@ -46,7 +46,7 @@ from sned.export.target import (
     require,
 )
 from sned.files import size_of, staged_path
-from sned.graph.example import Inputs, describe
+from sned.graph.example import Inputs, batch_in, describe
 from sned.surgery.keras import is_keras_model
 from sned.timing import SETTLE_MS, interleaved
 
@@ -276,7 +276,7 @@ def _attempt(job: _Job, *, dynamic: bool, because: str = "") -> dict[str, Export
     captured = {
         name: subject.capture(job.example, dynamic_batch=dynamic) for name, subject in job.written.items()
     }
-    batch = batch_size(job.example)
+    batch = batch_in(job.example)
     size, which = None if dynamic else batch, batched(job.example)
     parts = [part for inputs in job.calibration for part in in_parts(inputs, size, which)]
     samples = {name: [arrays(part) for part in parts] for name in captured}
@@ -285,7 +285,7 @@ def _attempt(job: _Job, *, dynamic: bool, because: str = "") -> dict[str, Export
         parities = {name: _verified(job, staged, name, dynamic=dynamic) for name in captured}
         size = size_of(staged) if staged.is_dir() else sum(size_of(file) for file in staged.parent.iterdir())
         version = _opset(staged) if job.target.name == "onnx" else None
-    drawn = {batch, *_FRESH_BATCHES} if job.precision != INT8 else {*map(batch_size, job.calibration)}
+    drawn = {batch, *_FRESH_BATCHES} if job.precision != INT8 else {*map(batch_in, job.calibration)}
     return {
         name: Exported(
             path=job.path,
@@ -319,7 +319,7 @@ def _verified(job: _Job, path: Path, level: str, *, dynamic: bool) -> Parity:
     Where the ranges of activations were found on calibration inputs, only those say what was lost.
     """
     session = job.target.read(path, level, 1)
-    own = batch_size(job.example)
+    own = batch_in(job.example)
     sizes = _FRESH_BATCHES if dynamic else (own,)
     drawn = [job.example, *(fresh(job.example, size, seed=job.seed + size) for size in sizes)]
     trials = [*job.calibration] if job.precision == INT8 else [*drawn, *job.calibration]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,28 +165,36 @@ def _range(tensor: torch.Tensor) -> tuple[float, float | tuple[float, ...]]:
 
 
 def tensors_in(value: Any) -> Sequence[torch.Tensor]:
+    """Every tensor of a nest, in the order of `named_tensors`."""
+    return [tensor for _, tensor in named_tensors(value)]
+
+
+def named_tensors(value: Any, name: str = "", *, inside: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor in nested containers, in dataclasses, and among the attributes of any other object.
 
-    Objects within such other objects are not looked into: a cache of keys and values that a language model returns
-    beside its answers is made of them.
+    Objects within such other objects (what is `inside`) are not looked into: a cache of keys and values that a language
+    model returns beside its answers is made of them.
+
+    Yields:
+        A name made of the keys that lead to the tensor, and the tensor.
     """
-    found: list[torch.Tensor] = []
-    _collect(value, found, inside=False)
-    return found
-
-
-def _collect(value: Any, found: list[torch.Tensor], *, inside: bool) -> None:
     if isinstance(value, torch.Tensor):
-        found.append(value)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _collect(item, found, inside=inside)
+        yield name or "output", value
     elif isinstance(value, tuple | list):
-        for item in value:
-            _collect(item, found, inside=inside)
+        for key, part in zip(getattr(value, "_fields", map(str, range(len(value)))), value, strict=True):
+            yield from named_tensors(
+                part, f"{name or 'output'}_{key}" if key.isdigit() else _under(name, key), inside=inside
+            )
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from named_tensors(part, _under(name, key), inside=inside)
     elif hasattr(value, "__dataclass_fields__"):
-        for name in value.__dataclass_fields__:
-            _collect(getattr(value, name, None), found, inside=inside)
+        for key in value.__dataclass_fields__:
+            yield from named_tensors(getattr(value, key, None), _under(name, key), inside=inside)
     elif not inside and not isinstance(value, type | torch.nn.Module):
-        slots = (getattr(value, name, None) for name in getattr(type(value), "__slots__", ()))
-        _collect([*getattr(value, "__dict__", {}).values(), *slots], found, inside=True)
+        slots = {key: getattr(value, key, None) for key in getattr(type(value), "__slots__", ())}
+        yield from named_tensors({**getattr(value, "__dict__", {}), **slots}, name, inside=True)
+
+
+def _under(name: str, key: object) -> str:
+    return f"{name}_{key}" if name else str(key)
