@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -87,34 +87,21 @@ class Op:
     @cached_property
     def inputs(self) -> tuple[int, ...]:
         """Numbers of the tensors read, in the order of the arguments."""
-        return tuple(ref.id for ref in refs((self.args, tuple(self.kwargs.values()))))
+        return tuple(ref.id for ref in leaves((self.args, *self.kwargs.values()), Ref))
 
     @cached_property
     def grows(self) -> bool:
         """Whether an argument depends on the batch size."""
-        return _grows((self.args, tuple(self.kwargs.values())))
+        return any(True for _ in leaves((self.args, *self.kwargs.values()), Affine))
 
 
-def refs(value: Any) -> Iterator[Ref]:
-    """Every `Ref` inside nested tuples and lists, in order."""
-    if isinstance(value, Ref):
-        yield value
-    elif isinstance(value, tuple | list):
+def leaves(value: Any, kind: Any = object) -> Iterator[Any]:
+    """What nested tuples and lists hold, in order, as far as it is of a kind (a class, or several joined by `|`)."""
+    if isinstance(value, (tuple, list)):
         for item in value:
-            yield from refs(item)
-
-
-def numbers(value: Iterable[Any]) -> Iterator[int | float | Affine]:
-    """Every number inside nested tuples and lists, in order; what depends on the batch size as it does."""
-    for item in value:
-        if isinstance(item, int | float | Affine):
-            yield item
-        elif isinstance(item, tuple | list):
-            yield from numbers(item)
-
-
-def _grows(value: Any) -> bool:
-    return isinstance(value, Affine) or (isinstance(value, (tuple, list)) and any(map(_grows, value)))
+            yield from leaves(item, kind)
+    elif isinstance(value, kind):
+        yield value
 
 
 @dataclass(frozen=True)
@@ -247,7 +234,7 @@ class Graph:
         """A hash of the structure: ops with their numbers, shapes and names, not weights."""
         structure = [
             [
-                [op.target, *map(str, numbers(op.args)), *map(str, numbers(op.kwargs.values()))]
+                [op.target, *map(str, leaves((op.args, *op.kwargs.values()), int | float | Affine))]
                 for op in self.ops
             ],
             [[name, *self.tensors[i].shape] for name, i in sorted(self.parameters.items())],

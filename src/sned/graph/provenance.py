@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from sned.graph.ir import leaves
 from sned.graph.modules import modules_of
 
 SHAPED = frozenset({"view", "reshape", "expand", "unflatten", "zeros", "ones", "full", "empty", "new_zeros", "new_ones",
@@ -264,7 +265,9 @@ class Watch(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if name in ("tensor", "as_tensor") and not isinstance(args[0], torch.Tensor):
             self.leaks += [
-                v.formula for v in (*_integers(args), *_floats(args)) if isinstance(v, Sized | SizedFloat)
+                v.formula
+                for v in (*_integers(args), *leaves(args, SizedFloat))
+                if isinstance(v, Sized | SizedFloat)
             ]
             if result.is_meta:
                 self.hold(result, func(*args, **{**(kwargs or {}), "device": "cpu"}))
@@ -291,7 +294,7 @@ class Watch(TorchFunctionMode):
         end = self.position()
         given = args, tuple(kwargs.values())
         whole = [number for number in _integers(given) if isinstance(number, Sized)]
-        for value in (*_floats(given), *(whole if name.strip("_") in FACTORS else ())):
+        for value in (*leaves(given, SizedFloat), *(whole if name.strip("_") in FACTORS else ())):
             self.scales.append(Scale(value.formula, float(value), start, end))
         if name == "scaled_dot_product_attention" and isinstance(kwargs.get("scale"), SizedFloat):
             root = kwargs["scale"] ** 0.5  # of which the query and the key get one each
@@ -330,21 +333,11 @@ def _tensor_of_list(index: Any) -> Any:
 
 
 def _integers(value: Any) -> Iterator[int]:
-    if isinstance(value, int) and not isinstance(value, bool):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _integers(item)
-    elif isinstance(value, slice):
-        yield from _integers((value.start, value.stop, value.step))
-
-
-def _floats(value: Any) -> Iterator[SizedFloat]:
-    if isinstance(value, SizedFloat):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _floats(item)
+    for item in leaves(value):
+        if isinstance(item, slice):
+            yield from _integers((item.start, item.stop, item.step))
+        elif isinstance(item, int) and not isinstance(item, bool):
+            yield item
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 
 from sned.graph.coupling import Keep
 from sned.graph.example import ArgsAndKwargs, Inputs, arguments, batch_in, tensors_in
-from sned.graph.ir import Graph, IntArray, Op, Ref, refs
+from sned.graph.ir import Graph, IntArray, Op, Ref, leaves
 from sned.graph.plan import Plan
 from sned.graph.provenance import Source, TensorAxis
 from sned.graph.sizes import Sizes, filled
@@ -217,7 +217,7 @@ def _aliased(op: Op) -> Iterator[tuple[int, bool]]:
         # Batch normalisation does not say in its schema what it writes while it trains.
         unsaid = argument.name.startswith("running_") and given.get("training") is True
         if unsaid or argument.alias_info is not None:
-            for ref in refs((given.get(argument.name),)):
+            for ref in leaves(given.get(argument.name), Ref):
                 yield ref.id, unsaid or argument.alias_info.is_write
 
 

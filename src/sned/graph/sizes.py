@@ -7,7 +7,7 @@ from typing import Any
 
 from sned.graph.coupling import Keep
 from sned.graph.example import ArgsAndKwargs
-from sned.graph.ir import Affine, Graph, Op, Ref
+from sned.graph.ir import Affine, Graph, Op, Ref, leaves
 from sned.graph.rules import RESIZERS
 
 
@@ -106,11 +106,7 @@ class Sizes:
 
 def integers_in(value: Any) -> Iterator[int]:
     """The integers of a nest, in order."""
-    if type(value) is int:
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from integers_in(item)
+    return (item for item in leaves(value) if type(item) is int)
 
 
 def filled(value: Any, batch: int) -> Any:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from sned.graph.ir import leaves
+
 LIMIT = 1 << 20
 """Elements of the largest tensor that is followed."""
 
@@ -104,8 +106,4 @@ def _writes(func: Any) -> bool:
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
+    return leaves(value, torch.Tensor)

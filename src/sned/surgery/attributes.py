@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from sned.errors import SurgeryError
-from sned.graph.ir import Graph, Op
+from sned.graph.ir import Graph, Op, leaves
 from sned.graph.modules import modules_of
 from sned.graph.provenance import Attribute, Formula, Source, TensorAxis, Use, settings
 from sned.graph.recording import BATCHES, Recording
@@ -385,11 +385,7 @@ def _bounds(op: Op, args: tuple[Any, ...], shape: Callable[[int], tuple[int, ...
 
 def _numbers_in(args: Any, *, whole: bool) -> Iterator[float]:
     """The factors among arguments; whole numbers too, where asked."""
-    for value in args:
-        if isinstance(value, float) or (whole and isinstance(value, int) and not isinstance(value, bool)):
-            yield value
-        elif isinstance(value, tuple):
-            yield from _numbers_in(value, whole=whole)
+    return (n for n in leaves(args, int | float if whole else float) if not isinstance(n, bool))
 
 
 def _kind(op: Op) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sned.graph.flow import Flow
-from sned.graph.ir import Op, refs
+from sned.graph.ir import Op, Ref, leaves
 from sned.graph.joins import join, pointwise
 from sned.graph.labels import lift
 from sned.graph.rules.registry import Arguments, resize, rule
@@ -30,7 +30,7 @@ ELEMENTWISE = (
 @rule(*ELEMENTWISE)
 def elementwise(flow: Flow, op: Op) -> None:
     """Axes meet from the right, with broadcasting."""
-    inputs = list(refs((op.args, tuple(op.kwargs.values()))))
+    inputs = list(leaves((op.args, *op.kwargs.values()), Ref))
     if any(n is not None for n in op.outputs):
         boxes = pointwise(flow, op, inputs)
         for output, number in enumerate(op.outputs):
@@ -97,5 +97,5 @@ def weight_norm(flow: Flow, op: Op) -> None:
 @rule("unknown")
 def unknown(flow: Flow, op: Op) -> None:
     """No rule: everything that the op touches stays."""
-    for ref in refs((op.args, tuple(op.kwargs.values()))):
+    for ref in leaves((op.args, *op.kwargs.values()), Ref):
         flow.freeze_boxes(flow.of(ref), f"sned has no rule for {op.target}")
