@@ -122,3 +122,12 @@ def test_a_walk_keeps_what_is_written_into_copies_of_parameters() -> None:
     walk = Walk(trace(model, x), state_of(model))
     with torch.no_grad():
         torch.testing.assert_close(walk.finished(walk.start(x), 5, 0), list(model(x)))
+
+
+def test_inputs_may_lie_in_memory_otherwise_than_the_example() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(54, 4)).eval()
+    x = torch.randn(3, 3, 5, 5)
+    walk = Walk(trace(model, x), state_of(model))
+    expected = model(x).detach()
+    torch.testing.assert_close(walked(walk, x.contiguous(memory_format=torch.channels_last), 2), expected)

@@ -9,17 +9,15 @@ views of parameters; copies of those that the pass writes into are.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sned.calibration.consumers import VIEWS
 from sned.graph.example import ArgsAndKwargs, Inputs, arguments, tensors_in
-from sned.graph.ir import Graph, Op, Ref
+from sned.graph.ir import Graph, Op
 from sned.graph.plan import Plan
-from sned.graph.replay import Replay, State, overload, overwritten
+from sned.graph.replay import Replay, State, computed, overwritten
 
 Live = dict[int, Tensor]
 """Tensors by number."""
@@ -59,11 +57,10 @@ class Walk:
 
     def advance(self, live: Live, batch: int, start: int, stop: int) -> None:
         """Run ops `start` to `stop` (not included) on a cut, dropping what no later op reads."""
-        args_at = self._args_at(batch)
         with torch.no_grad():
             for op in self._ops[start:stop]:
                 if op.outputs[:1] == () or op.outputs[0] not in self._views:
-                    self._call(op, *args_at[op.index], live, batch)
+                    self._call(op, live, batch)
                     self._drop(op, live)
 
     def finished(self, live: Live, batch: int, start: int) -> list[Tensor]:
@@ -82,7 +79,7 @@ class Walk:
         held = dict(live)
         with torch.no_grad():
             for op in needed_for(self.graph, number, start, stop):
-                self._call(op, *self._args_at(batch)[op.index], held, batch)
+                self._call(op, held, batch)
         return self.value(number, held, batch)
 
     def value(self, number: int, live: Live, batch: int) -> Tensor:
@@ -103,31 +100,17 @@ class Walk:
             self._arguments[batch] = [sizes.arguments(op) for op in self._ops]
         return self._arguments[batch]
 
-    def _call(self, op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any], live: Live, batch: int) -> None:
-        named = {name: self._filled(value, live, batch) for name, value in kwargs.items()}
-        if "device" in named:  # recorded on meta
-            named["device"] = self._replay.device
-        result = overload(op.target)(*self._filled(args, live, batch), **named)
-        listed: Sequence[Any] = result if isinstance(result, tuple | list) else (result,)
-        for number, value in zip(op.outputs, listed, strict=True):
-            if number is not None:
-                live[number] = value
-
-    def _filled(self, value: Any, live: Live, batch: int) -> Any:
-        if isinstance(value, Ref):
-            return self.value(value.id, live, batch)
-        if isinstance(value, tuple | list):
-            return [self._filled(item, live, batch) for item in value]
-        return value
+    def _call(self, op: Op, live: Live, batch: int) -> None:
+        given = self._args_at(batch)[op.index]
+        live |= computed(op, given, lambda number: self.value(number, live, batch), self._replay.device)
 
     def _parameter(self, number: int, batch: int) -> Tensor:
         """A parameter, or a view of one made anew."""
         if number in self._names:
             return self.state[self._names[number]]
-        op = self._views[number]
-        args, kwargs = self._args_at(batch)[op.index]
-        result: Tensor = overload(op.target)(*self._filled(args, {}, batch), **kwargs)
-        return result
+        held: Live = {}
+        self._call(self._views[number], held, batch)
+        return held[number]
 
     def _drop(self, op: Op, live: Live) -> None:
         for number in {*op.inputs, *(n for n in op.outputs if n is not None)}:

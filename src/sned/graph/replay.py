@@ -171,15 +171,7 @@ class Replay:
     def _call(
         self, op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any], live: dict[int, torch.Tensor]
     ) -> None:
-        values = _filled(args, live)
-        named = {name: _filled(value, live) for name, value in kwargs.items()}
-        if "device" in named:  # recorded on meta
-            named["device"] = self.device
-        result = overload(INSTEAD.get(op.target, op.target))(*values, **named)
-        listed: Sequence[Any] = result if isinstance(result, tuple | list) else (result,)
-        for number, value in zip(op.outputs, listed, strict=True):
-            if number is not None:
-                live[number] = value
+        live |= computed(op, (args, kwargs), live.__getitem__, self.device)
 
 
 INSTEAD = {
@@ -238,9 +230,26 @@ def overload(target: str) -> Any:
     return getattr(getattr(getattr(torch.ops, namespace), name), version)
 
 
-def _filled(value: Any, live: Mapping[int, torch.Tensor]) -> Any:
+def computed(
+    op: Op,
+    given: tuple[tuple[Any, ...], Mapping[str, Any]],
+    tensor: Callable[[int], torch.Tensor],
+    device: torch.device,
+) -> dict[int, torch.Tensor]:
+    """What an op returns, by number; `tensor` tells those that it reads."""
+    args, kwargs = given
+    named = {name: filled_in(value, tensor) for name, value in kwargs.items()}
+    if "device" in named:  # recorded on meta
+        named["device"] = device
+    result = overload(INSTEAD.get(op.target, op.target))(*filled_in(args, tensor), **named)
+    listed: Sequence[Any] = result if isinstance(result, tuple | list) else (result,)
+    return {number: value for number, value in zip(op.outputs, listed, strict=True) if number is not None}
+
+
+def filled_in(value: Any, tensor: Callable[[int], torch.Tensor]) -> Any:
+    """Arguments with a tensor for every `Ref`."""
     if isinstance(value, Ref):
-        return live[value.id]
+        return tensor(value.id)
     if isinstance(value, tuple | list):
-        return [_filled(item, live) for item in value]
+        return [filled_in(item, tensor) for item in value]
     return value
