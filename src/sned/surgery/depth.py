@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from sned.errors import PlanError, SurgeryError, close_names
 from sned.graph.example import copied, tensors_in
@@ -17,6 +16,7 @@ from sned.graph.ir import Graph
 from sned.graph.layers import Layer
 from sned.graph.modules import modules_of
 from sned.graph.trace import device_of, mode_of, plain_kernels, state_of
+from sned.surgery.home import moved_inputs
 from sned.surgery.probe import trace_example
 from sned.surgery.twin import twin
 
@@ -112,7 +112,7 @@ def _check(small: nn.Module, graph: Graph, chosen: Sequence[Layer]) -> None:
     device = device_of(state_of(model))
     if device.type == "meta":
         return
-    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda value: value.to(device), graph.example.random())
+    args, kwargs = moved_inputs(graph.example.random(), device)
     with torch.no_grad(), ExitStack() as stack:
         stack.enter_context(mode_of(model, training=False))
         stack.enter_context(mode_of(small, training=False))

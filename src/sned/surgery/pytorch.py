@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
 from sned.errors import ModelError, PlanError, SnedError, SurgeryError
 from sned.graph.example import ArgsAndKwargs, tensors_in
@@ -20,6 +19,7 @@ from sned.graph.trace import check_values, device_of, mode_of, plain_kernels, st
 from sned.graph.untouched import untouched
 from sned.surgery.attributes import check_sizes, repair_attributes
 from sned.surgery.depth import without
+from sned.surgery.home import moved_inputs
 from sned.surgery.keras import is_keras
 from sned.surgery.masks import cut_masks, hold_masks
 from sned.surgery.outputs import largest_difference, shaken
@@ -153,9 +153,7 @@ def cut(
 
 def _inputs(graph: Graph, rows: int | None, device: torch.device) -> ArgsAndKwargs:
     """Random inputs on a device, the same each time."""
-    args, kwargs = pytree.tree_map_only(
-        torch.Tensor, lambda tensor: tensor.to(device), graph.example.random(rows)
-    )
+    args, kwargs = moved_inputs(graph.example.random(rows), device)
     return args, kwargs
 
 
