@@ -138,9 +138,14 @@ def command(
 
 
 def _data(exported: "Exported") -> dict[str, Any]:
-    from dataclasses import asdict
+    """All but how the file is called from Python, in which there may be any object."""
+    from dataclasses import asdict, replace
 
-    return {**asdict(exported), "path": str(exported.path)}
+    from sned.export.calls import Call
+
+    told = {**asdict(replace(exported, call=Call())), "path": str(exported.path)}
+    del told["call"]
+    return told
 
 
 def _table(exported: "Exported") -> "Table":
