@@ -20,6 +20,9 @@ _FILE_ABOVE = "a file stands where one of its folders should be. Choose another 
 _NEARLY_NOTHING = 64 * 1024
 """Bytes free below which a failed write is put down to a full disk: libraries often hide the errno."""
 
+_LISTS: list[list[Path]] = []
+"""Those of the blocks of `noting` that are running."""
+
 
 def check_place(path: str | Path, *, folder: bool = False) -> None:
     """Find out before any work is done whether a file, or a folder, can come to stand at `path`.
@@ -67,6 +70,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         beside.chmod(mode)  # safetensors makes files that only their owner may read
         _flush_to_disk(beside)
         beside.replace(final)
+        _note(final)
     except BaseException as error:
         # The reason first: once the unfinished file is gone, a full disk no longer looks full.
         reason = _write_failure(error, final, beside)
@@ -108,6 +112,7 @@ def staged_path(path: str | Path) -> Iterator[Path]:
         others = sorted(entry for entry in folder.iterdir() if entry != staged)
         for entry in (*others, staged):
             _replace(entry, final.with_name(entry.name), folder)
+            _note(final.with_name(entry.name))
     except BaseException as error:
         reason = _write_failure(error, final, staged)
         if reason is None:
@@ -115,6 +120,22 @@ def staged_path(path: str | Path) -> Iterator[Path]:
         raise WriteError(f"Could not write '{final}': {reason} No half-written file was left.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def noting() -> Iterator[list[Path]]:
+    """Yield a list that grows by every file, or package, that gets its name within the block."""
+    written: list[Path] = []
+    _LISTS.append(written)
+    try:
+        yield written
+    finally:
+        _LISTS.remove(written)
+
+
+def _note(path: Path) -> None:
+    for written in _LISTS:
+        written.append(path.absolute())
 
 
 def _place(path: str | Path) -> Path:

@@ -1,11 +1,12 @@
 """Ctrl-C: stop at once, and say what was kept."""
 
 import functools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec
+
+from sned.files import noting
 
 P = ParamSpec("P")
 
@@ -34,25 +35,28 @@ def stoppable(command: Callable[P, None], kept: str = _NOTHING) -> Callable[P, N
 
 @contextmanager
 def keeping(folder: Path | None) -> Iterator[None]:
-    """Turn Ctrl-C within the block into `Stopped`, naming the files of `folder` that were finished by then.
+    """Turn Ctrl-C within the block into `Stopped`, naming what the block has written into `folder` by then.
 
     Files are written beside their place and renamed, so that what is there is whole.
     """
-    started = time.time()
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise Stopped(_kept(folder, started)) from error
+    with noting() as written:
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            raise Stopped(_kept(folder, written)) from error
 
 
-def _kept(folder: Path | None, started: float) -> str:
-    if folder is None or not folder.is_dir():
+def _kept(folder: Path | None, written: Iterable[Path]) -> str:
+    if folder is None:
         return _NOTHING
-    # File systems round times down, some to two seconds.
-    finished = [file for file in folder.iterdir() if file.is_file() and file.stat().st_mtime >= started - 2]
-    names = sorted(file.name for file in finished if not file.name.startswith("."))
-    learnt = any((folder / RESUME).glob("*"))
-    if not names and not learnt:
+    there = [
+        path.relative_to(folder.absolute())
+        for path in written
+        if path.is_relative_to(folder.absolute()) and path.exists()
+    ]
+    names = sorted({str(path) for path in there if path.parts[0] != RESUME})
+    learnt = any(path.parts[0] == RESUME for path in there)
+    if not there:
         return _NOTHING
     kept = f" Kept in '{folder}', each of them whole: {', '.join(names)}." if names else ""
     more = (
