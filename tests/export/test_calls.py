@@ -9,6 +9,7 @@ from sned.errors import ExampleError
 from sned.export.calls import Call, call_of, row_axes
 from sned.export.capture import Subject
 from sned.export.exported import Deployed
+from sned.graph.example import describe
 
 
 class Pair(nn.Module):
@@ -60,10 +61,32 @@ def test_arguments_go_by_their_names_and_not_by_the_order_of_the_call(four: list
 def test_other_tensors_than_the_file_takes_are_refused(
     args: tuple[int, ...], kwargs: dict[str, int], match: str
 ) -> None:
-    call = Call(("x", "y"), ("['x']", "['y']"))
     tensor = torch.ones(1)
+    like = describe(tensor).leaves()[0]
+    call = Call(("x", "y"), {"['x']": like, "['y']": like})
     with pytest.raises(ExampleError, match=match):
         call.ordered([tensor for _ in args], dict.fromkeys(kwargs, tensor))
+
+
+def test_tensors_are_of_the_sizes_and_kinds_of_the_example() -> None:
+    ids, table = torch.tensor([[3, 4], [5, 6]]), torch.ones(3, 4)
+    call = call_of(Subject(nn.Bilinear(1, 1, 1)), (ids, table))
+    for given in (ids[:1], ids.int(), torch.ones(5, 2).bool()):
+        (taken, _) = call.ordered((given, table.double()), {})
+        assert taken.dtype == torch.int64
+        assert taken.tolist() == given.tolist()
+    for given, match in (
+        (
+            torch.ones(2, 3).long(),
+            r"takes int64\[any, 2\] as \['input1'\], .*, got int64\[2, 3\]\. Give it such",
+        ),
+        (torch.ones(2, 2), r"int64\[any, 2\].* got float32\[2, 2\]"),
+        (torch.tensor(1), r"int64\[any, 2\].* got int64\[\]"),
+    ):
+        with pytest.raises(ExampleError, match=match):
+            call.ordered((given, table), {})
+    with pytest.raises(ExampleError, match=r"float32\[3, 4\] as \['input2'\], .* got float32\[5, 4\]"):
+        call.ordered((ids, torch.ones(5, 4)), {})
 
 
 class Flagged(nn.Module):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -16,7 +17,7 @@ from sned.export.checks import TOLERANCE
 from sned.export.parity import Array, compare
 from sned.export.structure import arrays, batched, fresh, in_parts
 from sned.export.target import Session, Source
-from sned.graph.example import Inputs, arguments, batch_in
+from sned.graph.example import Inputs, Leaf, arguments, batch_in, describe
 
 
 @dataclass(frozen=True)
@@ -25,28 +26,35 @@ class Call:
 
     Attributes:
         parameters: of the model's forward pass that may be given by position, in order.
-        tensors: where each input of the file stands in a call, "['ids']" or "['batch']['ids']", in the file's order.
-        batched: of each input whether its first axis is the batch, as in the example.
+        tensors: each input of the file, as it was in the example, by where it stands in a call, "['ids']" or
+            "['batch']['ids']", in the file's order.
+        rows: of the example.
         axes: of each output the axis along which the rows lie; None where it is the same for all. None for all where
             the answers to some rows depend on others, or are not told at another batch size.
         flags: of each argument what is no tensor in it, by where it stands; the file computes with these alone.
     """
 
     parameters: tuple[str, ...] = ()
-    tensors: tuple[str, ...] = ()
-    batched: tuple[bool, ...] = ()
+    tensors: Mapping[str, Leaf] = field(default_factory=dict)
+    rows: int = 1
     axes: tuple[int | None, ...] | None = None
     flags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def batched(self) -> tuple[bool, ...]:
+        """Of each input whether its first axis is the batch, as in the example."""
+        return tuple(leaf.batched(self.rows) for leaf in self.tensors.values())
 
     def ordered(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """The tensors of a call in the file's order, by the names of the arguments.
 
         Raises:
-            ExampleError: it holds other tensors than the file takes, or another flag than it was exported with.
+            ExampleError: it holds other tensors than the file takes, by their places, sizes or dtypes, or another flag
+                than it was exported with.
         """
         named = _named(self.parameters, args, kwargs)
         given = _tensors(named)
-        if given.keys() != set(self.tensors):
+        if given.keys() != self.tensors.keys():
             raise ExampleError(
                 f"The file takes the tensors {', '.join(self.tensors)}, got {', '.join(given) or 'none'}. Call it "
                 "with the arguments that it was exported with."
@@ -58,7 +66,20 @@ class Call:
                     f"The file computes with what its example gave as '{name}', {_said(kept)}, got {_said(flags)}. "
                     "Leave the argument out, or export with an example that has the other value."
                 )
-        return [given[place] for place in self.tensors]
+        return [self._checked(place, given[place]) for place in self.tensors]
+
+    def _checked(self, place: str, tensor: Tensor) -> Tensor:
+        leaf = self.tensors[place]
+        grows, wanted = leaf.batched(self.rows), getattr(torch, leaf.dtype)
+        alike = tensor.shape[grows:] == leaf.shape[grows:] and tensor.ndim == len(leaf.shape)
+        if not alike or not torch.can_cast(tensor.dtype, wanted):
+            sizes = ", ".join(["any"] * grows + [str(size) for size in leaf.shape[grows:]])
+            got = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+            raise ExampleError(
+                f"The file takes {leaf.dtype}[{sizes}] as {place}, as in the example that it was exported with, got "
+                f"{got}. Give it such a tensor, or export with another example."
+            )
+        return tensor.to(wanted)
 
 
 def call_of(subject: Source, example: Inputs, axes: tuple[int | None, ...] | None = None) -> Call:
@@ -68,7 +89,9 @@ def call_of(subject: Source, example: Inputs, axes: tuple[int | None, ...] | Non
     parameters = tuple(parameter.name for parameter in declared if parameter.kind in kinds)
     defaults = {one.name: one.default for one in declared if one.default is not one.empty}
     named = _named(parameters, *arguments(example))
-    return Call(parameters, tuple(_tensors(named)), batched(example), axes, _flags({**defaults, **named}))
+    described = describe(example)
+    tensors = dict(zip(_tensors(named), described.leaves(), strict=True))
+    return Call(parameters, tensors, described.batch, axes, _flags({**defaults, **named}))
 
 
 def _named(parameters: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
