@@ -12,6 +12,7 @@ import sned
 from sned.errors import ExampleError, ExportError, UserError
 from sned.export import TARGETS, Exported, export_levels, find_target
 from sned.export.target import DYNAMIC, FP16, FP32, INT8
+from sned.graph.example import tensors_in
 from sned.surgery.masks import hold_masks, masks_of
 from tests.export.networks import NETWORKS, Of, convolutional, encoder, images
 from tests.export.runtimes import SHARING, available
@@ -343,6 +344,43 @@ def test_batches_may_be_as_long_as_what_has_no_batch_axis(tmp_path: Path, to: st
         with torch.no_grad():
             expected = model(x, mask, table)
         torch.testing.assert_close(made.module()(x, mask, table), expected, atol=1e-4, rtol=1e-4)
+
+
+class Nested(nn.Module):
+    """A scalar, tensors in containers with a flag between them, and a tensor behind these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, scale: Tensor, batch: dict[str, Any], pair: tuple[Tensor, list[Tensor]]) -> Any:
+        (x, (y,)) = pair
+        z = self.left(batch["u"]) * scale - 2 * self.right(x)
+        return {"z": [z, (self.left(y),)], "w": self.right(batch["v"]) + batch["plus"]}
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_scalars_and_nests_enter_as_the_model_takes_them(tmp_path: Path, to: str) -> None:
+    available(to)
+    target, model = find_target(to), Nested().eval()
+
+    def given(rows: int) -> tuple[Any, ...]:
+        u, v, x, y = torch.randn(4, rows, 6).unbind()
+        return torch.tensor(float(rows)), {"v": v, "plus": 3.0, "u": u}, (x, [y])
+
+    file = sned.export(model, given(2), to=to, out=tmp_path / f"m{target.suffix}", runs=0).module()
+    for rows in (1, 2, 5):
+        scale, batch, pair = given(rows)
+        with torch.no_grad():
+            expected = tensors_in(model(scale, batch, pair))
+        for got in (file(scale, batch, pair), file(scale, pair=pair, batch=dict(sorted(batch.items())))):
+            for one, other in zip(got, expected, strict=True):
+                torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    with pytest.raises(
+        ExampleError, match=r"takes float32\[any, 6\] as \['pair'\]\[0\], .* got float32\[2, 1, 6\]"
+    ):
+        file(scale, batch, (torch.zeros(2, 1, 6), pair[1]))
 
 
 class Awkward(nn.Module):

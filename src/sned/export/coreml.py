@@ -223,7 +223,7 @@ class CoreMlReading:
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Evaluate once; raises `ExportError` for an operation that the reader does not know."""
-        return self.program.run([np.ascontiguousarray(array) for array in inputs])
+        return self.program.run([np.asarray(array, order="C") for array in inputs])
 
 
 TARGET = Target(

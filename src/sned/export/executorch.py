@@ -86,7 +86,7 @@ def _coarser(name: str, level: Captured, order: Order) -> torch.export.ExportedP
     _spell_out(graph)
     prepared = prepare_pt2e(graph, Quantizer().set_global(config))
     for row in order.samples(name) or [[tensor.numpy() for tensor in level.example]]:
-        prepared(*(torch.from_numpy(np.ascontiguousarray(array)) for array in row))
+        prepared(*(torch.from_numpy(np.asarray(array, order="C")) for array in row))
     return torch.export.export(convert_pt2e(prepared), level.example)
 
 
@@ -151,7 +151,7 @@ class ExecuTorchSession:
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run once; raises `ExportError` with what the runtime says."""
         try:
-            got = self.method.execute([torch.from_numpy(np.ascontiguousarray(array)) for array in inputs])
+            got = self.method.execute([torch.from_numpy(np.asarray(array, order="C")) for array in inputs])
         except RuntimeError as error:
             raise ExportError(f"ExecuTorch cannot run the exported file: {first_sentence(error)}") from error
         return [output.numpy().copy() for output in got]

@@ -212,7 +212,7 @@ def _fed(array: Array, channels_last: bool) -> Array:
     """An array as the file takes it: no 64-bit numbers, and images with their channels last."""
     narrow = {np.dtype(np.int64): np.int32, np.dtype(np.float64): np.float32}.get(array.dtype, array.dtype)
     moved = array.transpose(0, 2, 3, 1) if channels_last else array
-    return np.ascontiguousarray(moved, dtype=narrow)
+    return np.asarray(moved, dtype=narrow, order="C")
 
 
 def _remember(model: Any, levels: Mapping[str, Level], last: Mapping[str, Sequence[int]]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.export.graph_signature import InputKind, TensorArgument
 
 from sned.errors import ExportError
 from sned.export.capture import Captured, first_sentence, quiet
@@ -44,9 +45,12 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
 
 
 def _pin(model: Any, level: Captured) -> None:
-    """Give inputs their names and sizes: the front end leaves more of them open than the batch."""
-    for port in model.inputs:
-        if port.get_node().get_friendly_name() not in level.inputs:  # None, or a flag: recorded as it was
+    """Give inputs their names and sizes: the front end leaves more of them open than the batch, and misnames those in
+    containers."""
+    specs = level.program.graph_signature.input_specs
+    entering = [spec.arg for spec in specs if spec.kind == InputKind.USER_INPUT]
+    for port, argument in zip(model.inputs, entering, strict=True):
+        if not isinstance(argument, TensorArgument):  # None, or a flag: recorded as it was
             model.remove_parameter(port.get_node())
     shapes = {}
     for port, tensor, name, grows in zip(
@@ -110,7 +114,7 @@ class OpenVinoSession:
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run once; raises `ExportError` with what the runtime says."""
-        fed = [np.ascontiguousarray(array, kind) for array, kind in zip(inputs, self.kinds, strict=True)]
+        fed = [np.asarray(array, kind, order="C") for array, kind in zip(inputs, self.kinds, strict=True)]
         try:
             got = self.request.infer(fed)
         except RuntimeError as error:
