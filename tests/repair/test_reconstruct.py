@@ -226,6 +226,81 @@ def test_a_weight_of_two_calls_gets_what_lstsq_gives_for_both() -> None:
     np.testing.assert_allclose(state["same.bias"].numpy(), best[4], atol=5e-3)
 
 
+def test_a_norm_that_is_called_behind_other_layers_too_takes_up_nothing() -> None:
+    class Elsewhere(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.norm = nn.Linear(4, 6), nn.BatchNorm1d(5)
+            self.same, self.other = nn.Linear(6, 5, bias=False), nn.Linear(4, 5, bias=False)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            h = self.inner(x).sigmoid()
+            return self.norm(self.same(h)), self.norm(self.same(h.square())), self.norm(self.other(x))
+
+    torch.manual_seed(0)
+    model, x = Elsewhere().eval(), torch.randn(200, 4)
+    graph, plan, calibration = ready(model, x, {"inner": [0, 1]})
+    state, _ = reconstruct(graph, state_of(model), plan, calibration)
+    torch.testing.assert_close(state["norm.running_mean"], model.norm.running_mean)
+    with torch.no_grad():
+        third = Replay(graph, state, plan, cut=True).run(x)[0][2]
+        torch.testing.assert_close(third, model(x)[2], atol=1e-2, rtol=1e-2)
+
+
+class Tied(nn.Module):
+    """Two branches whose last layers add one bias: a parameter of both, or a buffer that is added behind them."""
+
+    def __init__(self, *, outside: bool = False, deep: bool = False) -> None:
+        super().__init__()
+        self.a, self.c = nn.Linear(4, 6), nn.Linear(4, 6)
+        self.b, self.d = nn.Linear(6, 3, bias=not outside), nn.Linear(6, 3, bias=not outside)
+        self.norm, self.deep = nn.BatchNorm1d(3), deep
+        if outside:
+            self.register_buffer("shift", torch.zeros(3))
+        else:
+            self.d.bias = self.b.bias
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, z = self.b(self.a(x).tanh()), self.d(self.c(x).tanh())
+        if self.b.bias is None:
+            y, z = y + self.shift, z + self.shift
+        return (self.norm(y).relu(), z.relu()) if self.deep else (y, z)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_a_bias_that_two_layers_share_stays_and_each_weight_gets_what_lstsq_gives_beside_it(
+    axes: int,
+) -> None:
+    torch.manual_seed(0)
+    model, x = Tied(deep=False).eval(), torch.randn(100, *([5] * (axes - 1)), 4)
+    nn.init.normal_(model.b.bias, std=2.0)
+    graph, plan, calibration = ready(model, x, {"a": [1, 2], "c": [0, 5]})
+    state, _ = reconstruct(graph, state_of(model), plan, calibration, options=Options(ridge=0.0))
+    torch.testing.assert_close(state["b.bias"], model.b.bias.detach())
+    for inner, outer, kept in (("a", "b", [0, 3, 4, 5]), ("c", "d", [1, 2, 3, 4])):
+        with torch.no_grad():
+            hidden = model.get_submodule(inner)(x).tanh().flatten(0, -2)
+            linear = hidden @ model.get_submodule(outer).weight.T
+        best = np.linalg.lstsq(hidden[:, kept].numpy(), linear.numpy(), rcond=None)[0]
+        np.testing.assert_allclose(state[f"{outer}.weight"].numpy(), best.T, atol=2e-3)
+
+
+def test_a_shared_bias_is_as_good_as_a_buffer_that_is_added_behind_the_layers() -> None:
+    torch.manual_seed(0)
+    model, x = Tied(deep=True).eval(), torch.randn(100, 4)
+    nn.init.normal_(model.b.bias)
+    nn.init.normal_(model.norm.running_mean)
+    other = Tied(outside=True, deep=True).eval()
+    own = {n: t for n, t in model.state_dict().items() if n not in ("b.bias", "d.bias")}
+    other.load_state_dict({**own, "shift": model.b.bias.detach().clone()})
+    states = []
+    for network in (model, other):
+        graph, plan, calibration = ready(network, x, {"a": [1, 2], "c": [0, 5]})
+        states.append(reconstruct(graph, state_of(network), plan, calibration)[0])
+    for name in ("b.weight", "d.weight", "norm.running_mean"):
+        torch.testing.assert_close(states[0][name], states[1][name], atol=1e-4, rtol=1e-4)
+
+
 def test_masked_weights_get_what_lstsq_gives_on_the_entries_that_stay() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).eval()

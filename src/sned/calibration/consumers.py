@@ -7,7 +7,8 @@ it, follow from second moments of `x` alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -70,8 +71,9 @@ class Consumer:
         name: the module that made the call.
         kind: "convolution", "depthwise" (one input channel a part) or "linear".
         weight: name of its parameter.
-        bias: name of the parameter added to its output, None where there is none.
+        bias: name of the parameter added to its output, None where there is none or where other layers read it too.
         bias_inside: whether the recorded output already holds the bias.
+        fixed: name of a parameter that the recorded output holds, and that stays since other layers read it too.
         input, output: tensor ids.
         axis: where the channels lie in both.
         parts: groups of the convolution, or batched matrices; 1 for most.
@@ -97,6 +99,7 @@ class Consumer:
     geometry: Geometry | None
     readers: int
     reads: tuple[Read, ...] = field(repr=False)
+    fixed: str | None = None
 
     @property
     def shared(self) -> bool:
@@ -210,9 +213,15 @@ class _Finder:
                 self.readers.setdefault(number, []).append(op)
 
     def found(self) -> tuple[Consumer, ...]:
-        """All consumers."""
-        made = [self.find(op) for op in self.graph.ops]
-        return tuple(consumer for consumer in made if consumer is not None)
+        """All consumers; a bias is theirs alone where nothing reads it but the calls of one weight."""
+        made = [consumer for op in self.graph.ops if (consumer := self.find(op)) is not None]
+        calls = Counter((consumer.weight, consumer.bias) for consumer in made)
+        return tuple(
+            replace(c, bias=None, bias_inside=False, fixed=c.bias if c.bias_inside else None)
+            if c.bias is not None and self._uses(c.bias) > calls[c.weight, c.bias]
+            else c
+            for c in made
+        )
 
     def find(self, op: Op) -> Consumer | None:
         """An op as a consumer, None where it is none."""

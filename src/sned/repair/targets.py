@@ -20,7 +20,7 @@ class Target:
 
     The consumer gives `u`, and what follows makes `v = f u + c + s` of it: `f` and `c` of the BatchNorm, `s`
     the other side of the sum; then an activation function may clamp `v`. The dense network reaches `v*` with
-    its own `s*`.
+    its own `s*`. A bias that other layers share stays as it is, and is part of `c`, not of `u`.
 
     - Without a clamp `u` should be `(v* - c - s) / f`: the dense output, and what the other side lacks made
       up for.
@@ -43,6 +43,7 @@ class Target:
         self._pruned = pruned
         self._free = free_parameter(consumer, following)
         self._start = pruned.state[self._free] if self._free else None
+        self._fixed = pruned.state[consumer.fixed] if consumer.fixed else None
         self._factor, self._shift = self._line()
         self._inverse = (
             None if self._factor is None else torch.where(self._factor == 0, 0.0, 1.0 / self._factor)
@@ -52,9 +53,9 @@ class Target:
     def _line(self) -> tuple[Tensor | None, Tensor | None]:
         """`f` and `c` by channel; None for 1 and 0."""
         if not self._following.line:
-            return None, None
+            return None, self._fixed
         some = self._pruned.state[self._consumer.weight]
-        factor, shift = some.new_ones(1), some.new_zeros(1)
+        factor, shift = some.new_ones(1), some.new_zeros(1) if self._fixed is None else self._fixed
         for each in self._following.line:
             times, plus = self._norm(each) if isinstance(each, Norm) else self._step(each)
             factor, shift = factor * times, shift * times + plus
@@ -81,6 +82,8 @@ class Target:
         """What to aim at without regard to the clamp, and the other side of the sum where there is one; both shaped as
         the output in the pruned network."""
         output = self._pruned.kept(self._consumer.output, dense[self._consumer.output])
+        if self._fixed is not None:
+            output = output - self._along(self._fixed, output)
         other, order = self._following.other, self._following.order
         if other is None:
             return (output,)

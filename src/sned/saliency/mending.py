@@ -68,7 +68,7 @@ def mended_together(graph: Graph, gone: Gone, calibration: Calibration, state: S
         lost = [read.rows[np.asarray(gone.get(read.group, ()), np.int64)].ravel() for read in first.reads]
         if any(len(rows) for rows in lost):
             moment = pooled(calibration.moments[consumer.op] for consumer in consumers)
-            centre = len({_takes_up(graph, consumer) for consumer in consumers}) == 1
+            centre = _take_up_alone(graph, consumers)
             changed |= _mend(graph, first, np.concatenate(lost), moment, {**state, **changed}, centre)
     return changed
 
@@ -87,9 +87,15 @@ def together(graph: Graph, consumers: Iterable[Consumer]) -> Iterator[list[Consu
             yield found
 
 
-def _takes_up(graph: Graph, consumer: Consumer) -> tuple[str, ...]:
-    """The parameters that can put the mean of a consumer's output right."""
-    return (consumer.bias,) if consumer.bias else tuple(normalised(graph).get(consumer.output, ()))
+def _take_up_alone(graph: Graph, consumers: Sequence[Consumer]) -> bool:
+    """Whether the same parameters can put the mean of each consumer's output right, and are read for nothing else."""
+    if len({consumer.bias for consumer in consumers}) > 1:
+        return False
+    norms = normalised(graph)
+    means = {name for consumer in consumers for name in norms.get(consumer.output, ())}
+    reading = {number for number, names in norms.items() if not means.isdisjoint(names)}
+    alike = len({tuple(norms.get(consumer.output, ())) for consumer in consumers}) == 1
+    return consumers[0].bias is not None or (alike and reading <= {c.output for c in consumers})
 
 
 def _mend(
