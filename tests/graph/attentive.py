@@ -364,3 +364,19 @@ class Einsum(nn.Module):
 @network
 def einsum_heads() -> tuple[nn.Module, tuple[Any, ...]]:
     return Einsum(), (torch.randn(2, 6, 5),)
+
+
+class EinsumTwice(nn.Module):
+    """The same, called twice: each call views the same weights anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Einsum()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + self.inner(x.flip(1) * 2)
+
+
+@network
+def einsum_heads_twice() -> tuple[nn.Module, tuple[Any, ...]]:
+    return EinsumTwice(), (torch.randn(2, 6, 5),)

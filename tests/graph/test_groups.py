@@ -148,6 +148,12 @@ def test_a_layer_called_twice_loses_what_it_reads_and_what_it_writes_together() 
     assert cut_at(group)[("shared.weight", 0)] == cut_at(group)[("shared.weight", 1)] == singles(8)
 
 
+def test_weights_that_are_viewed_again_are_cut_as_those_that_are_viewed_once() -> None:
+    once, twice = (NETWORKS[name]() for name in ("einsum_heads", "einsum_heads_twice"))
+    sizes = [[(group.size, group.cell_size) for group in trace(model, *x).groups] for model, x in (once, twice)]
+    assert sizes[0] == sizes[1] == [(4, 4), (6, 6)]
+
+
 def test_tied_weights_are_one_parameter() -> None:
     graph = trace(Tied(), tokens())
     assert graph.aliases == {"head.weight": "embed.weight"}

@@ -7,7 +7,7 @@ tensor is seen in another shape or in part.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence, Set
-from math import gcd
+from math import gcd, prod
 
 import numpy as np
 
@@ -59,6 +59,14 @@ class Flow:
             self.tie(np.broadcast_to(columns[:, None], along.shape), along)
             self._columns[key] = columns
         return self._columns[key]
+
+    def product(self, axes: Sequence[IntArray]) -> IntArray:
+        """A label for each combination of the labels of several axes, the same whenever the same axes meet."""
+        key = tuple(labels.tobytes() for labels in axes)
+        if key not in self.relations.products:
+            shape = [len(labels) for labels in axes]
+            self.relations.products[key] = self.fresh(prod(shape)).reshape(shape)
+        return self.relations.products[key]
 
     # --- relations -----------------------------------------------------------------------------------------------
 

@@ -44,3 +44,4 @@ class Relations:
     cells: list[Cells] = field(default_factory=list)
     frozen: list[tuple[IntArray, Why]] = field(default_factory=list)
     inexact: list[IntArray] = field(default_factory=list)
+    products: dict[tuple[bytes, ...], IntArray] = field(default_factory=dict)

@@ -43,12 +43,11 @@ def _product(flow: Flow, boxes: Sequence[Box]) -> Box:
     Free is the axis that was labelled last (dimensions come after heads in a parameter), whatever the order here,
     so that two products of the same axes ask the same.
     """
-    axes = sorted(axis for box in boxes for axis in box.axes)
     labels = {axis: flow.axis(box, axis) for box in boxes for axis in box.axes}
-    rank = boxes[0].ids.ndim
-    shape = [len(labels[a]) if a in labels else 1 for a in range(rank)]
-    ids = flow.fresh(int(np.prod(shape))).reshape(shape)
-    free = max(axes, key=lambda axis: int(labels[axis][0]))
+    axes = sorted(labels, key=lambda axis: (int(labels[axis][0]), axis))
+    ids = flow.product([labels[axis] for axis in axes])
+    ids = ids.transpose(np.argsort(axes)).reshape([len(labels.get(a, (0,))) for a in range(boxes[0].ids.ndim)])
+    free = axes[-1]
     slabs = {a: labels[a] for a in axes if a != free}
     box = Box(ids, free, slabs, lifted=any(each.lifted for each in boxes))
     flow.declare(box)
