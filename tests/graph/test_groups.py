@@ -150,7 +150,9 @@ def test_a_layer_called_twice_loses_what_it_reads_and_what_it_writes_together() 
 
 def test_weights_that_are_viewed_again_are_cut_as_those_that_are_viewed_once() -> None:
     once, twice = (NETWORKS[name]() for name in ("einsum_heads", "einsum_heads_twice"))
-    sizes = [[(group.size, group.cell_size) for group in trace(model, *x).groups] for model, x in (once, twice)]
+    sizes = [
+        [(group.size, group.cell_size) for group in trace(model, *x).groups] for model, x in (once, twice)
+    ]
     assert sizes[0] == sizes[1] == [(4, 4), (6, 6)]
 
 

@@ -86,3 +86,70 @@ def test_a_factor_that_both_ask_for_is_made_up_for() -> None:
             for parameter in layer.parameters():
                 parameter[removed[units]] = 0
         assert distance(small(SEQUENCE), zero(SEQUENCE)) < 1e-5
+
+
+class Branches(nn.Module):
+    """Two branches that evaluation adds up at the end; training does something with both, without weights of its own."""
+
+    def __init__(self, also: Any) -> None:
+        super().__init__()
+        self.a, self.c = nn.Linear(6, 16), nn.Linear(6, 16)
+        self.b, self.d = nn.Linear(16, 3), nn.Linear(16, 3)
+        self.also = also
+
+    def forward(self, x: Tensor) -> Any:
+        h, k = torch.relu(self.a(x)), torch.relu(self.c(x))
+        y = self.b(h) + self.d(k)
+        return (y, self.also(h, k)) if self.training else y
+
+
+def test_branches_that_training_alone_compares_go_together() -> None:
+    model = lively(Branches(lambda h, k: (h - k).square().sum()))
+    graph = trace(model, SEQUENCE)
+    (group,) = graph.groups
+    removed = {group.name: [0, 3, 8]}
+    small = apply(model, graph.plan(removed)).train()
+    zero = copy.deepcopy(model).train()
+    with torch.no_grad():
+        for layer in (zero.a, zero.c):
+            for parameter in layer.parameters():
+                parameter[removed[group.name]] = 0
+        for got, wanted in zip(small(SEQUENCE), zero(SEQUENCE), strict=True):
+            torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("also", "reason"),
+    [
+        (lambda h, _: h.reshape(-1, 16), "output of the model"),
+        (lambda h, _: h, "output of the model"),
+        (lambda h, _: (h + 0.1 * torch.randn(len(h), 5, 16)).mean(), "meets an axis of fixed size"),
+        (lambda h, _: (h + h.new_ones(16)).mean(), "the model does not train without some of it"),
+        (lambda h, _: h.view(-1, 2, 16).mean(), "the model does not train without some of it"),
+    ],
+)
+def test_what_training_asks_of_a_branch_keeps_that_branch_alone(also: Any, reason: str) -> None:
+    graph = trace(lively(Branches(also)), SEQUENCE)
+    assert [group.name for group in graph.groups] == ["c"]
+    assert any(frozen.name == "a" and reason in frozen.reason for frozen in graph.frozen)
+
+
+class Inner(nn.Module):
+    """Holds a literal that training alone reads."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h.unflatten(-1, (2, 8)).sum(-2).mean(-1)
+
+
+def test_the_module_in_which_training_fails_is_named() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.inner = nn.Linear(6, 16), nn.Linear(16, 3), Inner()
+
+        def forward(self, x: Tensor) -> Any:
+            h = torch.relu(self.a(x))
+            return (self.b(h), self.inner(h)) if self.training else self.b(h)
+
+    (reason,) = (frozen.reason for frozen in trace(Nested(), SEQUENCE).frozen if frozen.name == "a")
+    assert "does not train without some of it (in module 'inner': RuntimeError" in reason

@@ -228,12 +228,14 @@ class Watch(TorchFunctionMode):
         number: tells the number of a tensor, or None for one not met yet.
         hold: told of tensors without values that were made from written ones, and of those values.
         sources: whether sizes are handed out as `Sized` at all.
+        dropout: whether it drops anything; the sizes of what it draws do not say where they come from.
     """
 
     position: Callable[[], int]
     number: Callable[[torch.Tensor], int | None]
     hold: Callable[[torch.Tensor, torch.Tensor], None]
     sources: bool = True
+    dropout: bool = True
     uses: list[Use] = field(default_factory=list)
     scales: list[Scale] = field(default_factory=list)
     leaks: list[Formula] = field(default_factory=list)
@@ -262,6 +264,8 @@ class Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in ("__getitem__", "__setitem__"):
             args = (args[0], _tensor_of_list(args[1]), *args[2:])
+        if not self.dropout and name.rstrip("_") in DROPOUTS:
+            args, kwargs = (*(*args, *(kwargs or {}).values())[:2], False), None
         result = func(*args, **(kwargs or {}))
         if name in ("tensor", "as_tensor") and not isinstance(args[0], torch.Tensor):
             self.leaks += [
@@ -318,6 +322,9 @@ class Watch(TorchFunctionMode):
         axis = args[0] if args and isinstance(args[0], int) else None
         return result if axis is None else Sized.of(result, TensorAxis(number, int(axis) % tensor.ndim))
 
+
+DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
+"""Functions, without a last underscore, of a tensor, a share, and whether it is dropped."""
 
 FACTORS = frozenset(
     {"mul", "rmul", "imul", "multiply", "div", "truediv", "itruediv", "true_divide", "divide"}

@@ -119,6 +119,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             try:
                 # Not what `module.compile()` made of it.
                 result = module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+            except Exception:
+                if self.recording.failed_in is None:
+                    self.recording.failed_in = path
+                raise
             finally:
                 self._stack.pop()
             if returns:

@@ -46,7 +46,8 @@ class Recording:
     """One recorded pass: ops over numbered tensors, and which numbers are parameters, inputs and outputs.
 
     `calls` tells of modules and what they returned, `given` which tensors the modules were called with that the model
-    does not hold.
+    does not hold, `asks_mode` whether the user's code asks whether a module is in train mode, `failed_in` in which
+    module the pass ended with an error, and `device` where its tensors were.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -61,6 +62,9 @@ class Recording:
     leaks: list[Formula] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     given: list[tuple[str, tuple[int | None, ...]]] = field(default_factory=list)
+    asks_mode: bool = False
+    failed_in: str | None = None
+    device: str = "meta"
 
     def read(self) -> frozenset[int]:
         """Numbers of the tensors that an op reads or that leave the network."""

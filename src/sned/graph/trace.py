@@ -25,6 +25,7 @@ from sned.graph.provenance import Watch, functions_opened, instrumented
 from sned.graph.recorder import Recorder
 from sned.graph.recording import BATCHES, Recorded, Recording, rows_in_step, rows_of_one_size, without
 from sned.graph.rescale import PRODUCTS
+from sned.graph.training import adds, mode_watched
 from sned.graph.untouched import untouched
 
 
@@ -181,12 +182,23 @@ def record(
         if sources:
             stack.enter_context(instrumented(model))
         stack.enter_context(functions_opened())
+        if training:
+            stack.enter_context(torch.random.fork_rng(()))
+            torch.default_generator.manual_seed(0)
+        else:
+            stack.enter_context(mode_watched(recorder.recording))
         watch = stack.enter_context(
-            Watch(lambda: len(recorder.recording.ops), recorder.known, recorder.values.hold, sources)
+            Watch(
+                lambda: len(recorder.recording.ops),
+                recorder.known,
+                recorder.values.hold,
+                sources,
+                dropout=not training,
+            )
         )
         output = torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
     recording = recorder.recording
-    recording.inputs = inputs
+    recording.inputs, recording.device = inputs, device
     recording.uses, recording.scales, recording.leaks = watch.uses, watch.scales, watch.leaks
     recording.outputs = tuple(recorder.read(t) for t in tensors_in(output))
     for number in inputs:
@@ -245,9 +257,7 @@ def recorded(model: nn.Module, example: Example) -> Recorded:
             "tensors themselves."
         )
     _check_products(recording)
-    trained = None
-    if any(name not in recording.parameters and t.is_floating_point() for name, t in state_of(model).items()):
-        trained = _in_training(model, example, BATCHES[0] if batched else None, device)
+    trained = _in_training(model, example, recording, BATCHES[0] if batched else None, device)
     return Recorded(model, example, recording, batched, trained, device)
 
 
@@ -273,12 +283,31 @@ def _told(value: Any) -> str:
     )
 
 
-def _in_training(model: nn.Module, example: Example, batch: int | None, device: str) -> Recording | None:
-    """The pass in train mode, where heads may run that evaluation leaves out; None where it does not run as it is."""
-    try:
-        return record(model, example, batch, training=True, device=device)
-    except Exception:  # noqa: BLE001 (the user's forward may ask for targets, and raise anything)
+def _in_training(
+    model: nn.Module, example: Example, main: Recording, batch: int | None, device: str
+) -> Recording | None:
+    """The pass in train mode, where it does more than the one in eval mode: heads may run that evaluation leaves out.
+
+    None where it does not, or does not run as it is.
+    """
+    left_out = any(n not in main.parameters and t.is_floating_point() for n, t in state_of(model).items())
+    if not (left_out or main.asks_mode):
         return None
+    trained = None
+    for place in _devices(model) if device == "meta" else (device,):
+        try:
+            trained = record(model, example, batch, training=True, device=place)
+        except Exception as error:  # noqa: BLE001 (the user's forward may ask for targets, and raise anything)
+            if "meta" in str(error).lower():  # values are read, or met by tensors that have some
+                continue
+        break
+    return trained if trained is not None and adds(trained, main, batch or example.batch) else None
+
+
+def _devices(model: nn.Module) -> tuple[str, str]:
+    """Where to record: without values, then with them."""
+    home = device_of(state_of(model))
+    return "meta", "cpu" if home.type == "meta" else str(home)
 
 
 def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
@@ -288,8 +317,7 @@ def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
     tensors; then it runs on real ones. Returns the recording, whether any batch size will do, and the device used.
     """
     first_error: Exception | None = None
-    home = device_of(state_of(model))
-    devices = ("meta", "cpu" if home.type == "meta" else str(home))
+    devices = _devices(model)
     for device in devices:
         for batches in (BATCHES, (None,)):
             try:

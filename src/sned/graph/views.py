@@ -46,7 +46,9 @@ def _product(flow: Flow, boxes: Sequence[Box]) -> Box:
     labels = {axis: flow.axis(box, axis) for box in boxes for axis in box.axes}
     axes = sorted(labels, key=lambda axis: (int(labels[axis][0]), axis))
     ids = flow.product([labels[axis] for axis in axes])
-    ids = ids.transpose(np.argsort(axes)).reshape([len(labels.get(a, (0,))) for a in range(boxes[0].ids.ndim)])
+    ids = ids.transpose(np.argsort(axes)).reshape(
+        [len(labels.get(a, (0,))) for a in range(boxes[0].ids.ndim)]
+    )
     free = axes[-1]
     slabs = {a: labels[a] for a in axes if a != free}
     box = Box(ids, free, slabs, lifted=any(each.lifted for each in boxes))

@@ -94,23 +94,27 @@ def check_training(model: nn.Module, graph: Graph, trained: Recording) -> None:
     Raises:
         Unrepaired: it does not.
     """
-    failure = "it returns other shapes"
+    failure, partial = "it returns other shapes", Recording()
     try:
-        if _returned(_recorded_again(model, graph, Recording(), training=True)) == _returned(trained):
+        again = _recorded_again(model, graph, partial, device=trained.device, training=True)
+        if _returned(again) == _returned(trained):
             return
     except Exception as error:  # noqa: BLE001 (the user's forward may raise anything)
-        failure = f"{type(error).__name__}: {error}"
+        where = f"in module {partial.failed_in!r}: " if partial.failed_in else ""
+        failure = f"{where}{type(error).__name__}: {error}"
     raise Unrepaired(None, f"the model does not train without some of it ({failure})", elsewhere=True)
 
 
-def _recorded_again(model: nn.Module, graph: Graph, into: Recording, *, training: bool = False) -> Recording:
+def _recorded_again(
+    model: nn.Module, graph: Graph, into: Recording, *, device: str, training: bool = False
+) -> Recording:
     """What a pruned copy does on tensors like those of the trace; `into` says how far it got when it raises."""
     return record(
         model,
         graph.example,
         traced_batch(graph),
         into=into,
-        device=graph.recorded.device,
+        device=device,
         training=training,
         sources=False,
         thrown_away=True,
@@ -321,7 +325,7 @@ def _first_difference(model: nn.Module, graph: Graph, sizes: Sizes) -> Differenc
     partial = Recording()
     failure, ours = "", False
     try:
-        recording = _recorded_again(model, graph, partial)
+        recording = _recorded_again(model, graph, partial, device=graph.recorded.device)
         if _returned(recording) == [sizes.shape(number) for number in graph.outputs]:
             at = _strayed(graph, recording, sizes)
             return None if at is None else Difference(at, " (it fits by chance)")

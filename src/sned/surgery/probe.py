@@ -154,21 +154,22 @@ def _some(group: Group, share: float) -> list[int]:
 
 
 def _rehearse(graph: Graph, plan: Plan) -> None:
-    empty = {
-        name: _without_values(tensor, plan.kept.get(name, {}), graph.recorded.device)
-        for name, tensor in state_of(graph.model).items()
-    }
     sizes = sizes_of(graph, plan)
 
-    def cut() -> nn.Module:
+    def cut(device: str) -> nn.Module:
+        empty = {
+            name: _without_values(tensor, plan.kept.get(name, {}), device)
+            for name, tensor in state_of(graph.model).items()
+        }
         small = twin(graph.model, empty)
         cut_masks(small, plan.kept)
         repair_attributes(small, graph, sizes)
         return small
 
-    check_sizes(cut(), graph, sizes)
-    if graph.recorded.trained is not None:
-        check_training(cut(), graph, graph.recorded.trained)
+    check_sizes(cut(graph.recorded.device), graph, sizes)
+    trained = graph.recorded.trained
+    if trained is not None:
+        check_training(cut(trained.device), graph, trained)
 
 
 def _without_values(tensor: torch.Tensor, axes: Mapping[int, IntArray], device: str) -> torch.Tensor:
