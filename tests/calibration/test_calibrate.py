@@ -246,6 +246,27 @@ def test_a_model_of_one_batch_size_takes_whole_batches_only() -> None:
         calibrate(graph, state_of(model), [X[:6]])
 
 
+class Squeezed(nn.Module):
+    """Drops every axis of size 1 ahead of its head: of a row alone also that of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 5, 8), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).relu().squeeze())
+
+
+@pytest.mark.parametrize("count", [1, 65])
+def test_a_row_alone_keeps_its_axis_where_the_network_drops_all_of_size_one(count: int) -> None:
+    model = Squeezed().eval()
+    found = calibrate(trace(model, X[:1]), state_of(model), [X[:count]])
+    assert [len(x) for x in found.batches()][-1] == 1
+    with torch.no_grad():
+        wanted = model(X)[:count]
+    torch.testing.assert_close(found.outputs()[0], wanted)
+
+
 def test_batches_shrink_with_the_activations() -> None:
     wide = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 3, 1))
     assert batch_size(trace(wide, torch.zeros(2, 3, 256, 256))) == 1

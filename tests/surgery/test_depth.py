@@ -219,3 +219,29 @@ def test_a_wrong_stand_in_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(depth, "_stand_in", wrong)
     with pytest.raises(SurgeryError, match=r"leaving out blocks\.1 gives other outputs"):
         without(graph, ["blocks.1"])
+
+
+class Counting(Cnn):
+    """Counts its calls, and keeps a mean of what it saw, in evaluation mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.register_buffer("seen", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y = self.stem(x)
+        self.seen.mul_(0.9).add_(0.1 * y.mean((0, 2, 3)))
+        for block in self.blocks:
+            y = block(y)
+        return self.fc((y - self.seen[:, None, None]).mean((2, 3)))
+
+
+def test_buffers_that_a_pass_writes_into_stay_as_they_are() -> None:
+    model = lively(Counting())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    shortened = without(trace(model, IMAGE), ["blocks.1"])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    small = apply(model, shortened.plan({}))
+    assert int(small.calls) == int(model.calls) == 0

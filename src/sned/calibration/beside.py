@@ -67,7 +67,9 @@ def _answers(model: nn.Module, replay: Replay, inputs: Inputs) -> Sequence[Tenso
 
 
 def _distance(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """The largest distance among outputs, relative to the norm of what is wanted; infinite for other shapes."""
+    """The largest distance among outputs, relative to the norm of what is wanted; infinite for other shapes, but for
+    the axis of a row alone, which a network may drop."""
+    got, wanted = [t.squeeze() for t in got], [t.squeeze() for t in wanted]
     if [t.shape for t in got] != [t.shape for t in wanted]:
         return float("inf")
     pairs = [(a.double(), b.double()) for a, b in zip(got, wanted, strict=True) if b.is_floating_point()]

@@ -41,12 +41,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         held = (self._plain(args), {name: self._plain(value) for name, value in (kwargs or {}).items()})
         named = kwargs or {}
+        written = func
+        if (squeezed := _SQUEEZED.get(func)) is not None:
+            ones = tuple(axis for axis, size in enumerate(args[0].shape) if size == 1)
+            written, held = squeezed, ((*held[0], ones), held[1])
         if self.values.answers(func, args):
             result = self.values.answer(func, args, named)
         else:
             result = memo.call(func, args, named)
             self.values.follow(func, args, named, result)
-        target, computes, pointwise = _known(func)
+        target, computes, pointwise = _known(written)
         if computes:
             listed = result if isinstance(result, tuple | list) else [result]
             outputs = tuple(self.number(t) if isinstance(t, torch.Tensor) else None for t in listed)
@@ -136,6 +140,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             yield
         finally:
             nn.Module.__call__ = plain  # type: ignore[method-assign]
+
+
+_SQUEEZED = {torch.ops.aten.squeeze.default: torch.ops.aten.squeeze.dims}
+"""Ops that drop every axis of size 1, which of one row alone is also that of the batch, and what is written down: the
+same for the axes that it dropped."""
 
 
 @cache

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from sned.errors import PlanError, SurgeryError, close_names
-from sned.graph.example import copied, tensors_in
+from sned.graph.example import ArgsAndKwargs, copied
 from sned.graph.ir import Graph
 from sned.graph.layers import Layer
 from sned.graph.modules import modules_of
 from sned.graph.trace import device_of, mode_of, plain_kernels, state_of
 from sned.surgery.home import moved_inputs
+from sned.surgery.outputs import answered
 from sned.surgery.probe import trace_example
 from sned.surgery.twin import twin
 
@@ -112,21 +113,21 @@ def _check(small: nn.Module, graph: Graph, chosen: Sequence[Layer]) -> None:
     device = device_of(state_of(model))
     if device.type == "meta":
         return
-    args, kwargs = moved_inputs(graph.example.random(), device)
+    inputs = moved_inputs(graph.example.random(), device)
     with torch.no_grad(), ExitStack() as stack:
         stack.enter_context(mode_of(model, training=False))
         stack.enter_context(mode_of(small, training=False))
         # As it will be: a fast path asks layers for more than their answers.
-        _run(small, *copied((args, kwargs)))
+        _run(small, graph, copied(inputs))
         stack.enter_context(plain_kernels())
-        got = tensors_in(_run(small, *copied((args, kwargs))))
+        got = _run(small, graph, copied(inputs))
         for layer in chosen:
             overrule = Bypass(layer.call.slot, zeros=layer.adds, returned=layer.call.returned)
             handle = model.get_submodule(layer.name).register_forward_hook(
                 lambda _, given, named, __, overrule=overrule: overrule(*given, **named), with_kwargs=True
             )
             stack.callback(handle.remove)
-        expected = tensors_in(model(*args, **kwargs))
+        expected = answered(model, graph.written, inputs)
     if len(got) != len(expected) or not all(
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
         for a, b in zip(got, expected, strict=True)
@@ -137,9 +138,9 @@ def _check(small: nn.Module, graph: Graph, chosen: Sequence[Layer]) -> None:
         )
 
 
-def _run(small: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _run(small: nn.Module, graph: Graph, inputs: ArgsAndKwargs) -> Sequence[torch.Tensor]:
     try:
-        return small(*args, **kwargs)
+        return answered(small, graph.written, inputs)
     except Exception as error:
         raise SurgeryError(
             "A layer can be left out where nothing else asks for it, but without it the forward pass raised "

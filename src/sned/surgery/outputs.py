@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
+from torch import nn
+from torch.func import functional_call
 
 from sned.errors import SurgeryError
+from sned.graph.example import ArgsAndKwargs, tensors_in
+from sned.graph.trace import state_of
+from sned.graph.untouched import untouched
 
 TOLERANCE = 1e-4
 """Largest difference to the replay, relative to the largest number of an output in single or double precision."""
@@ -15,7 +21,27 @@ TOLERANCE = 1e-4
 ROUGH = 0.05
 """The same for all other outputs."""
 
+NONE: Mapping[str, torch.Tensor] = MappingProxyType({})
+
 _FINE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+def answered(
+    model: nn.Module, written: Iterable[str], inputs: ArgsAndKwargs, own: Mapping[str, torch.Tensor] = NONE
+) -> Sequence[torch.Tensor]:
+    """What a model returns, which keeps its buffers and all that it remembers of its calls.
+
+    Args:
+        model: in the mode that is wanted.
+        written: names of the buffers that a pass writes into.
+        inputs: to be changed, maybe.
+        own: tensors to use in the place of the model's, by name.
+    """
+    state = {**state_of(model), **own}
+    other = {**own, **{name: state[name].clone() for name in written if name in state}}
+    args, kwargs = inputs
+    with untouched(model):
+        return tensors_in(functional_call(model, other, args, kwargs) if other else model(*args, **kwargs))
 
 
 def shaken(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,21 +8,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from sned.errors import ModelError, PlanError, SnedError, SurgeryError
-from sned.graph.example import ArgsAndKwargs, tensors_in
+from sned.graph.example import ArgsAndKwargs
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
 from sned.graph.replay import Replay, made_up, sizes_of, slice_state
 from sned.graph.trace import check_values, device_of, mode_of, plain_kernels, state_of, undisturbed
-from sned.graph.untouched import untouched
 from sned.surgery.attributes import check_sizes, repair_attributes
 from sned.surgery.depth import without
 from sned.surgery.home import moved_inputs
 from sned.surgery.keras import is_keras
 from sned.surgery.masks import cut_masks, hold_masks
-from sned.surgery.outputs import largest_difference, shaken
+from sned.surgery.outputs import answered, largest_difference, shaken
 from sned.surgery.probe import known, trace_example
 from sned.surgery.twin import twin
 
@@ -118,9 +116,8 @@ def pruned(model: Any, graph: Graph, plan: Plan) -> Pruned:
 def _check_runs(model: nn.Module, graph: Graph) -> None:
     """Refuse an example that the original does not take either: without values, dtypes pass that clash with them."""
     try:
-        with torch.no_grad(), mode_of(model, training=False), untouched(model):
-            args, kwargs = _inputs(graph, None, device_of(state_of(model)))
-            model(*args, **kwargs)
+        with torch.no_grad(), mode_of(model, training=False):
+            answered(model, graph.written, _inputs(graph, None, device_of(state_of(model))))
     except Exception as error:
         raise ModelError(
             f"The model must run on random inputs like the example, but {type(model).__name__}.forward raised "
@@ -208,15 +205,9 @@ def verify(small: nn.Module, graph: Graph, plan: Plan, sliced: Mapping[str, torc
     replay = Replay(graph, tried, plan, cut=True)
     zero = [name for name, tensor in tried.items() if tensor is not sliced[name]]
     own = {name: tensor for name, tensor in made_up(graph, plan, tried).items() if name in zero}
-    state = {**state_of(small), **own}
 
     def made(inputs: ArgsAndKwargs) -> Sequence[torch.Tensor]:
-        args, kwargs = inputs
-        other = {**own, **{name: state[name].clone() for name in graph.written}}
-        with untouched(small):  # what it remembers of its calls, in buffers or elsewhere, is the original's
-            return tensors_in(
-                functional_call(small, other, args, kwargs) if other else small(*args, **kwargs)
-            )
+        return answered(small, graph.written, inputs, own)  # what it remembers of its calls is the original's
 
     rows = VERIFIED if graph.batched else None
 
@@ -236,9 +227,19 @@ def verify(small: nn.Module, graph: Graph, plan: Plan, sliced: Mapping[str, torc
             return max(worst, largest_difference(one, [t[:1] if t.ndim else t for t in expected], 1))
         except Exception:  # noqa: BLE001 (rows meet, or the network takes no row alone)
             again = _replayed(replay, graph.example.first_row(inputs()))
-        if again is None:
+        if again is None or not _alike_alone(graph, again, graph.example.first_row(inputs())):
             return worst
         return max(worst, largest_difference(made(graph.example.first_row(inputs())), again, 1))
+
+
+def _alike_alone(graph: Graph, answers: Sequence[torch.Tensor], row: ArgsAndKwargs) -> bool:
+    """Whether the original takes a row alone, and returns what the recorded ops do: not where it drops its axis."""
+    try:
+        with mode_of(graph.model, training=False):
+            own = answered(graph.model, graph.written, row)
+    except Exception:  # noqa: BLE001 (the user's forward may raise anything)
+        return False
+    return [t.shape for t in own] == [t.shape for t in answers]
 
 
 def _replayed(replay: Replay, inputs: ArgsAndKwargs) -> list[torch.Tensor] | None:
