@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sned.calibration.patterns import Pattern
-from sned.calibration.thinning import _fitted, thinned
+from sned.calibration.thinning import _fitted, held, thinned
 
 SINGLE = Pattern.parse("weight")
 
@@ -80,3 +80,17 @@ def test_constant_and_silent_inputs_do_no_harm() -> None:
     thin = thinned(weight, second, 1, SINGLE, 0.5)
     assert bool(thin.isfinite().all())
     assert not bool(thin[:, 3].any())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_inputs_that_never_change_leave_rounding_which_does_no_harm(seed: int) -> None:
+    weight, _ = problem(4, 32, seed)
+    x = torch.randn(32, generator=torch.Generator().manual_seed(seed)).double()
+    second = (torch.outer(x, x).float().double() - torch.outer(x, x)) * 0.3
+    assert bool(torch.linalg.eigvalsh(second).min() < 0)
+    thin = thinned(weight, second, 1, SINGLE, 0.5)
+    assert bool(thin.isfinite().all())
+    assert int((thin == 0).sum()) == 64
+    stay = thin != 0
+    assert bool(held(stay, weight, second).isfinite().all())
+    assert float((held(stay, weight, second) - weight)[stay].abs().max()) < 0.2 * float(weight.abs().max())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sned import Plan, sparsify, trace
+from sned import Plan, apply, sparsify, trace
 from sned.graph.example import describe, named_tensors, tensors_in
 from sned.saliency.synflow import synaptic_flow
 from tests.graph.oracle import call, lively, state
@@ -116,3 +116,55 @@ def test_outputs_are_named_by_the_keys_that_lead_to_them() -> None:
 def test_tensors_come_in_the_order_of_the_arguments() -> None:
     a, b = torch.zeros(1), torch.ones(2)
     assert [t.shape[0] for t in tensors_in(({"k": a}, None, [b]))] == [1, 2]
+
+
+class Looks(nn.Module):
+    """Looks up words and kinds of words in tables of their own, and numbers in a third that it indexes by columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.kinds = nn.Embedding(500, 8), nn.Embedding(3, 8)
+        self.numbers, self.head = nn.Parameter(torch.randn(40, 8)), nn.Linear(8, 2)
+
+    def forward(self, ids: Tensor, kinds: Tensor, numbers: Tensor, mask: Tensor) -> Tensor:
+        x = self.words(ids.long()) + self.kinds(kinds) + self.numbers[numbers[:, 0]][:, None]
+        return self.head((x * mask[..., None]).mean(1))
+
+
+ZEROS = torch.zeros(2, 5, dtype=torch.int64)
+
+
+def test_ids_of_one_value_range_over_the_tables_that_they_index() -> None:
+    graph = trace(Looks(), (ZEROS.int(), ZEROS, torch.zeros(2, 2, dtype=torch.int64), ZEROS))
+    ids, kinds, numbers, mask = graph.example.random(400)[0]
+    assert (int(ids.min()), 480 < int(ids.max()) < 500, ids.dtype) == (0, True, torch.int32)
+    assert kinds.unique().tolist() == [0, 1, 2]
+    assert numbers.unique().tolist() == list(range(40))
+    assert not mask.any()
+    again = trace(Looks(), graph.example.random(2)[0])
+    assert again.fingerprint == graph.fingerprint
+
+
+def test_ids_that_tell_their_range_keep_to_it() -> None:
+    graph = trace(Looks(), (ZEROS + torch.arange(5), ZEROS, torch.zeros(2, 2, dtype=torch.int64), ZEROS))
+    ids, kinds, numbers, _ = graph.example.random(400)[0]
+    assert ids.amax(0).tolist() == [0, 1, 2, 3, 4]
+    assert not (kinds.any() or numbers.any())
+
+
+def test_a_plan_made_from_ids_of_one_value_is_applied_anew() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+    plan = trace(model, ZEROS).plan({"1": [0, 3]})
+    small = apply(model, Plan.from_json(plan.to_json()))
+    with torch.no_grad():
+        model[1].weight[[0, 3]], model[1].bias[[0, 3]] = 0.0, 0.0
+    ids = torch.arange(50).reshape(5, 10)
+    torch.testing.assert_close(small(ids), model(ids))
+
+
+def test_ids_of_one_value_are_thinned_on_many() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+    found = sparsify(model, ZEROS, pattern="2:4")
+    assert int((found.model[1].weight == 0).sum()) == 12 * 16 // 2

@@ -38,23 +38,20 @@ class Fit:
 
 
 def factor(second: Tensor, ridge: float, *, mean: Tensor | None = None) -> tuple[Tensor, float]:
-    """Cholesky factor of `H + ridge * mean(diag(H)) * I` in float64, and the ridge that it took.
+    """Cholesky factor of `H + ridge * scale_of(diag(H)) * I` in float64, and the ridge that it took.
 
     A ridge that does not do (constant channels, fewer patches than entries) is made ten times larger until
     one does.
 
     Args:
         second: `[width, width]`, symmetric: `H`, or with `mean` what becomes it.
-        ridge: relative to the mean of the diagonal, >= 0.
+        ridge: relative to `scale_of` the diagonal, >= 0.
         mean: `[width]`, float64: `H` is `second - mean meanᵀ`.
 
     Raises:
         ValueError: no ridge does: the matrix holds NaN or is far from positive semi-definite.
     """
-    diagonal = second.diagonal().double() - (0 if mean is None else mean.square())
-    scale = float(diagonal.mean())
-    if scale <= 0:  # entries that never change leave nothing, or rounding of either sign
-        scale = max(float(diagonal.abs().max()), torch.finfo(torch.float32).tiny)
+    scale = scale_of(second.diagonal().double() - (0 if mean is None else mean.square()))
     for attempt in range(_ATTEMPTS):
         used = ridge * 10.0**attempt if ridge else (10.0 ** (attempt - 12) if attempt else 0.0)
         matrix = second.to(torch.float64, copy=True)
@@ -67,6 +64,12 @@ def factor(second: Tensor, ridge: float, *, mean: Tensor | None = None) -> tuple
         if not int(failed):
             return lower, used
     raise ValueError("second moments must be symmetric, positive semi-definite and free of NaN")
+
+
+def scale_of(diagonal: Tensor) -> float:
+    """The mean of a diagonal of moments; entries that never change leave nothing, or rounding of either sign, which is
+    no less than the negative ones show."""
+    return max(float(diagonal.mean()), -float(diagonal.min()), torch.finfo(torch.float32).tiny)
 
 
 def times(weight: Tensor, second: Tensor, mean: Tensor | None = None) -> Tensor:

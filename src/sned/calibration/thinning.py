@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sned.calibration.patterns import Pattern
-from sned.calibration.solver import RIDGE, factor
+from sned.calibration.solver import RIDGE, factor, scale_of
 
 ROUNDS = 8
 """Times that entries leave and the rest is fitted."""
@@ -72,14 +72,15 @@ def thinned(
 
 def held(stay: Tensor, weight: Tensor, second: Tensor, *, ridge: float = RIDGE) -> Tensor:
     """The same where it is known which entries stay: the others are zero, and these repaired, float64."""
-    h = _damped(second, ridge)
+    _, used = factor(second, ridge)
+    h = _damped(second, used)
     goal = weight.to(h.dtype)
     return _fitted(goal, h, stay, goal * stay, ROUNDS * STEPS).double()
 
 
 def _damped(second: Tensor, ridge: float) -> Tensor:
     h = second.to(torch.float32 if len(second) > WIDE else torch.float64)
-    return h + torch.eye(len(h), dtype=h.dtype) * (ridge * h.diagonal().mean())
+    return h + torch.eye(len(h), dtype=h.dtype) * (ridge * scale_of(h.diagonal()))
 
 
 def _fitted(goal: Tensor, h: Tensor, stay: Tensor, values: Tensor, steps: int = STEPS) -> Tensor:

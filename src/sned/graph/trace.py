@@ -25,6 +25,7 @@ from sned.graph.provenance import Watch, functions_opened, instrumented
 from sned.graph.recorder import Recorder
 from sned.graph.recording import BATCHES, Recorded, Recording, rows_in_step, rows_of_one_size, without
 from sned.graph.rescale import PRODUCTS
+from sned.graph.tables import widened
 from sned.graph.training import adds, mode_watched
 from sned.graph.untouched import untouched
 
@@ -257,6 +258,7 @@ def recorded(model: nn.Module, example: Example) -> Recorded:
             "tensors themselves."
         )
     _check_products(recording)
+    example = widened(example, recording)
     trained = _in_training(model, example, recording, BATCHES[0] if batched else None, device)
     return Recorded(model, example, recording, batched, trained, device)
 
