@@ -58,33 +58,48 @@ def test_a_network_that_was_cast_comes_back_in_its_precision(tmp_path: Path, dty
     assert all(torch.equal(value, state(small)[name]) for name, value in state(back).items())
     assert {value.dtype for value in back.parameters()} == {dtype}
     assert {value.dtype for value in fresh.parameters()} == {torch.float32}
+    again = load(convolutional().to(dtype), tmp_path / "a.safetensors")
+    assert all(torch.equal(value, state(small)[name]) for name, value in state(again).items())
+
+
+def test_a_network_that_was_pruned_in_half_precision_comes_back_into_any(tmp_path: Path) -> None:
+    small = cut(convolutional().bfloat16(), torch.randn(2, 3, 8, 8).bfloat16())
+    save(small, tmp_path / "a.safetensors")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        back = load(convolutional().to(dtype), tmp_path / "a.safetensors")
+        assert all(torch.equal(value, state(small)[name]) for name, value in state(back).items())
+        assert {value.dtype for value in back.parameters()} == {torch.bfloat16}
 
 
 class Centred(nn.Module):
     """Takes its shift from the first batch that it sees, as ActNorm does."""
 
-    def __init__(self) -> None:
+    def __init__(self, seen: Tensor) -> None:
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(16))
-        self.register_buffer("seen", torch.tensor(False))
+        self.register_buffer("seen", seen)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.seen.item():
             self.shift.data.copy_(-x.mean(0))
-            self.seen.fill_(True)
+            self.seen.fill_(1)
         return x + self.shift
 
 
-def centred() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 16), Centred(), nn.ReLU(), nn.Linear(16, 3))
+def centred(kind: torch.dtype) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), Centred(torch.tensor(0, dtype=kind)), nn.ReLU(), nn.Linear(16, 3))
 
 
-def test_a_flag_that_is_stored_decides_how_a_fresh_network_is_read(tmp_path: Path) -> None:
-    model = centred()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kind", [torch.bool, torch.int64, torch.float32])
+def test_a_flag_that_is_stored_decides_how_a_fresh_network_is_read(
+    tmp_path: Path, kind: torch.dtype, dtype: torch.dtype
+) -> None:
+    model = centred(kind)
     model(ROWS)
     small = cut(model.eval(), ROWS)
     save(small, tmp_path / "a.safetensors")
-    fresh = centred().eval()
+    fresh = centred(kind).eval().to(dtype)
     back = load(fresh, tmp_path / "a.safetensors")
     assert torch.equal(call(back, ROWS), call(small, ROWS))
     assert not fresh[1].seen

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sned.errors import CheckpointError, PlanError, SnedError
+from sned.errors import CheckpointError, ModelError, PlanError, SnedError
 from sned.files import atomic_path
 from sned.graph.example import Example
 from sned.graph.plan import MOST_BYTES, Plan, pack_mask, unpack_mask
@@ -143,8 +143,7 @@ def load(model: Any, path: str | Path) -> Any:
     """Read a pruned network back, bit for bit.
 
     Args:
-        model: a fresh network of the original structure, in the precision in which it was traced (its weights do not
-            matter); it is not touched. A ".keras" file needs none: give the model where it has classes of your own that
+        model: a fresh network of the original structure (its weights do not matter); it is not touched. A ".keras" file needs none: give the model where it has classes of your own that
             are not registered, else None.
         path: what `save` wrote.
 
@@ -183,28 +182,43 @@ def load(model: Any, path: str | Path) -> Any:
 
 
 def _cut(model: nn.Module, plans: Sequence[Plan], tensors: Mapping[str, torch.Tensor]) -> nn.Module:
-    """The fresh network cut down; a flag that was saved may lead its pass to where the plans were made."""
+    """The fresh network cut down: as it is, or with what leads its pass to where the plans were made, which may be a
+    flag that was saved, or the precision of the example."""
     model = _as_planned(model, plans[0])
-    try:
-        return _cut_as_it_is(model, plans)
-    except PlanError:
-        if not (flags := _other_integers(state_of(model), tensors)):
-            raise
-        own = {name: tensor.detach() for name, tensor in state_of(model).items()}
-        return _cut_as_it_is(twin(model, own | flags), plans)
+    own = {name: tensor.detach() for name, tensor in state_of(model).items()}
+    cast = own | _in_precision_of(plans[0].example, own)
+    first: SnedError | None = None
+    for start in ({}, _flags(own, tensors), cast, cast | _flags(cast, tensors)):
+        if first is None or any(tensor is not own[name] for name, tensor in start.items()):
+            try:
+                return _cut_as_it_is(twin(model, own | start) if start else model, plans)
+            except (PlanError, ModelError) as error:
+                first = first or error
+    assert first is not None
+    raise first
 
 
-def _other_integers(
-    own: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """The stored tensors of whole numbers that a fresh network has others of."""
-    found = {name: stored[name].to(tensor.device) for name, tensor in own.items() if name in stored}
+def _in_precision_of(example: Example, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The floating-point tensors of a network in the dtype of the first such input, where they have another one."""
+    dtypes = (getattr(torch, leaf.dtype) for leaf in example.leaves())
+    wanted = next((dtype for dtype in dtypes if dtype.is_floating_point), None)
     return {
-        name: value
-        for name, value in found.items()
-        if not value.is_floating_point()
-        and (value.dtype, value.shape) == (own[name].dtype, own[name].shape)
-        and not torch.equal(value, own[name])
+        name: tensor.to(wanted)
+        for name, tensor in own.items()
+        if wanted is not None and tensor.is_floating_point() and tensor.dtype != wanted
+    }
+
+
+def _flags(own: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The stored tensors of whole numbers, or of one number, that a fresh network has others of."""
+    return {
+        name: stored[name].to(tensor)
+        for name, tensor in own.items()
+        if name in stored
+        and stored[name].shape == tensor.shape
+        and stored[name].is_floating_point() == tensor.is_floating_point()
+        and (not tensor.is_floating_point() or tensor.numel() == 1)
+        and not torch.equal(stored[name].to(tensor), tensor)
     }
 
 

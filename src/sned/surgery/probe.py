@@ -173,8 +173,8 @@ def _rehearse(graph: Graph, plan: Plan) -> None:
 
 
 def _without_values(tensor: torch.Tensor, axes: Mapping[int, IntArray], device: str) -> torch.Tensor:
-    """A tensor of the size that is kept; whole numbers remain, since a forward pass may ask for their values."""
-    if not tensor.is_floating_point():
+    """A tensor of the size that is kept; whole numbers and single ones remain, since a forward pass may ask for them."""
+    if not tensor.is_floating_point() or tensor.ndim == 0:
         return cut_down(tensor, axes)
     shape = [len(axes[axis]) if axis in axes else size for axis, size in enumerate(tensor.shape)]
     return torch.zeros(shape, dtype=tensor.dtype, device=device)
