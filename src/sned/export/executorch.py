@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from sned.errors import ExportError
 from sned.export.capture import Captured, first_sentence, quiet
@@ -60,7 +63,10 @@ def _left_out(lowered: Any, method: str) -> str:
 def _coarser(name: str, level: Captured, order: Order) -> torch.export.ExportedProgram:
     """The recorded pass at the precision asked for."""
     program = torch.export.export(level.positional(), level.example)
+    graph: Any = program.module()
     if order.precision in (FP32, FP16):
+        if _plain_weights(graph):
+            program = torch.export.export(graph, level.example)
         _spell_out(program.graph_module)
         return program
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
@@ -82,12 +88,37 @@ def _coarser(name: str, level: Captured, order: Order) -> torch.export.ExportedP
             return made
 
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=order.precision == DYNAMIC)
-    graph = program.module()
+    _plain_weights(graph)
     _spell_out(graph)
     prepared = prepare_pt2e(graph, Quantizer().set_global(config))
     for row in order.samples(name) or [[tensor.numpy() for tensor in level.example]]:
         prepared(*(torch.from_numpy(np.asarray(array, order="C")) for array in row))
     return torch.export.export(convert_pt2e(prepared), level.example)
+
+
+def _plain_weights(graph: Any) -> bool:
+    """Weights that are worked out become numbers, and each op gets its own; whether there were such.
+
+    Lowering folds norms into weights and transposes them where they lie, and the quantiser takes what several ops read
+    for an activation. Equal numbers lie in the file once.
+    """
+    from torchao.quantization.pt2e.constant_fold import constant_fold
+
+    before = len(graph.graph.nodes)
+    constant_fold(graph, _is_weight)
+    folded = len(graph.graph.nodes) != before
+    several = [node for node in graph.graph.find_nodes(op="get_attr") if len(node.users) > 1]
+    for node in several:
+        for number, user in enumerate(list(node.users)[1:]):
+            name = f"{node.name}_again_{number}"
+            weight = operator.attrgetter(node.target)(graph).detach().clone()
+            setattr(graph, name, nn.Parameter(weight, requires_grad=False))
+            with graph.graph.inserting_before(user):
+                own = graph.graph.get_attr(name)
+            own.meta = dict(node.meta)
+            user.replace_input_with(node, own)
+    graph.recompile()
+    return folded or bool(several)
 
 
 def _spell_out(graph: torch.fx.GraphModule) -> None:
@@ -123,6 +154,14 @@ def _kept(mean: Any) -> None:
 def _instead(old: torch.fx.Node, new: torch.fx.Node) -> None:
     new.meta = dict(old.meta)
     old.replace_all_uses_with(new)
+
+
+def _is_weight(node: torch.fx.Node) -> bool:
+    """Whether a convolution or a linear layer reads a tensor as its weights."""
+    return any(_READS_WEIGHTS.search(str(user.target)) and user.args[1] == node for user in node.users)
+
+
+_READS_WEIGHTS = re.compile(r"\b(conv\w*|linear)\.")
 
 
 def _is_whole(value: Any) -> bool:

@@ -16,7 +16,7 @@ from torch import nn
 from sned.errors import ExportError, MeasureError, UserError
 from sned.export.capture import Captured, first_sentence, quiet
 from sned.export.exported import Exported
-from sned.export.onnx_file import check, compact, module_of, save, sparse_initializers
+from sned.export.onnx_file import check, compact, module_of, save, set_apart, sparse_initializers
 from sned.export.parity import Array
 from sned.export.road import export
 from sned.export.structure import arrays, at_batch
@@ -178,7 +178,7 @@ encoder was measured to answer at random."""
 
 
 def _prepare(plain: Path, ready: Path) -> None:
-    """Fold BatchNorm and infer shapes: the quantiser fails on the raw graph.
+    """Fold BatchNorm, infer shapes, and set weights apart: the quantiser fails on the raw graph.
 
     The symbolic inference of ONNX Runtime fails on some graphs that its runtime takes; these do without it.
     """
@@ -188,6 +188,9 @@ def _prepare(plain: Path, ready: Path) -> None:
         quant_pre_process(str(plain), str(ready))
     except Exception:  # noqa: BLE001 (it fails with whatever comes)
         quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+    made = onnx.load(ready)
+    set_apart(made)
+    onnx.save(made, ready)
 
 
 def _batched_products(path: Path) -> list[str]:

@@ -1,5 +1,7 @@
 """ONNX files on disk, also where the weights go to a second file."""
 
+from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,11 +44,29 @@ def save(program: "ONNXProgram", path: Path, *, external_above_bytes: int = EXTE
     check(path)
 
 
+def set_apart(model: onnx.ModelProto) -> None:
+    """Give each node that reads a weight one of its own, in place; `compact` makes one of them again.
+
+    The quantiser transposes weights where they lie, each time that a product reads them the other way round, and
+    keeps one scale a channel of one axis.
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    read: Counter[str] = Counter()
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            read[name] += 1
+            if name in weights and read[name] > 1:
+                own = model.graph.initializer.add()
+                own.CopyFrom(weights[name])
+                own.name = node.input[place] = f"{name}_{read[name]}_of_several"
+
+
 def compact(model: onnx.ModelProto) -> None:
     """Leave out what a quantised file says beside its numbers, in place.
 
     The quantisers write names of a hundred letters, and scales and zero points that are the same many times over:
-    together as much as the weights of a small network. Inputs, outputs and weights keep their names.
+    together as much as the weights of a small network. Inputs, outputs and weights keep their names; equal weights are
+    kept once.
     """
     graph = model.graph
     if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
@@ -55,14 +75,15 @@ def compact(model: onnx.ModelProto) -> None:
     renamed: dict[str, str] = {}
     kept = {value.name for value in (*graph.input, *graph.output)}
     for tensor in list(graph.initializer):
-        if tensor.name in kept or len(tensor.dims) > 1:
-            kept.add(tensor.name)
+        if tensor.name in kept:
             continue
-        numbers = onnx.numpy_helper.to_array(tensor).tobytes()
+        numbers = sha256(onnx.numpy_helper.to_array(tensor).tobytes()).digest()
         same = first.setdefault((tensor.data_type, tuple(tensor.dims), numbers), tensor.name)
         if same != tensor.name:
             renamed[tensor.name] = same
             graph.initializer.remove(tensor)
+        elif len(tensor.dims) > 1:
+            kept.add(tensor.name)
     zeros = {tensor.name for tensor in graph.initializer if not onnx.numpy_helper.to_array(tensor).any()}
     weights = {name for node in graph.node if node.op_type == "Conv" for name in node.input[1:]}
     for node in graph.node:
