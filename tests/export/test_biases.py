@@ -81,3 +81,34 @@ def test_a_layer_may_be_called_by_keyword() -> None:
     made = compensated(ByName(layer), [x])
     torch.testing.assert_close(made.layer.bias, compensated(nn.Sequential(layer), [x])[0].bias)
     assert not torch.equal(made.layer.bias, layer.bias)
+
+
+class Standardised(nn.Conv2d):
+    """Makes other weights of its own before it convolves with them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = self.weight.mean((1, 2, 3), keepdim=True)
+        return self._conv_forward(x, self.weight - mean, self.bias)
+
+
+class Padded(nn.Conv2d):
+    """Pads in its own way, and convolves with its weights as they are."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padded = nn.functional.pad(x, (0, 1, 0, 1), value=5)
+        return nn.functional.conv2d(padded, bias=self.bias, weight=self.weight, stride=2)
+
+
+def test_weights_that_a_layer_works_out_are_not_those_that_are_rounded() -> None:
+    layer = Standardised(3, 4, 3)
+    made = compensated(nn.Sequential(layer), [torch.randn(8, 3, 5, 5) + 2])
+    assert torch.equal(made[0].bias, layer.bias)
+
+
+def test_layers_with_a_forward_of_their_own_answer_for_what_their_weights_meet() -> None:
+    layer, x = Padded(3, 4, 3), torch.randn(8, 3, 5, 5) + 2
+    made = compensated(nn.Sequential(layer), [x])
+    coarse = copy.deepcopy(made)
+    coarse[0].weight.data = naive(layer.weight.data)
+    with torch.no_grad():
+        torch.testing.assert_close(coarse(x).mean((0, 2, 3)), layer(x).mean((0, 2, 3)), atol=1e-5, rtol=0)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sned.graph.example import Inputs, called
 from sned.surgery.twin import copied
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers with one row of weights a channel of output, which every runtime here scales by itself."""
+
+_READERS = {nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d, nn.functional.linear}
+_TENSORS = ("input", "weight", "bias")
 
 
 def compensated(model: nn.Module, batches: Iterable[Inputs]) -> nn.Module:
@@ -32,25 +35,16 @@ def compensated(model: nn.Module, batches: Iterable[Inputs]) -> nn.Module:
         section 4.2, with the mean measured and not derived from BatchNorm.
     """
     made = copied(model).cpu().eval()
-    sums: dict[nn.Module, Tensor] = {}
-    counts: dict[nn.Module, int] = {}
     layers: list[Any] = [module for module in made.modules() if isinstance(module, _LAYERS)]
-    rounding: dict[nn.Module, Tensor] = {
-        layer: rounded(layer.weight.detach()) - layer.weight.detach() for layer in layers
-    }
-    hooks = [
-        layer.register_forward_pre_hook(partial(_add, rounding, sums, counts), with_kwargs=True)
-        for layer in layers
-    ]
-    with torch.no_grad():
+    watch = _Watch({id(layer.weight): layer.weight.detach() for layer in layers})
+    with torch.no_grad(), watch:
         for inputs in batches:
             called(made, inputs)
-    for hook in hooks:
-        hook.remove()
-    for layer in (layer for layer in layers if layer in sums):
-        shift = (sums[layer] / counts[layer]).to(layer.weight.dtype)
-        old = layer.bias if isinstance(layer.bias, Tensor) else torch.zeros_like(shift)
-        layer.bias = nn.Parameter(old.detach() - shift)
+    for layer in layers:
+        bias, mean = layer.bias, watch.mean(layer.weight, layer.bias)
+        if mean is not None:
+            shift = mean.to(layer.weight.dtype)
+            layer.bias = nn.Parameter(-shift if bias is None else bias.detach() - shift)
     return made
 
 
@@ -61,29 +55,42 @@ def rounded(weight: Tensor) -> Tensor:
     return (weight / scale).round().clamp(-127, 127) * scale
 
 
-def _add(
-    rounding: dict[nn.Module, Tensor],
-    sums: dict[nn.Module, Tensor],
-    counts: dict[nn.Module, int],
-    layer: Any,
-    args: tuple[Tensor, ...],
-    kwargs: dict[str, Tensor],
-) -> None:
-    """Add up what the rounding of one layer adds to its outputs."""
-    x = args[0] if args else kwargs["input"]
-    error = _applied(layer, x, rounding[layer]).double()
-    axes = [axis for axis in range(error.ndim) if axis != _channels(layer, error)]
-    sums[layer] = sums.get(layer, torch.zeros(())) + error.sum(axes)
-    counts[layer] = counts.get(layer, 0) + error.numel() // error.shape[_channels(layer, error)]
+class _Watch(TorchFunctionMode):
+    """Adds up what the rounding of weights adds to the outputs of whatever reads them, layer or not.
 
+    A layer that makes other weights of its own first, as standardised convolutions do, is left out: the file rounds
+    those.
 
-def _channels(layer: Any, output: Tensor) -> int:
-    axis: int = output.ndim - 1 if isinstance(layer, nn.Linear) else output.ndim - layer.weight.ndim + 1
-    return axis
+    Args:
+        weights: by identity, those to watch.
+    """
 
+    def __init__(self, weights: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self._rounding = {key: rounded(weight) - weight for key, weight in weights.items()}
+        self._sums: dict[tuple[int, int], Tensor] = {}
+        self._counts: dict[tuple[int, int], int] = {}
 
-def _applied(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
-    if isinstance(layer, nn.Linear):
-        return nn.functional.linear(x, weight)
-    output: Tensor = layer._conv_forward(x, weight, None)
-    return output
+    def mean(self, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        """What each channel is off by in the mean; None where no op read the two together."""
+        key = id(weight), id(bias)
+        return self._sums[key] / self._counts[key] if key in self._sums else None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The op, as it is asked for, and once more with the rounding alone."""
+        del types
+        kwargs = kwargs or {}
+        if func in _READERS:
+            given = {**dict(zip(_TENSORS, args, strict=False)), **kwargs}
+            rounding = self._rounding.get(id(given["weight"]))
+            if rounding is not None:
+                settings = {name: value for name, value in kwargs.items() if name not in _TENSORS}
+                error = func(given["input"], rounding, None, *args[3:], **settings)
+                self._add((id(given["weight"]), id(given.get("bias"))), error.double(), rounding)
+        return func(*args, **kwargs)
+
+    def _add(self, key: tuple[int, int], error: Tensor, rounding: Tensor) -> None:
+        channel = error.ndim - rounding.ndim + 1
+        axes = [axis for axis in range(error.ndim) if axis != channel]
+        self._sums[key] = self._sums.get(key, torch.zeros(())) + error.sum(axes)
+        self._counts[key] = self._counts.get(key, 0) + error.numel() // error.shape[channel]
