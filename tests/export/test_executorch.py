@@ -47,3 +47,37 @@ def test_splits_and_means_are_left_to_no_slow_kernel(tmp_path: Path, precision: 
     with torch.no_grad():
         wanted, got = model(unseen), made.module()(unseen)
     torch.testing.assert_close(got, wanted, atol=1e-4 if precision == FP32 else 0.05, rtol=1e-4)
+
+
+class Blurred(nn.Module):
+    """A standardised convolution, called twice, and a fixed filter, each with a norm to fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norms = nn.Conv2d(3, 3, 3), nn.ModuleList(nn.BatchNorm2d(3) for _ in range(3))
+        self.register_buffer("blur", torch.full((3, 1, 2, 2), 0.25))
+        for norm in self.norms:
+            norm.running_mean.normal_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight
+        variance, mean = torch.var_mean(weight, (1, 2, 3), keepdim=True)
+        weight = (weight - mean) / (variance * 27 + 1e-6).sqrt()
+        for norm in self.norms[:2]:
+            x = norm(nn.functional.conv2d(x, weight, self.conv.bias)).relu()
+        return self.norms[2](nn.functional.conv2d(x, self.blur, groups=3))
+
+
+@pytest.mark.parametrize("precision", [FP32, INT8])
+def test_weights_that_are_worked_out_or_kept_in_buffers_are_weights(tmp_path: Path, precision: str) -> None:
+    torch.manual_seed(0)
+    model, x = Blurred().eval(), torch.randn(32, 3, 16, 16)
+    made = sned.export(
+        model, x[:1], to="executorch", quantize=None if precision == FP32 else precision, calibration=[x],
+        out=tmp_path / "m.pte", runs=0,
+    )  # fmt: skip
+    assert "XNNPACK runs all of it." in made.notes
+    unseen = torch.randn(5, 3, 16, 16)
+    with torch.no_grad():
+        wanted, got = model(unseen), made.module()(unseen)
+    assert float((got - wanted).norm() / wanted.norm()) < (1e-5 if precision == FP32 else 0.05)

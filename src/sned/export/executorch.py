@@ -97,7 +97,7 @@ def _coarser(name: str, level: Captured, order: Order) -> torch.export.ExportedP
 
 
 def _plain_weights(graph: Any) -> bool:
-    """Weights that are worked out become numbers, and each op gets its own; whether there were such.
+    """Weights that are worked out become parameters, and each op gets its own; whether there were such.
 
     Lowering folds norms into weights and transposes them where they lie, and the quantiser takes what several ops read
     for an activation. Equal numbers lie in the file once.
@@ -106,19 +106,21 @@ def _plain_weights(graph: Any) -> bool:
 
     before = len(graph.graph.nodes)
     constant_fold(graph, _is_weight)
-    folded = len(graph.graph.nodes) != before
-    several = [node for node in graph.graph.find_nodes(op="get_attr") if len(node.users) > 1]
-    for node in several:
-        for number, user in enumerate(list(node.users)[1:]):
-            name = f"{node.name}_again_{number}"
-            weight = operator.attrgetter(node.target)(graph).detach().clone()
-            setattr(graph, name, nn.Parameter(weight, requires_grad=False))
+    changed = len(graph.graph.nodes) != before
+    for node in list(graph.graph.find_nodes(op="get_attr")):
+        numbers = operator.attrgetter(node.target)(graph)
+        stays = isinstance(numbers, nn.Parameter) or not _is_weight(node)
+        for place, user in enumerate(list(node.users)[stays:]):
+            name = f"{node.name}_own_{place}"
+            setattr(graph, name, nn.Parameter(numbers.detach().clone(), requires_grad=False))
             with graph.graph.inserting_before(user):
                 own = graph.graph.get_attr(name)
             own.meta = dict(node.meta)
             user.replace_input_with(node, own)
+            changed = True
+    graph.graph.eliminate_dead_code()
     graph.recompile()
-    return folded or bool(several)
+    return changed
 
 
 def _spell_out(graph: torch.fx.GraphModule) -> None:
