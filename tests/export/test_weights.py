@@ -1,10 +1,12 @@
 """Weights that several operations read, and weights that are worked out: every runtime, every precision."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 import sned
 from sned.export import TARGETS, Exported, find_target
@@ -85,3 +87,54 @@ def test_a_weight_that_is_read_twice_lies_in_an_8_bit_onnx_file_once(tmp_path: P
 
     file = exported(Same().eval(), torch.randn(64, 256), tmp_path, "onnx", precision)
     assert 256 * 256 < file.size_bytes < 1.5 * 256 * 256
+
+
+class Halved(nn.Module):
+    """A parametrisation of the user's own."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
+OLD, NEW = nn.utils, nn.utils.parametrizations
+WORKED_OUT: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "weight_norm": NEW.weight_norm,
+    "spectral_norm": NEW.spectral_norm,
+    "own": lambda layer: parametrize.register_parametrization(layer, "weight", Halved()),
+    "old weight_norm": OLD.weight_norm,
+    "old spectral_norm": OLD.spectral_norm,
+    "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.3),
+}
+
+
+def convolutional(change: Callable[[nn.Module], nn.Module]) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 4)
+    first, second, head = map(change, layers)
+    return nn.Sequential(
+        first, nn.BatchNorm2d(16), nn.ReLU(), second, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("to", "precision", "name"),
+    [
+        *((to, precision, "spectral_norm") for to, precision in EVERY),
+        *(("onnx", INT8, name) for name in WORKED_OUT if name != "spectral_norm"),
+        ("executorch", INT8, "weight_norm"),
+    ],
+)
+def test_weights_that_are_worked_out_are_written_as_numbers(
+    tmp_path: Path, to: str, precision: str, name: str
+) -> None:
+    model = convolutional(WORKED_OUT[name])
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    x = torch.rand(64, 3, 16, 16)
+    file = exported(model, x, tmp_path, to, precision)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert apart(model.eval(), file, torch.rand(16, 3, 16, 16)) < LIMITS[precision]
+    if to == "onnx":
+        plain = exported(convolutional(lambda layer: layer).eval(), x, tmp_path, to, precision)
+        assert file.size_bytes < 1.02 * plain.size_bytes

@@ -48,6 +48,7 @@ from sned.export.target import (
 from sned.files import size_of, staged_path
 from sned.graph.example import Inputs, batch_in, describe
 from sned.surgery.keras import is_keras_model
+from sned.surgery.parametrisations import folded
 from sned.timing import SETTLE_MS, interleaved
 
 ERRORS: Mapping[str, float] = {FP16: 0.05, INT8: 0.5, DYNAMIC: 0.5}
@@ -107,7 +108,7 @@ def export(
 
     Args:
         model: any module, or a Keras 3 model; it is copied, exported in evaluation mode and left as it was. Masks
-            that it holds are burnt into the copy.
+            that it holds are burnt into the copy, and parametrisations of weights folded.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; a tensor whose first axis
             is as long as the first tensor's is taken to have the batch there. For a Keras model what `predict` takes.
         out: the file to write; for "coreml" a folder, `NAME.mlpackage`; for "openvino" an `.xml` with its `.bin`;
@@ -247,14 +248,16 @@ def export_levels(
     for subject in subjects.values():
         refuse_nan(subject.run(example_inputs))
     batches, notes = _calibration(example_inputs, calibration, precision, seed)
-    written: Mapping[str, Source] = subjects
+    plain = models if any(theirs) else {name: folded(model) for name, model in models.items()}
+    same = all(plain[name] is model for name, model in models.items())
+    written: Mapping[str, Source] = subjects if same else {name: Subject(plain[name]) for name in plain}
     mends = repair_biases and not any(theirs) and not target.mends_biases
     if mends and precision == INT8 and calibration is not None:
-        written = {name: Subject(compensated(models[name], batches)) for name in models}
+        written = {name: Subject(compensated(model, batches)) for name, model in plain.items()}
         notes = (*notes, "Biases answer for the rounding of the weights.")
     if precision == FP16 and target.halves:
-        written = {name: Subject(model, halves=True) for name, model in models.items()}
-    sparse, said = sparse_form(target, sparse, [subject.module for subject in subjects.values()])
+        written = {name: Subject(model, halves=True) for name, model in plain.items()}
+    sparse, said = sparse_form(target, sparse, [subject.module for subject in written.values()])
     order = Order(path, precision, None, sparse, opset, system, channels_last)
     allowed = default_tolerance(models.values()) if tolerance is None and precision == FP32 else tolerance
     job = _Job(target, precision, subjects, written, example_inputs, batches, path, allowed, order, seed,
