@@ -110,6 +110,21 @@ def test_the_model_its_mode_and_its_frozen_parameters_are_left_alone() -> None:
     assert not same(tuned.model, before)
 
 
+@pytest.mark.parametrize("frozen", ["by its mode", "with its parameters", "not at all"])
+def test_statistics_that_were_frozen_stay_and_modes_come_back(frozen: str) -> None:
+    model = digit_net()
+    if frozen == "by its mode":
+        model.bn1.eval()
+    else:
+        model.eval()
+        model.bn1.requires_grad_(frozen == "not at all")
+    modes = [module.training for module in model.modules()]
+    tuned = sned.finetune(model, digits(), validation=0.1, **QUICK).model
+    assert torch.equal(tuned.bn1.running_mean, model.bn1.running_mean) == (frozen != "not at all")
+    assert not torch.equal(tuned.bn2.running_mean, model.bn2.running_mean)
+    assert [module.training for module in tuned.modules()] == modes
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_it_learns_where_the_caller_takes_no_gradients(mode: type) -> None:
     torch.manual_seed(0)

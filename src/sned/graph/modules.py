@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
@@ -21,3 +21,17 @@ def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             inside = f"{path}." if path else ""
             held = [(inside + name, child) for name, child in module._modules.items() if child is not None]
             waiting += reversed(held)
+
+
+def modes_of(model: nn.Module) -> dict[nn.Module, bool]:
+    """Whether each module is in training mode, the outer ones first."""
+    return {module: module.training for _, module in modules_of(model)}
+
+
+def put_modes(modes: Mapping[nn.Module, bool]) -> None:
+    """Put each module into its own mode, the outer ones first: `train` may do more than set the flag."""
+    for module, training in modes.items():
+        if module.training is not training:
+            module.train(training)
+    for module, training in modes.items():
+        module.training = training

@@ -20,7 +20,7 @@ from sned.errors import ModelError
 from sned.graph.build import build
 from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
 from sned.graph.ir import Affine, Graph
-from sned.graph.modules import modules_of
+from sned.graph.modules import modes_of, modules_of, put_modes
 from sned.graph.provenance import Watch, functions_opened, instrumented
 from sned.graph.recorder import Recorder
 from sned.graph.recording import BATCHES, Recorded, Recording, rows_in_step, rows_of_one_size, without
@@ -112,17 +112,13 @@ def decomposed() -> Iterator[None]:
 @contextmanager
 def mode_of(model: nn.Module, *, training: bool) -> Iterator[None]:
     """Put every module in train or eval mode, and each back into its own afterwards."""
-    before = {module: module.training for _, module in modules_of(model)}
+    before = modes_of(model)
     if any(was is not training for was in before.values()):
         model.train(training)
     try:
         yield
     finally:
-        for module, was in before.items():  # the outer ones first; `train` may do more than set the flag
-            if module.training is not was:
-                module.train(was)
-        for module, was in before.items():
-            module.training = was
+        put_modes(before)
 
 
 def record(

@@ -85,7 +85,8 @@ def finetune(
     in several processes, they share every batch.
 
     Args:
-        model: any `nn.Module`; it is not touched. Parameters without `requires_grad` stay as they are.
+        model: any `nn.Module`; it is not touched. Parameters without `requires_grad` stay as they are, and so do
+            statistics among them, or of modules in evaluation mode where the network is in training mode.
         data: a pair of tensors `(inputs, targets)`, which are held on the device; a `Dataset`; a `DataLoader`; or a
             list of batches `(inputs, targets)`. Never the test set.
         recipe: a `Recipe`, or a dict of its fields.
@@ -235,10 +236,10 @@ def _trained(
         except TrainingError as error:
             loop.release()
             if loop.good is not None:
-                error.kept = _tuned(loop, work.to(home), model.training, before, time.perf_counter() - start)
+                error.kept = _tuned(loop, work.to(home), before, time.perf_counter() - start)
             raise
         loop.release()
-        return _tuned(loop, work.to(home), model.training, before, time.perf_counter() - start)
+        return _tuned(loop, work.to(home), before, time.perf_counter() - start)
 
 
 def _data(given: Given, recipe: Recipe, accelerator: Accelerator) -> tuple[Batches, Batches | None]:
@@ -274,8 +275,7 @@ def _told(recipe: Recipe, data: Batches, given: Given) -> dict[str, str]:
     }
 
 
-def _tuned(loop: Loop, model: nn.Module, training: bool, before: float | None, seconds: float) -> Tuned:
-    model.train(training)
+def _tuned(loop: Loop, model: nn.Module, before: float | None, seconds: float) -> Tuned:
     at = loop.at
     best = loop.best if loop.job.recipe.keep == "best" else None
     number = best["epoch"] if best is not None else at.epoch

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sned.graph.example import called
+from sned.graph.trace import mode_of
 from sned.training.data import Batches
 from sned.training.memory import fitting
 from sned.training.tasks import Metric
@@ -18,11 +19,9 @@ if TYPE_CHECKING:
 
 
 def judged(model: nn.Module, data: Batches, metric: Metric, accelerator: Accelerator) -> float:
-    """The metric of a model in evaluation mode on all of the data, over all processes; its mode is put back."""
-    was = model.training
-    model.eval()
+    """The metric of a model in evaluation mode on all of the data, over all processes; its modes are put back."""
     total: Tensor | None = None
-    with torch.no_grad(), accelerator.autocast():
+    with torch.no_grad(), accelerator.autocast(), mode_of(model, training=False):
         for batch in data.epoch(0):
             with fitting(
                 f"Judging {batch.count} inputs at once",
@@ -32,7 +31,6 @@ def judged(model: nn.Module, data: Batches, metric: Metric, accelerator: Acceler
                 sums = metric.sums(called(model, batch.inputs), batch.targets).double()
             sums = sums.to(accelerator.device)
             total = sums if total is None else total + sums
-    model.train(was)
     if accelerator.num_processes > 1:  # a process may have got no batch at all
         size = torch.tensor([0 if total is None else len(total)], device=accelerator.device)
         width = int(torch.as_tensor(accelerator.gather(size)).max())

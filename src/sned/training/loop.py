@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sned.errors import TrainingError
+from sned.graph.modules import modes_of, put_modes
 from sned.progress import SILENT, Progress
 from sned.training.checkpoint import NAME, check_same, load_run, put_weights, save_run, weights_of
 from sned.training.data import Batch, Batches
@@ -22,6 +23,7 @@ from sned.training.interrupts import Interrupt, deferred
 from sned.training.judging import judged
 from sned.training.logs import Epoch, write_log
 from sned.training.memory import fitting
+from sned.training.modes import put_in_training
 from sned.training.optimisers import find_schedule, make_optimiser, moving_average, rate_factor
 from sned.training.parts import Objective, Part, Trained
 from sned.training.randomness import STEP, seed_all
@@ -91,6 +93,7 @@ class Loop:
         self.at = Position()
         self.best: dict[str, Any] | None = None
         self.good: dict[str, Any] | None = None
+        self.modes = modes_of(job.model)
         job.model.to(self.acc.device)
         optimiser, self.clip = make_optimiser(job.model, recipe)
         self.average = moving_average(job.model, recipe.ema * self.total)
@@ -125,12 +128,12 @@ class Loop:
         return self.at
 
     def release(self) -> None:
-        """Take off what Accelerate put on the model for mixed precision."""
+        """Take off what Accelerate put on the model for mixed precision, and give its modules their modes back."""
+        put_modes(self.modes)
         self.acc.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
 
     def _epoch(self, interrupt: Interrupt, advance: Any) -> None:
-        if self.at.batch == 0 or not self.wrapped.training:
-            self.wrapped.train()
+        put_in_training(self.wrapped, self.modes)
         start = time.perf_counter()
         batches = self.job.data.epoch(self.at.epoch, self.at.batch)
         while self.at.batch < len(self.job.data):
