@@ -23,7 +23,8 @@ from sned.training.distillation import (
     relation_loss,
     soft_loss,
 )
-from sned.training.features import captured, first, matched, output_of, plans_between
+from sned.training.features import matched, plans_between
+from sned.training.handing import captured, output_of, shapes_of
 from sned.training.teacher import Cached, Teacher, cached
 from tests.training.networks import accuracy, digit_net, digits, same
 
@@ -145,19 +146,87 @@ def test_the_students_features_are_the_teachers_kept_ones(
         called = [
             path for path, module in teacher.named_modules() if path and not isinstance(module, nn.ModuleList)
         ]
-        paths = [path for path in called if output_of(graph, path) is not None]
+        shapes = shapes_of(graph.model, graph, called)
+        paths = [path for path in called if output_of(graph, path, shapes) is not None]
         matches = matched(student, teacher, lambda: x, paths)
         with torch.no_grad(), captured(student, paths) as mine, captured(teacher, paths) as theirs:
             student(x), teacher(x)
         assert len(matches) > 10
         for match in matches:
-            a, b = (
-                first(mine[match.student], match.student),
-                match.of(first(theirs[match.teacher], match.teacher)),
-            )
+            a, b = match.own(mine[match.student]), match.of(theirs[match.teacher])
             assert a.shape == b.shape, match.student
             if plans == 1:
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+class Recurrent(nn.Module):
+    """`[n, steps, 8]` to classes by the last states alone; inside, time may come first."""
+
+    def __init__(self, *, both_ways: bool = False, time_first: bool = False) -> None:
+        super().__init__()
+        self.time_first = time_first
+        self.rnn = nn.LSTM(8, 12, batch_first=not time_first, bidirectional=both_ways)
+        self.head = nn.Linear(24 if both_ways else 12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _, (states, _) = self.rnn(x.transpose(0, 1) if self.time_first else x)
+        return self.head(torch.cat([*states], -1))
+
+
+def test_what_a_module_returns_first_is_told_from_what_is_read_of_it() -> None:
+    """The sequence of an LSTM both ways has other channels than its last states, which alone are read."""
+    torch.manual_seed(0)
+    model, x = Recurrent(both_ways=True).eval(), torch.randn(4, 5, 8)
+    graph = sned.trace(model, x)
+    plan = thirds(graph)
+    silent = zeroed(model, graph, plan)
+    (match,) = matched(sned.apply(silent, plan), silent, lambda: x)
+    assert match.student == "rnn"
+    with torch.no_grad():
+        mine, theirs = sned.apply(silent, plan).rnn(x), silent.rnn(x)
+    assert match.of(theirs).shape == (4, 5, 16)
+    torch.testing.assert_close(match.own(mine), match.of(theirs), atol=1e-6, rtol=1e-4)
+
+
+def test_inputs_are_told_apart_from_time_that_comes_first() -> None:
+    """Each term of a network inside which time comes first is that of its twin inside which inputs do."""
+    torch.manual_seed(0)
+    twins = [Recurrent(time_first=first).eval() for first in (False, True)]
+    twins[1].load_state_dict(twins[0].state_dict())
+    x = torch.randn(32, 7, 8)
+    found = []
+    for model in twins:
+        small = sned.apply(model, sned.plan(sned.trace(model, x[:2]), sparsity=0.25))
+        terms = {"labels": 0, "features": 1.0, "attention": 1.0, "relations": 1.0}
+        given = {"teacher": model, "distillation": terms, "epochs": 1, "batch_size": 8, "learning_rate": 1e-9}
+        tuned = sned.finetune(small, (x, torch.zeros(32, dtype=torch.long)), **given)
+        found.append(tuned.history[0].terms)
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert found[0]["relations"] > 1e-6
+
+
+@pytest.mark.parametrize("make", ["time first", "several rows an input", "one batch size"])
+def test_cached_answers_are_of_the_inputs_asked_for(make: str) -> None:
+    class Steps(nn.Module):
+        """Logits for every step of `[n, steps, 8]`."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if make == "one batch size":
+                return self.head(x.reshape(16, 16, 8))
+            return self.head(x.flatten(0, 1) if make == "several rows an input" else x.transpose(0, 1))
+
+    torch.manual_seed(0)
+    data = InMemory(torch.randn(32, 16, 8), torch.zeros(32), size=16, place=Place())
+    plain = Teacher(Steps().eval())
+    kept = cached(plain, data, 16, 2**30, SILENT)
+    assert isinstance(kept, Cached) == (make == "time first")
+    rows = torch.randperm(32)[:16]
+    batch = Batch(data.inputs[rows], None, 16, rows)
+    torch.testing.assert_close(kept(batch).output, plain(batch).output)
 
 
 def test_default_layers_are_the_ends_of_stages_or_blocks_spaced_evenly() -> None:

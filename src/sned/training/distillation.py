@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from sned.errors import ModelError, UserError
 from sned.graph.example import Inputs, called
 from sned.training.data import Batch
-from sned.training.features import Match, captured, first, matched
+from sned.training.features import Match, matched
+from sned.training.handing import captured
 from sned.training.objectives import LABEL, LabelLoss
 from sned.training.tasks import Task, first_output
 from sned.training.teacher import Teacher, probabilities
@@ -162,7 +163,7 @@ class Distilled:
         if self.terms.logits:
             found["logits"] = self.terms.logits * self._soft(first_output(outputs), answers.output, batch)
         if self.matches:
-            mine = [first(inside.get(match.student), match.student) for match in self.matches]
+            mine = [match.own(inside.get(match.student)) for match in self.matches]
             found |= self._inside(mine, answers.features)
         if self.attends:
             found |= self._probabilities(

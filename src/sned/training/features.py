@@ -5,10 +5,8 @@ Where the student was cut from the teacher, its plan says which channels those a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -17,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from sned.errors import ModelError, PlanError, close_names
-from sned.graph.example import Inputs, describe, tensors_in
+from sned.graph.example import Inputs, describe
 from sned.graph.ir import Graph, IntArray
 from sned.graph.plan import Plan
 from sned.graph.replay import keep_of
 from sned.graph.trace import trace_example
 from sned.surgery.pytorch import PLAN_ATTRIBUTE, cut, graph_for
+from sned.training.handing import Shapes, first, output_of, rows_axis, shapes_of
 
 MOST = 4
 """Layers compared by default in a network whose blocks all have one shape."""
@@ -34,34 +33,26 @@ class Match:
 
     Attributes:
         kept: `{axis: indices}` of the teacher's output that the student's still has.
-        channels: the axis of channels in both; the others but the first are positions.
+        rows: the axis of inputs in what the student and the teacher return; it is moved to the front.
+        channels: the axis of channels then, in both; the others but the first are positions.
     """
 
     student: str
     teacher: str
     kept: Mapping[int, IntArray] = field(default_factory=dict)
     channels: int = 1
+    rows: tuple[int, int] = (0, 0)
 
-    def of(self, output: Tensor) -> Tensor:
-        """The teacher's output without the channels that the student lost."""
+    def own(self, output: Any) -> Tensor:
+        """What is compared of what the student's module returns, inputs first."""
+        return first(output, self.student).movedim(self.rows[0], 0)
+
+    def of(self, output: Any) -> Tensor:
+        """What is compared of what the teacher's returns: without the channels that the student lost, inputs first."""
+        found = first(output, self.teacher)
         for axis, indices in self.kept.items():
-            output = output.index_select(axis, torch.from_numpy(indices).to(output.device))
-        return output
-
-
-@contextmanager
-def captured(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Within the block, what the modules of those paths return, by path; of several calls, the last."""
-    found: dict[str, Any] = {}
-
-    def note(path: str, _: nn.Module, __: Any, output: Any) -> None:
-        found[path] = output
-
-    with ExitStack() as stack:
-        for path in dict.fromkeys(paths):
-            handle = model.get_submodule(path).register_forward_hook(partial(note, path))
-            stack.callback(handle.remove)
-        yield found
+            found = found.index_select(axis, torch.from_numpy(indices).to(found.device))
+        return found.movedim(self.rows[1], 0)
 
 
 def matched(
@@ -89,7 +80,21 @@ def matched(
     for model, names in ((student, [s for s, _ in pairs]), (teacher, [t for _, t in pairs])):
         _check_names(model, names)
     kept = _kept(teacher, graph, plans, [name for _, name in pairs])
-    return tuple(Match(s, t, kept[t], _channels(graph, t, kept[t])) for s, t in pairs)
+    mine = shapes_of(student, graph, [name for name, _ in pairs])
+    theirs = shapes_of(teacher, graph, [name for _, name in pairs])
+    return tuple(_match(s, t, kept[t], mine.get(s, ()), theirs.get(t, ())) for s, t in pairs)
+
+
+def _match(student: str, teacher: str, kept: Mapping[int, IntArray],
+           mine: Sequence[tuple[int, ...]], theirs: Sequence[tuple[int, ...]]) -> Match:  # fmt: skip
+    """Channels are the axis that lost units; else the second of images, and the last of sequences."""
+    rows = rows_axis(mine), rows_axis(theirs)
+    if kept:
+        axis = next(iter(kept))
+        channels = axis + 1 if axis < rows[1] else axis
+    else:
+        channels = 1 if theirs and len(theirs[0]) == 4 else -1
+    return Match(student, teacher, kept, channels, rows)
 
 
 def plans_between(student: nn.Module, teacher: nn.Module) -> tuple[Plan, ...]:
@@ -109,25 +114,19 @@ def plans_between(student: nn.Module, teacher: nn.Module) -> tuple[Plan, ...]:
     return between
 
 
-def output_of(graph: Graph, path: str) -> int | None:
-    """The number of the tensor that a module hands on: the last one made inside it that is read outside of it."""
-    prefix = f"{path}."
-    inside = [op for op in graph.ops if op.module == path or op.module.startswith(prefix)]
-    numbers = {op.index for op in inside}
-    outside = set(graph.outputs).union(*(op.inputs for op in graph.ops if op.index not in numbers))
-    made = [number for op in inside for number in op.outputs if number in outside]
-    return made[-1] if made else None
-
-
 def default_layers(graph: Graph) -> list[str]:
     """Modules worth comparing: the last of each run of equal shapes, or some of a single run, evenly spaced."""
     model: nn.Module = graph.model
     runs_itself = {path: module for path, module in model.named_modules() if path and _has_forward(module)}
     containers = [path for path, module in runs_itself.items() if any(True for _ in module.children())]
     leaves = [path for path, module in runs_itself.items() if any(True for _ in module.parameters())]
+    shapes = shapes_of(model, graph, list(runs_itself))
     for candidates, rank in ((containers, 3), (leaves, 3), (leaves, 2)):
-        found = _handing_on(graph, candidates, rank)
-        runs = [list(run) for _, run in groupby(found, key=lambda path: _shape(graph, path))]
+        found = _handing_on(graph, candidates, rank, shapes)
+        runs = [
+            [path for path, _ in run]
+            for _, run in groupby(found, key=lambda entry: graph.tensors[entry[1]].shape)
+        ]
         if len(runs) > 1:
             return [run[-1] for run in runs]
         if runs:
@@ -142,21 +141,16 @@ def _has_forward(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
 
 
-def _handing_on(graph: Graph, paths: Sequence[str], rank: int) -> list[str]:
-    """Modules that hand on a tensor of at least `rank` axes (of two: but for the network's own outputs); of those with
-    one and the same tensor the outermost, in the order in which they run."""
+def _handing_on(graph: Graph, paths: Sequence[str], rank: int, shapes: Shapes) -> list[tuple[str, int]]:
+    """Modules that hand on a tensor of at least `rank` axes (of two: but for the network's own outputs), and its
+    number; of those with one and the same tensor the outermost, in the order in which they run."""
     found: dict[int, str] = {}
     own = graph.outputs if rank == 2 else ()
     for path in paths:
-        number = output_of(graph, path)
+        number = output_of(graph, path, shapes)
         if number is not None and number not in own and len(graph.tensors[number].shape) >= rank:
             found.setdefault(number, path)
-    return [found[number] for number in sorted(found)]
-
-
-def _shape(graph: Graph, path: str) -> tuple[int, ...]:
-    number = output_of(graph, path)
-    return () if number is None else graph.tensors[number].shape
+    return [(found[number], number) for number in sorted(found)]
 
 
 def _kept(
@@ -168,10 +162,13 @@ def _kept(
     for number, plan in enumerate(plans):
         here = graph if number == 0 else graph_for(model, plan)
         keep = keep_of(here, plan)
+        shapes = shapes_of(here.model, here, paths)
         for path in paths:
-            tensor = output_of(here, path)
-            for axis in range(1, len(here.tensors[tensor].shape)) if tensor is not None else ():
-                mask = keep.mask(tensor, axis) if tensor is not None else None
+            tensor = output_of(here, path, shapes)
+            if tensor is None:
+                continue
+            for axis in range(len(here.tensors[tensor].shape)):
+                mask = keep.mask(tensor, axis)
                 if mask is None or mask.all():
                     continue
                 stay = np.flatnonzero(mask)
@@ -181,29 +178,8 @@ def _kept(
     return kept
 
 
-def _channels(graph: Graph, path: str, kept: Mapping[int, IntArray]) -> int:
-    """The axis that lost units; else the second of images, and the last of sequences."""
-    if kept:
-        return next(iter(kept))
-    return 1 if len(_shape(graph, path)) == 4 else -1
-
-
 def _check_names(model: nn.Module, names: Sequence[str]) -> None:
     known = [path for path, _ in model.named_modules() if path]
     for name in names:
         if name not in known:
             raise ModelError(f"{type(model).__name__} has no module {name!r}. {close_names(name, known)}")
-
-
-def first(output: Any, path: str) -> Tensor:
-    """The first tensor that a module returned.
-
-    Raises:
-        ModelError: there is none.
-    """
-    found = tensors_in(output)
-    if not found:
-        raise ModelError(
-            f"Modules that are compared return tensors, got {type(output).__name__} from {path!r}."
-        )
-    return found[0]

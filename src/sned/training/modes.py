@@ -12,9 +12,9 @@ from sned.graph.modules import put_modes
 def put_in_training(model: nn.Module, given: Mapping[nn.Module, bool]) -> None:
     """Put a network in training mode as its user means it.
 
-    In a network that was given in training mode each module keeps its own: a BatchNorm in evaluation mode is one that was
-    frozen. One that was given in evaluation mode, as pruning gives it, says nothing of its modules, and all are trained
-    but for statistics among frozen parameters.
+    In a network that was given in training mode each module keeps its own: a BatchNorm in evaluation mode is one that
+    was frozen. One that was given in evaluation mode, as pruning gives it, says nothing of its modules: all are put in
+    training mode but for statistics among frozen parameters.
 
     Args:
         model: the network, or what it was wrapped in.

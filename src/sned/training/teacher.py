@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sned.graph.example import called
+from sned.graph.recording import BATCHES
 from sned.progress import Progress
 from sned.training.data import Batch, InMemory
-from sned.training.features import Match, captured, first
+from sned.training.features import Match
+from sned.training.handing import captured, grown
 from sned.training.tasks import first_output
 
 
@@ -29,6 +32,17 @@ class Answers:
     output: Tensor
     features: tuple[Tensor, ...] = ()
     probabilities: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them in order."""
+        return (self.output, *self.features, *self.probabilities.values())
+
+    def of(self, tensors: Iterable[Tensor]) -> Answers:
+        """Answers like these of other tensors, in the same order."""
+        given = iter(tensors)
+        output, features = next(given), tuple(islice(given, len(self.features)))
+        return Answers(output, features, dict(zip(self.probabilities, given, strict=True)))
 
 
 def probabilities(output: object) -> Tensor | None:
@@ -61,28 +75,30 @@ class Teacher:
             captured(self.model, [*(m.teacher for m in self.matches), *self.attends]) as inside,
         ):
             output = first_output(called(self.model, batch.inputs))
-        features = tuple(match.of(first(inside.get(match.teacher), match.teacher)) for match in self.matches)
+        features = tuple(match.of(inside.get(match.teacher)) for match in self.matches)
         held = {path: probabilities(inside.get(path)) for path in self.attends}
         return Answers(output, features, {path: p for path, p in held.items() if p is not None})
 
 
 class Cached(Teacher):
-    """A teacher whose answers to all of the data are there already."""
+    """A teacher whose answers to all of the data are there already.
 
-    def __init__(self, source: Teacher, answers: Answers) -> None:
+    Args:
+        answers: to all of the data, inputs along the first axis.
+        axes: those of inputs in what the teacher itself answers.
+    """
+
+    def __init__(self, source: Teacher, answers: Answers, axes: Sequence[int]) -> None:
         super().__init__(source.model, source.matches, source.attends)
-        self.answers = answers
+        self.answers, self.axes = answers, axes
 
     def __call__(self, batch: Batch) -> Answers:
         """The answers to one batch."""
         rows = batch.rows
         if rows is None:
             return super().__call__(batch)
-        return Answers(
-            self.answers.output[rows],
-            tuple(part[rows] for part in self.answers.features),
-            {path: part[rows] for path, part in self.answers.probabilities.items()},
-        )
+        held = zip(self.answers.tensors, self.axes, strict=True)
+        return self.answers.of(part[rows].movedim(0, axis) for part, axis in held)
 
 
 def cached(teacher: Teacher, data: object, size: int, limit: int, progress: Progress) -> Teacher:
@@ -94,23 +110,43 @@ def cached(teacher: Teacher, data: object, size: int, limit: int, progress: Prog
     """
     if not isinstance(data, InMemory) or not data.fixed:
         return teacher
+    axes = _axes(teacher, data)
+    if axes is None:
+        return teacher
     parts: list[Answers] = []
     with progress.task("asking the teacher", total=data.count) as advance:
         for start in range(0, data.count, size):
             stop = min(start + size, data.count)
-            inputs = pytree.tree_map(lambda t, start=start, stop=stop: t[start:stop], data.inputs)
-            parts.append(teacher(Batch(inputs, None, stop - start)))
+            told = _asked(teacher, data, start, stop)
+            parts.append(told.of(t.movedim(axis, 0) for t, axis in zip(told.tensors, axes, strict=True)))
             if _bytes(parts[0]) / (min(size, data.count)) * data.count > limit:
                 return teacher
             advance(stop - start)
-    joined = Answers(
-        torch.cat([part.output for part in parts]),
-        tuple(torch.cat(list(each)) for each in zip(*(part.features for part in parts), strict=True)),
-        {path: torch.cat([part.probabilities[path] for part in parts]) for path in parts[0].probabilities},
-    )
-    return Cached(teacher, joined)
+    joined = zip(*(part.tensors for part in parts), strict=True)
+    return Cached(teacher, parts[0].of(torch.cat(list(each)) for each in joined), axes)
+
+
+def _asked(teacher: Teacher, data: InMemory, start: int, stop: int) -> Answers:
+    inputs = pytree.tree_map(lambda tensor: tensor[start:stop], data.inputs)
+    return teacher(Batch(inputs, None, stop - start))
+
+
+def _axes(teacher: Teacher, data: InMemory) -> list[int] | None:
+    """The axis along which each of the answers has one row an input; None where one has none, or none that can be told:
+    with several rows an input, their order is not known."""
+    few, many = BATCHES
+    if data.count < many:
+        return None
+    try:
+        pairs = zip(
+            _asked(teacher, data, 0, few).tensors, _asked(teacher, data, 0, many).tensors, strict=True
+        )
+    except Exception:  # noqa: BLE001 (the user's forward may take one batch size only, and raise anything)
+        return None
+    found = [grown(a.shape, b.shape) for a, b in pairs]
+    axes = [rows.axis for rows in found if rows is not None and rows.each == 1]
+    return axes if len(axes) == len(found) else None
 
 
 def _bytes(answers: Answers) -> int:
-    tensors = (answers.output, *answers.features, *answers.probabilities.values())
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in answers.tensors)
