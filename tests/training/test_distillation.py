@@ -366,6 +366,23 @@ def test_attention_probabilities_are_compared_where_modules_return_them() -> Non
     assert tuned.history[-1].terms["probabilities"] < tuned.history[0].terms["probabilities"]
 
 
+def test_keys_in_a_cache_are_no_attention_probabilities() -> None:
+    class CachingAttention(SelfAttention):
+        """Returns its keys `[n, heads, steps, 4]` beside its output."""
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return super().forward(x)[0], self.qkv[1](x).unflatten(-1, (-1, 4)).transpose(1, 2)
+
+    torch.manual_seed(0)
+    model, x = Sequence(), torch.randn(40, 5, 6)
+    for layer in model.layers:
+        layer.attention = CachingAttention()
+    small = sned.apply(model, sned.trace(model, x[:2]).plan({"layers.0.up": [1, 5, 7]}))
+    weights = {"labels": 0.0, "logits": 0.0, "attention": 1.0, "layers": ("layers.0",)}
+    tuned = sned.finetune(small, (x, x), teacher=model, distillation=weights, epochs=1)
+    assert set(tuned.history[0].terms) == {"attention"}
+
+
 def test_cached_answers_are_the_teachers(taught: tuple[nn.Module, nn.Module]) -> None:
     dense, small = taught
     data = InMemory(*digits(0, 150), size=32, place=Place())

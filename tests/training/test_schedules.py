@@ -388,6 +388,26 @@ def test_features_are_matched_through_all_cycles() -> None:
     assert "features" in made.tuned[1].history[0].terms
 
 
+def test_penalties_are_of_the_network_of_each_cycle() -> None:
+    x, dense = TRAIN[0][:2], digit_net()
+    given = {
+        "remaining": 0.5,
+        "cycles": 2,
+        "epochs": 1,
+        "batch_size": 64,
+        "learning_rate": 0.02,
+        "teacher": None,
+    }
+    plain = prune_in_cycles(dense, x, digits(0, 200), **given)
+    pulled = prune_in_cycles(dense, x, digits(0, 200), parts=lambda graph: [GroupLasso(graph, 0.05)], **given)
+    small = [made.model.conv2.weight.norm().item() for made in (plain, pulled)]
+    assert small[1] < 0.9 * small[0]
+    with pytest.raises(
+        PlanError, match=r"'conv1.weight' is \[12, 1, 3, 3\] in the graph and \[\d+, 1, 3, 3\] in the net"
+    ):
+        prune_in_cycles(dense, x, digits(0, 200), parts=[GroupLasso(sned.trace(dense, x))], **given)
+
+
 def test_the_cubic() -> None:
     assert [cubic(done) for done in (-1, 0, 0.5, 1, 2)] == [0, 0, 0.875, 1, 1]
 

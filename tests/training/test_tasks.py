@@ -68,6 +68,17 @@ def test_ignored_tokens_count_neither_in_the_loss_nor_in_the_metric() -> None:
         assert value(task, logits, shortened) == pytest.approx(value(task, logits[:, :4], targets[:, :4]))
 
 
+@pytest.mark.parametrize(("task", "outputs", "targets"), [("tokens", 0, 0), ("language", -1, 1)])
+def test_targets_of_tokens_may_be_shares_of_classes(task: str, outputs: int, targets: int) -> None:
+    logits, shares = torch.randn(4, 6, 9), torch.randn(4, 6, 9).softmax(-1)
+    mine, wanted = logits[:, : 6 + outputs], shares[:, targets:]
+    expected = -(wanted * mine.log_softmax(-1)).sum(-1).mean()
+    assert torch.allclose(TASKS[task].loss(logits, shares, 0), expected)
+    same = (mine.argmax(-1) == wanted.argmax(-1)).double().mean().item()
+    assert value(task, logits, shares, parts=2) == pytest.approx(same)
+    assert TASKS[task].answers(logits, shares).shape == (mine.shape[0] * mine.shape[1], 9)
+
+
 def test_language_looks_one_token_ahead() -> None:
     tokens = torch.randint(0, 5, (3, 7))
     oracle = torch.nn.functional.one_hot(tokens.roll(-1, 1), 5).float() * 30

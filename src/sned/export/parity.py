@@ -83,6 +83,14 @@ def top1(output: Array) -> npt.NDArray[np.intp]:
     return classes
 
 
+def rows_of_classes(output: Array) -> Array:
+    """Scores as `[rows, classes]`, one row for each class that `top1` tells; other outputs as one row of numbers."""
+    if not has_classes(output):
+        return output.reshape(-1)
+    last = np.moveaxis(output, _class_axis(output), -1)
+    return last.reshape(-1, last.shape[-1])
+
+
 def _class_axis(output: Array) -> int:
     return 1 if output.ndim in (4, 5) else -1
 

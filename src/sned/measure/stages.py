@@ -11,7 +11,7 @@ from torch import nn
 
 from sned.errors import CalibrationError
 from sned.evaluation import evaluation_mode
-from sned.export.parity import Array, compare
+from sned.export.parity import Array, compare, rows_of_classes
 from sned.graph.example import Inputs, called, tensors_in
 
 
@@ -68,6 +68,9 @@ def _outputs(network: nn.Module, inputs: Inputs) -> list[Array]:
         return [tensor.float().cpu().numpy() for tensor in tensors_in(called(network, inputs))]
 
 
-def _joined(rows: list[list[Array]]) -> Iterator[Array]:
-    for parts in zip(*rows, strict=True):
-        yield np.concatenate(parts)
+def _joined(batches: list[list[Array]]) -> Iterator[Array]:
+    """Each output over all batches, row behind row: inputs may lie along any axis, as in the states of an LSTM."""
+    for parts in zip(*batches, strict=True):
+        rows = [rows_of_classes(part) for part in parts]
+        alike = len({row.shape[1:] for row in rows}) == 1
+        yield np.concatenate(rows if alike else [row.reshape(-1) for row in rows])

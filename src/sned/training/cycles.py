@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from sned.surgery.pytorch import PLAN_ATTRIBUTE, apply, pruned
 from sned.surgery.twin import copied
 from sned.training.finetune import Tuned, finetune
 from sned.training.masking import cubic
+from sned.training.parts import Part
 
 Choose = Callable[[Graph, float], Plan]
 """From the graph of what there is, and the share in (0, 1) of the dense network that is to remain, to a plan."""
@@ -55,6 +56,7 @@ def prune_in_cycles(
     budget: Budget | None = None,
     cycles: int = 4,
     choose: Choose | None = None,
+    parts: Sequence[Part] | Callable[[Graph], Sequence[Part]] = (),
     folder: str | Path | None = None,
     progress: Progress = SILENT,
     **training: Any,
@@ -74,6 +76,8 @@ def prune_in_cycles(
         cycles: how often, at least 1; 1 is one shot.
         choose: which units go: from the graph of what there is, and the share of the dense network that is to remain,
             to a plan; by default the smallest by their L2 norm, the same share of every group. Not with a budget.
+        parts: as for `sned.finetune`; those made for a graph, such as penalties on units, as a function from the graph
+            of each cycle's network to them.
         folder: of the checkpoints, one folder a cycle; the same call goes on from them.
         progress: shown while it runs.
         training: all else that `sned.finetune` takes, for every cycle alike; the dense network is the `teacher` unless
@@ -103,7 +107,9 @@ def prune_in_cycles(
         plan = way.choose(graph, level)
         cut = pruned(small, graph, plan).model
         own = None if folder is None else Path(folder) / f"cycle-{number + 1}"
-        result = finetune(cut, data, folder=own, progress=progress, **{"teacher": model, **training})
+        acting = parts(trace(cut, example_inputs)) if callable(parts) else parts
+        given = {"teacher": model, **training}
+        result = finetune(cut, data, parts=acting, folder=own, progress=progress, **given)
         small = result.model
         plans.append(plan)
         tuned.append(result)

@@ -16,7 +16,7 @@ from sned.training.features import Match, matched
 from sned.training.handing import captured
 from sned.training.objectives import LABEL, LabelLoss
 from sned.training.tasks import Task, first_output
-from sned.training.teacher import Teacher, probabilities
+from sned.training.teacher import Teacher, are_probabilities, probabilities
 
 TINY = 1e-12
 """Added to norms that are divided by."""
@@ -234,23 +234,28 @@ def distilled(
     Args:
         student: in place.
         teacher: a network in evaluation mode, on the student's device.
-        inputs: gives an example of what both take; asked for where no plan tells.
+        inputs: gives an example of what both take; asked for where no plan tells, and to see attention.
         asked: puts a cache before the teacher.
 
     Raises:
         ModelError: layers that are asked for are not there, or cannot be compared.
     """
     matches = matched(student, teacher, inputs, terms.layers) if terms.looks_inside else ()
-    attends = _attention_modules(student, teacher) if terms.attention else ()
+    attends = _attention_modules(student, teacher, inputs) if terms.attention else ()
     source = Teacher(teacher, tuple(matches), tuple(attends))
     return Distilled(terms, task, labels, student, asked(source), matches, tuple(attends))
 
 
-def _attention_modules(student: nn.Module, teacher: nn.Module) -> list[str]:
-    """Paths, in both networks, of modules that are called attention."""
+def _attention_modules(student: nn.Module, teacher: nn.Module, inputs: Callable[[], Inputs]) -> list[str]:
+    """Paths, in both networks, of modules that are called attention and return its probabilities."""
     theirs = dict(teacher.named_modules())
-    return [
+    paths = [
         path
         for path, module in student.named_modules()
         if path in theirs and "attention" in type(module).__name__.lower()
     ]
+    if not paths:
+        return []
+    with torch.no_grad(), captured(teacher, paths) as inside:
+        called(teacher, inputs())
+    return [path for path in paths if are_probabilities(probabilities(inside.get(path)))]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sned.errors import PlanError
 from sned.graph.ir import Graph, Group, IntArray
 from sned.graph.plan import Plan
+from sned.graph.trace import state_of
 from sned.saliency.batchnorm import scales
 from sned.saliency.units import weights
 from sned.training.parts import Part
@@ -73,6 +74,25 @@ class UnitPenalty(Part):
     def __init__(self, graph: Graph) -> None:
         every = [(group, owned(graph, group)) for group in graph.groups]
         self.parts: Sequence[tuple[Group, tuple[Owned, ...]]] = [(g, parts) for g, parts in every if parts]
+        self._shapes = {name: graph.tensors[number].shape for name, number in graph.parameters.items()}
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a network whose units are others than the graph's.
+
+        Raises:
+            PlanError: a parameter is missing, or has another shape.
+        """
+        there = state_of(model)
+        for part in (part for _, parts in self.parts for part in parts):
+            shape, name = self._shapes[part.parameter], part.parameter
+            if name not in there or tuple(there[name].shape) != shape:
+                found = list(there[name].shape) if name in there else "missing"
+                raise PlanError(
+                    f"A penalty takes units from the graph of the very network that is trained, but {name!r} is "
+                    f"{list(shape)} in the graph and {found} in the network. Make it from `sned.trace` of that; "
+                    "for `prune_in_cycles`, where each cycle trains a smaller one, give `parts` as a function from a "
+                    "graph to the parts."
+                )
 
     def pull(self, group: Group, norms: Tensor, step: int, total: int) -> Tensor:
         """`[size]`: what the weights of each unit are multiplied with and added to their gradients."""

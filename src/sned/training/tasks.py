@@ -144,9 +144,8 @@ def _class_loss(outputs: Any, targets: Tensor, smoothing: float) -> Tensor:
 def _token_loss(outputs: Any, targets: Tensor, smoothing: float) -> Tensor:
     logits = first_output(outputs)
     _check_classes(logits, targets, logits.ndim - 1)
-    return F.cross_entropy(
-        logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, label_smoothing=smoothing
-    )
+    wanted = targets.flatten(0, -2) if targets.shape == logits.shape else targets.flatten()
+    return F.cross_entropy(logits.flatten(0, -2), wanted, ignore_index=IGNORED, label_smoothing=smoothing)
 
 
 def _language_loss(outputs: Any, targets: Tensor, smoothing: float) -> Tensor:

@@ -18,6 +18,9 @@ from sned.training.features import Match
 from sned.training.handing import captured, grown
 from sned.training.tasks import first_output
 
+ROUNDING = 0.05
+"""How far half precision may take a sum of probabilities from 1."""
+
 
 @dataclass(frozen=True, eq=False)
 class Answers:
@@ -52,6 +55,15 @@ def probabilities(output: object) -> Tensor | None:
         return None
     second = output[1]
     return second if isinstance(second, Tensor) and second.ndim in (3, 4) else None
+
+
+def are_probabilities(values: Tensor | None) -> bool:
+    """Whether each query shares out 1 over its keys (0, where all are masked): keys in a cache do not."""
+    if values is None or not values.is_floating_point():
+        return False
+    sums = values.float().sum(-1)
+    shared = torch.minimum((sums - 1).abs(), sums.abs()) < ROUNDING
+    return bool((values >= 0).all() and shared.all() and (sums > ROUNDING).any())
 
 
 class Teacher:
