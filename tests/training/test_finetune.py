@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import sned
-from sned.errors import NotFoundError, UserError
+from sned.errors import NotFoundError, TrainingError, UserError
 from sned.surgery.masks import hold_masks, masks_of
 from sned.training import Recipe
 from sned.training.optimisers import cosine, default_kind, rate_factor
@@ -261,6 +261,23 @@ def test_half_precision_is_of_the_forward_pass_alone() -> None:
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
     assert half.model(digits(0, 2)[0]).dtype == torch.float32
     assert half.history[-1].loss == pytest.approx(whole.history[-1].loss, rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_that_lose_small_steps_are_told(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, (x, y) = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).to(dtype), digits()
+    name = str(dtype).removeprefix("torch.")
+    if dtype is torch.float16:  # what Adam divides by is zero there
+        with pytest.raises(
+            TrainingError, match=r"Try `model.float\(\)`, since its weights are float16; half the learning"
+        ):
+            sned.finetune(model, (x.to(dtype), y), **QUICK)
+    else:
+        note = sned.finetune(model, (x.to(dtype), y), **QUICK).note
+        assert (f"Its weights are {name}, in which small steps are lost: train `model.float()`" in note) == (
+            dtype is torch.bfloat16
+        )
 
 
 def test_a_batch_may_be_a_dict_of_keywords() -> None:

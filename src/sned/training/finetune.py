@@ -25,6 +25,7 @@ from sned.training.logs import Epoch, check_log
 from sned.training.loop import Job, Loop, Position
 from sned.training.memory import fitting
 from sned.training.objectives import label_loss, metric_of
+from sned.training.optimisers import coarse
 from sned.training.parts import Objective, Part
 from sned.training.randomness import own_randomness
 from sned.training.recipe import Recipe
@@ -301,4 +302,10 @@ def _note(at: Position, chosen: Epoch | None, loop: Loop, before: float | None, 
     if chosen is not None and chosen.metric is not None and before is not None:
         told += f"; {loop.job.metric.name} on validation data {before:.4f} before, {chosen.metric:.4f} after epoch "
         told += f"{chosen.epoch}"
-    return f"{told}; {seconds:.0f} s."
+    told = f"{told}; {seconds:.0f} s."
+    if found := coarse(loop.job.model):
+        told += (
+            f" Its weights are {found}, in which small steps are lost: train `model.float()`, with `precision='bf16'` "
+            "for speed, and cast what comes out."
+        )
+    return told

@@ -24,7 +24,7 @@ from sned.training.judging import judged
 from sned.training.logs import Epoch, write_log
 from sned.training.memory import fitting
 from sned.training.modes import put_in_training
-from sned.training.optimisers import find_schedule, make_optimiser, moving_average, rate_factor
+from sned.training.optimisers import coarse, find_schedule, make_optimiser, moving_average, rate_factor
 from sned.training.parts import Objective, Part, Trained
 from sned.training.randomness import STEP, seed_all
 from sned.training.recipe import Recipe
@@ -288,7 +288,9 @@ class Loop:
         self._hand_over()
         kept = None if self.job.folder is None else self.job.folder / NAME
         where = f" The last good checkpoint is '{kept}'." if kept is not None and kept.is_file() else ""
-        tried = "; ".join(("half the learning rate", "a longer `warmup`", "`clip=1.0`", "`precision='no'`"))
+        tried = "half the learning rate; a longer `warmup`; `clip=1.0`; `precision='no'`"
+        if found := coarse(self.job.model):
+            tried = f"`model.float()`, since its weights are {found}; {tried}"
         raise TrainingError(
             f"The loss must be a number, but at step {int(bad) + 1} (epoch {int(bad) // self.steps + 1}) it, or a "
             f"weight, became NaN or infinite, at a learning rate of {self._rate_at(int(bad)):.3g}.{where} Try {tried}; "

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sned.errors import UserError, close_names
+from sned.repair.drawn import COARSE
 
 if TYPE_CHECKING:
     from sned.training.recipe import Recipe
@@ -78,6 +79,16 @@ def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
     flat = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = ({"params": wide, "weight_decay": decay}, {"params": flat, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
+
+
+def coarse(model: nn.Module) -> str:
+    """The precision of weights that are trained, where steps are lost in its rounding; "" where none are."""
+    kinds = {
+        str(p.dtype).removeprefix("torch.")
+        for p in model.parameters()
+        if p.requires_grad and p.dtype in COARSE
+    }
+    return " and ".join(sorted(kinds))
 
 
 def find_kind(name: str) -> Kind:
