@@ -30,10 +30,11 @@ from sned.surgery.keras.arrays import to_array, to_tensor
 from sned.surgery.keras.client import asked
 from sned.surgery.keras.naming import layers_of
 from sned.surgery.keras.network import Network
+from sned.surgery.keras.precision import in_single_precision, mixed
 from sned.surgery.keras.rebuild import answers
 from sned.surgery.keras.road import calibration_of, inputs_of, network_for, recorded_network
 
-__all__ = ["KerasFile", "calibration_of", "inputs_of", "subjects", "target_for", "write"]
+__all__ = ["KerasFile", "calibration_of", "inputs_of", "remarks", "subjects", "target_for", "write"]
 
 ORDER = "sned.json"
 """The file among a SavedModel's extra assets that holds the order of its inputs; a signature has only their names."""
@@ -100,7 +101,8 @@ def write(model: Any, path: str, form: str, example: Example, names: Sequence[st
         return keras.InputSpec(shape=shape, dtype=leaf.dtype, name=next(left))
 
     args, _ = example.build(specified)
-    model.export(path, format=form, verbose=False, input_signature=[*args])
+    with in_single_precision(model):
+        model.export(path, format=form, verbose=False, input_signature=[*args])
 
 
 class KerasSubject:
@@ -179,11 +181,31 @@ def subjects(models: Mapping[str, Any], example_inputs: Inputs, target: Target) 
     """The models as what is exported and compared with; recorded where Keras's own exporter is not asked.
 
     Raises:
-        ExampleError, ModelError: the model does not run on the example inputs.
+        ExampleError, ModelError: the model does not run on the example inputs, or has variables in bfloat16.
     """
+    for model in models.values():
+        _refuse_bfloat16(model)
     own = target.write in (_write_litert, _write_saved_model)
     made = network_for if own else recorded_network
     return {name: KerasSubject(made(model, example_inputs), own=own) for name, model in models.items()}
+
+
+def _refuse_bfloat16(model: Any) -> None:
+    if any(variable.dtype == "bfloat16" for variable in model.variables):
+        raise ModelError(
+            "Variables in bfloat16 are what runtimes compute with on few devices. Make the model under the policy "
+            "'float32' or 'mixed_bfloat16', give it the weights (`set_weights`), and export that one."
+        )
+
+
+def remarks(models: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is said of models of mixed precision."""
+    found = sorted({layer.compute_dtype for network in models.values() for layer in mixed(network.keras)})
+    if not found:
+        return ()
+    return (
+        f"The model computes in {' and '.join(found)}; the file does in float32, and was compared in it.",
+    )
 
 
 def target_for(target: Target) -> Target:

@@ -237,10 +237,12 @@ def export_levels(
         refuse_open_batch(target)
     path = path_for(out, target)
     subjects: Mapping[str, Source]
+    remarks: tuple[str, ...] = ()
     if any(theirs):
         calibration = keras.calibration_of(calibration, example_inputs)
         subjects = keras.subjects(models, example_inputs, target)
         models = {name: subject.module for name, subject in subjects.items()}
+        remarks = keras.remarks(models)
         example_inputs = keras.inputs_of(example_inputs)
     else:
         subjects = {name: Subject(model) for name, model in models.items()}
@@ -261,7 +263,7 @@ def export_levels(
     order = Order(path, precision, None, sparse, opset, system, channels_last)
     allowed = default_tolerance(models.values()) if tolerance is None and precision == FP32 else tolerance
     job = _Job(target, precision, subjects, written, example_inputs, batches, path, allowed, order, seed,
-               (*notes, *said))  # fmt: skip
+               (*notes, *said, *remarks))  # fmt: skip
     if not target.dynamic_batch:
         return _attempt(job, dynamic=False, because=f"{target.title} files are written for one batch size.")
     if dynamic_batch is False:

@@ -20,6 +20,7 @@ from sned.surgery.attributes import solved
 from sned.surgery.keras.arrays import to_array, to_tensor
 from sned.surgery.keras.configuration import classes_of, configuration, edited, rebuilt
 from sned.surgery.keras.naming import layers_of, share_constants, variables_of
+from sned.surgery.keras.precision import in_single_precision
 from sned.surgery.outputs import largest_difference, shaken
 
 
@@ -108,6 +109,8 @@ def hand_over(model: Any, small: Any) -> None:
     for path, layer in ours.items():
         if path in theirs and theirs[path].trainable != layer.trainable:
             theirs[path].trainable = layer.trainable
+        if path in theirs and theirs[path].dtype_policy != layer.dtype_policy:
+            theirs[path].dtype_policy = layer.dtype_policy  # a model itself does not write its own down
     for path, layer in ours.items():
         if path in theirs and hasattr(layer, "save_assets"):
             with tempfile.TemporaryDirectory() as folder:
@@ -179,7 +182,13 @@ def _values(small: Any, state: Mapping[str, torch.Tensor], *, when: bool) -> Any
 
 
 def answers(model: Any, args: Any) -> Any:
-    """What a model answers in inference, compiled where each op by itself would be compiled anew."""
+    """What a model answers in inference, one of mixed precision in single precision."""
+    with in_single_precision(model):
+        return _answers(model, args)
+
+
+def _answers(model: Any, args: Any) -> Any:
+    """Compiled where each op by itself would be compiled anew."""
     if keras.backend.backend() != "jax":
         return model(*args, training=False)
     import jax

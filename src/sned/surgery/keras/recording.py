@@ -43,6 +43,7 @@ from sned.surgery.keras.configuration import (
 from sned.surgery.keras.naming import layers_of, variables_of
 from sned.surgery.keras.network import Holder
 from sned.surgery.keras.outside import within_keras
+from sned.surgery.keras.precision import in_single_precision
 from sned.surgery.keras.twin import (
     BUILT,
     Shape,
@@ -120,7 +121,7 @@ def record(model: Any, example: Example, backend: str = "torch") -> Graph:
     with factors_traced(), shapes_traced():
         twin = make_twin(sized(config), model, example)
     check_alike(model, twin.model)
-    with within_keras():
+    with within_keras(), in_single_precision(twin.model):
         run = recorded(Forward.of(twin.model, state), example)
     found = _placed(run, twin, config)
     shapes = _shapes_in_order(twin)
@@ -138,7 +139,7 @@ def recorded_plainly(model: Any, example: Example) -> Graph:
     state = {name: tensor.detach() for name, tensor in Holder(model).named_tensors()}
     twin = make_twin(configuration(model), model, example)
     check_alike(model, twin.model)
-    with within_keras():
+    with within_keras(), in_single_precision(twin.model):
         run = recorded(Forward.of(twin.model, state), example)
     return _plain(build(replace(run, outputs_last=True)))
 
