@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import sned
 from sned.cli.keras_files import keras_model
 from sned.errors import ModelError
 
@@ -24,3 +26,36 @@ def test_a_class_that_is_not_known_is_named(name: str, tmp_path: Path) -> None:
         ModelError, match=rf"could not load .*{name}.*'Own'.*Decorate the class.*model\.py:make"
     ):
         keras_model(tmp_path / name)
+
+
+def _saved(path: Path, loss: Any) -> Any:
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+    model.compile(keras.optimizers.SGD(0.125), loss, metrics=[keras.metrics.MeanAbsoluteError(name="mae")])
+    model.save(path)
+    return model
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+def test_compile_settings_are_read(name: str, tmp_path: Path) -> None:
+    _saved(tmp_path / name, keras.losses.MeanSquaredError())
+    model = keras_model(tmp_path / name)
+    x = np.ones((2, 6), "float32")
+    small = sned.apply(model, sned.plan(sned.trace(model, x), sparsity=0.5))
+    small.save(tmp_path / "small.keras")
+    again = keras.saving.load_model(tmp_path / "small.keras")
+    assert float(again.optimizer.learning_rate) == 0.125
+    assert {"loss", "mae"} == set(again.evaluate(x, np.zeros((2, 3)), verbose=0, return_dict=True))
+
+
+def test_compile_settings_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    def of_ones_own(wanted: Any, got: Any) -> Any:
+        return keras.ops.mean(wanted - got)
+
+    model = _saved(tmp_path / "model.keras", of_ones_own)
+    with pytest.warns(
+        UserWarning, match=r"compile settings in '.*model.keras' could not be read.*of_ones_own"
+    ):
+        read = keras_model(tmp_path / "model.keras")
+    assert not read.compiled
+    for mine, theirs in zip(read.weights, model.weights, strict=True):
+        assert np.array_equal(*map(keras.ops.convert_to_numpy, (mine.value, theirs.value)))

@@ -1,5 +1,6 @@
 """Keras models named on the command line by their file."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ SUFFIXES = frozenset({".keras", ".h5", ".hdf5"})
 
 
 def keras_model(path: Path) -> Any:
-    """Load a Keras model from its file, on the backend that was chosen, or else on TensorFlow or PyTorch.
+    """Load a Keras model from its file, compiled as it was, on the backend that was chosen, or else on TensorFlow or
+    PyTorch.
 
     Raises:
         NotFoundError: there is no such file, or no Keras.
@@ -21,9 +23,18 @@ def keras_model(path: Path) -> Any:
 
     keras = imported_keras()
     try:
-        return keras.saving.load_model(path, compile=False)
+        return keras.saving.load_model(path)
+    except Exception as error:  # noqa: BLE001 (the user's code may raise anything)
+        trouble = error
+    try:
+        model = keras.saving.load_model(path, compile=False)
     except Exception as error:
         raise ModelError(f"Keras could not load '{path}': {_reason(error)}") from error
+    warnings.warn(
+        f"The compile settings in '{path}' could not be read, and are not in what is written: {_reason(trouble)}",
+        stacklevel=2,
+    )
+    return model
 
 
 def with_keras_weights(model: Any, path: Path) -> Any:
