@@ -44,3 +44,11 @@ def test_dots_in_names_are_told() -> None:
     model = keras.Sequential([keras.Input((6,)), layers.Dense(8, name="block.up"), layers.Dense(3)])
     with pytest.raises(ModelError, match=r"no layers with a dot in their name, got 'block\.up'"):
         sned.trace(model, sequence(1, 6)[:, 0])
+
+
+def test_a_model_may_have_a_dot_in_its_own_name() -> None:
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, layers.Dense(3)(layers.Dense(8)(inputs)), name="mobilenet_1.00")
+    small = sned.apply(model, sned.plan(sned.trace(model, sequence(1, 6)[:, 0]), sparsity=0.5))
+    assert small.name == model.name == "mobilenet_1.00"
+    assert small.layers[1].units == 4

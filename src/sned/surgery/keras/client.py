@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,7 +63,7 @@ def asked(backend: str, function: str, model: Any, *arguments: Any) -> Any:
         ModelError: the model cannot be saved, or loaded by the child; or the child died.
     """
     if backend == "torch" and (
-        dotted := [name for layer in model._flatten_layers() if "." in (name := layer.name)]
+        dotted := [one.name for one in model._flatten_layers() if "." in one.name and one is not model]
     ):
         raise ModelError(
             f"Under the PyTorch backend, which Keras models are recorded under, Keras takes no layers with a dot in "
@@ -70,7 +72,8 @@ def asked(backend: str, function: str, model: Any, *arguments: Any) -> Any:
     with tempfile.TemporaryDirectory(prefix="sned-") as made:
         folder = Path(made)
         try:
-            model.save(folder / MODEL)
+            with _named_plainly(model):
+                model.save(folder / MODEL)
         except Exception as error:
             raise ModelError(
                 f"A Keras model goes to another process as a .keras file, but saving {type(model).__name__} failed: "
@@ -81,6 +84,17 @@ def asked(backend: str, function: str, model: Any, *arguments: Any) -> Any:
         CHILDREN[backend].ask(folder)
         with (folder / ANSWER).open("rb") as opened:
             return pickle.load(opened)
+
+
+@contextmanager
+def _named_plainly(model: Any) -> Iterator[None]:
+    """Within the block, a model's own name has no dots, which PyTorch would not take (MobileNets have)."""
+    name = model.name
+    model.name = name.replace(".", "_")
+    try:
+        yield
+    finally:
+        model.name = name
 
 
 def _objects(model: Any, backend: str) -> dict[str, dict[str, str | None]]:
