@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from sned.export.structure import arrays, at_batch, batched, fresh
@@ -25,8 +26,9 @@ def test_fresh_inputs_are_of_the_same_kind_and_repeatable() -> None:
     assert not torch.equal(reals, fresh(example, 3, seed=2)[0])
 
 
-def test_a_mask_keeps_whole_rows() -> None:
-    mask = torch.tensor([[True, False, False], [True, True, False]])
+@pytest.mark.parametrize("none", [False, -torch.inf])
+def test_a_mask_keeps_whole_rows(none: float) -> None:
+    mask = torch.tensor([[True, none, none], [True, True, none]])
     drawn = fresh((torch.zeros(2, 3), mask), 20, seed=0)[1]
     rows = {tuple(row) for row in drawn.tolist()}
     assert rows <= {tuple(row) for row in mask.tolist()}

@@ -87,6 +87,8 @@ class Exported:
 class Deployed(nn.Module):
     """Calls a file in its runtime as if it were the model; has no weights.
 
+    Numbers, switches and `None` are those that it was exported with: they may be left out, and others are refused.
+
     Args:
         session: the open file.
         batch: rows that it takes; None for any number. Other numbers are cut, and the last part is filled up.

@@ -54,13 +54,14 @@ def fresh(example: Inputs, size: int, *, seed: int) -> Inputs:
     """Other inputs of the same kind at a batch of `size`.
 
     Real numbers are drawn from a normal distribution with the mean and spread of the example's, integers from
-    the example's own values (an index stays in range), and rows of booleans are drawn whole.
+    the example's own values (an index stays in range); rows of booleans, or with infinity in them as masks have it, are
+    drawn whole.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor: Tensor) -> Tensor:
         shape = (size, *tensor.shape[1:])
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and bool(tensor.isfinite().all()):
             spread = float(tensor.std(correction=0)) or 1.0
             noise = torch.randn(shape, generator=generator) * spread + float(tensor.mean())
             return noise.to(tensor.dtype)
