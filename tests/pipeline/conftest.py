@@ -10,6 +10,8 @@ import pytest
 from torch import Tensor, nn
 
 from sned.export import Exported
+from sned.export.calls import call_of
+from sned.export.capture import Subject
 from sned.export.parity import Parity
 from sned.pipeline.study import Study
 from sned.timing import Latency
@@ -21,7 +23,8 @@ def made_up_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def export(model: nn.Module, example: Tensor, path: Path) -> Exported:
         size = 4 * sum(p.numel() for p in model.parameters())
-        return Exported(path, size, ("x",), ("y",), True, "", Parity(0.0, 0.0, 1.0, 1), (1,))
+        call = call_of(Subject(model), example)
+        return Exported(path, size, ("x",), ("y",), True, "", Parity(0.0, 0.0, 1.0, 1), (1,), call=call)
 
     def measure(
         study: Study, files: Mapping[str, Path], runs: int = 1, clock: Any = None
