@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,6 +62,50 @@ def test_numbers_that_follow_the_batch_are_affine() -> None:
     first = graph.ops[0]
     assert first.name == "view"
     assert first.args == (Ref(graph.inputs[0]), (Affine(0, 3), 4))
+
+
+OF_THE_BATCH: dict[str, Callable[[Tensor], Tensor]] = {
+    "half of the rows, rounded up": lambda h: h - h[: (len(h) + 1) // 2].mean(0),
+    "two chunks": lambda h: torch.cat([part * (n + 1) for n, part in enumerate(h.chunk(2))]),
+    "a view of its square": lambda h: h + (h @ h.T).view(len(h) ** 2).sum(),
+    "padded to fours": lambda h: F.pad(h, (0, 0, 0, -len(h) % 4))[: len(h)],
+}
+
+
+@pytest.mark.parametrize("case", OF_THE_BATCH)
+def test_numbers_that_are_affine_at_two_sizes_alone_tie_a_graph_to_its_batch(case: str) -> None:
+    class Follows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(OF_THE_BATCH[case](self.a(x).relu()))
+
+    model, x = Follows(), torch.randn(7, 6)
+    graph = trace(model, x)
+    assert not graph.batched
+    with torch.no_grad():
+        torch.testing.assert_close(Replay(graph, state(model)).run(x)[0][0], model(x))
+
+
+def test_an_offset_that_holds_at_every_size_does_not() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.pad(self.a(x), (0, 0, 0, 9 - len(x)))
+            return self.b(h[: len(x)] + h.new_ones(len(x) + 3, 1)[3:])
+
+    model = Padded()
+    graph = trace(model, torch.randn(2, 6))
+    assert graph.batched
+    assert [group.size for group in graph.groups] == [8]
+    x = torch.randn(7, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(Replay(graph, state(model)).run(x)[0][0], model(x))
 
 
 def test_the_model_is_not_touched() -> None:

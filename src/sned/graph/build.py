@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -16,6 +17,7 @@ from sned.graph.provenance import Attribute, Formula, TensorAxis, Use
 from sned.graph.recording import BATCHES, Recorded, Recording
 from sned.graph.rescale import Lost, Rescale, Upstream, rescales
 from sned.graph.rules import RULES
+from sned.graph.sizes import filled
 
 FIXED = 3
 """The level of `fixed` at which nothing at an op may change."""
@@ -107,7 +109,8 @@ def _through(flow: Flow, recording: Recording, labels: Labels, fixed: Mapping[in
             )
     for op in recording.ops:
         flow.op = op
-        RULES.get(op.name, RULES["pointwise"] if op.pointwise else RULES["unknown"])(flow, op)
+        plain = replace(op, args=filled(op.args, BATCHES[0])) if op.grows else op
+        RULES.get(op.name, RULES["pointwise"] if op.pointwise else RULES["unknown"])(flow, plain)
         if op.index in fixed:
             _fix(flow, op, fixed[op.index])
     for use in recording.uses:

@@ -19,15 +19,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sned.errors import ModelError
 from sned.graph.build import build
 from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
-from sned.graph.ir import Affine, Graph
+from sned.graph.ir import Graph
+from sned.graph.merging import has_offsets, merge
 from sned.graph.modules import modes_of, modules_of, put_modes
 from sned.graph.provenance import Watch, functions_opened, instrumented
 from sned.graph.recorder import Recorder
-from sned.graph.recording import BATCHES, Recorded, Recording, rows_in_step, rows_of_one_size, without
+from sned.graph.recording import BATCHES, Recorded, Recording, rows_of_one_size
 from sned.graph.rescale import PRODUCTS
 from sned.graph.tables import widened
 from sned.graph.training import adds, mode_watched
 from sned.graph.untouched import untouched
+
+FURTHER = 5
+"""A third batch size, where two do not tell how numbers follow it."""
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -329,7 +333,8 @@ def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
             if len(recordings) == 1:
                 (only,) = recordings
                 return replace(only, rows=rows_of_one_size(only, example.batch)), False, device
-            if (merged := _merge(*recordings)) is not None:
+            merged = merge(*recordings)
+            if merged is not None and _holds(merged, recordings[0], model, example, device):
                 return merged, True, device
     shapes = ", ".join(str(leaf.shape) for leaf in example.leaves())
     raise ModelError(
@@ -338,56 +343,14 @@ def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
     ) from first_error
 
 
-def _merge(first: Recording, second: Recording) -> Recording | None:
-    """Replace integers that differ between two batch sizes by `Affine`; None where the passes differ otherwise.
-
-    So do passes that make a tensor of their own of numbers that depend on the batch (`torch.tensor([t] * len(x))`).
-    An op that returns as many tensors as there are inputs (`list(x)`) is left out; None where one of them is read.
-    """
-    if [op.target for op in first.ops] != [op.target for op in second.ops]:
-        return None
-    lists = {
-        a.index: a for a, b in zip(first.ops, second.ops, strict=True) if len(a.outputs) != len(b.outputs)
-    }
-    read = {*first.outputs}.union(*(op.inputs for op in first.ops))
-    if any(number in read for op in lists.values() for number in op.outputs):
-        return None
-    made = zip(first.constants.values(), second.constants.values(), strict=True)
+def _holds(merged: Recording, first: Recording, model: nn.Module, example: Example, device: str) -> bool:
+    """Whether numbers that follow the batch do so at a further size too: those with an offset may be halves or squares
+    of it."""
+    if not has_offsets(merged):
+        return True
     try:
-        if not all(_equal(a, b) for a, b in made):
-            return None
-        ops = [
-            a
-            if (a.args, a.kwargs) == (b.args, b.kwargs)
-            else replace(a, args=_affine(a.args, b.args), kwargs=_affine(a.kwargs, b.kwargs))
-            for a, b in zip(first.ops, second.ops, strict=True)
-        ]
-        outputs = zip(first.outputs, second.outputs, strict=True)
-        rows = tuple(rows_in_step(first.tensors[a].shape, second.tensors[b].shape) for a, b in outputs)
-    except ValueError:
-        return None
-    return without(replace(first, ops=ops, rows=rows), lists.keys())
-
-
-def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors are the same, as far as they have values; NaN is NaN."""
-    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        more = record(model, example, FURTHER, device=device, sources=False)
+    except Exception:  # noqa: BLE001 (the user's forward may raise anything)
         return False
-    return a.is_meta or b.is_meta or bool(((a == b) | ((a != a) & (b != b))).all())
-
-
-def _affine(a: Any, b: Any) -> Any:
-    if isinstance(a, tuple | list):
-        return tuple(_affine(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, Mapping):
-        return {name: _affine(a[name], b[name]) for name in a}
-    if type(a) is int and a != b:
-        if -1 in (a, b):
-            raise ValueError("a size that is left open at one batch size only")
-        slope, rest = divmod(b - a, BATCHES[1] - BATCHES[0])
-        if rest:
-            raise ValueError("not affine in the batch size")
-        return Affine(a - slope * BATCHES[0], slope)
-    if isinstance(a, float) and a != b:
-        raise ValueError("a float that depends on the batch size")
-    return a
+    again = merge(first, more, (BATCHES[0], FURTHER))
+    return again is not None and again.ops == merged.ops

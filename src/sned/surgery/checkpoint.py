@@ -143,8 +143,8 @@ def load(model: Any, path: str | Path) -> Any:
     """Read a pruned network back, bit for bit.
 
     Args:
-        model: a fresh network of the original structure (its weights do not matter); it is not touched. A ".keras" file needs none: give the model where it has classes of your own that
-            are not registered, else None.
+        model: a fresh network of the original structure (its weights do not matter); it is not touched. A ".keras" file
+            needs none: give the model where it has classes of your own that are not registered, else None.
         path: what `save` wrote.
 
     Returns:

@@ -173,7 +173,7 @@ def _rehearse(graph: Graph, plan: Plan) -> None:
 
 
 def _without_values(tensor: torch.Tensor, axes: Mapping[int, IntArray], device: str) -> torch.Tensor:
-    """A tensor of the size that is kept; whole numbers and single ones remain, since a forward pass may ask for them."""
+    """A tensor of the size that is kept; whole numbers and single ones remain: a pass may ask for their values."""
     if not tensor.is_floating_point() or tensor.ndim == 0:
         return cut_down(tensor, axes)
     shape = [len(axes[axis]) if axis in axes else size for axis, size in enumerate(tensor.shape)]
