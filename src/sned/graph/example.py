@@ -69,8 +69,8 @@ class Example:
         """The tensors, in the order in which the graph numbers them."""
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Leaf)]
 
-    def build(self, make: Callable[[Leaf], torch.Tensor]) -> ArgsAndKwargs:
-        """Positional and keyword arguments with every leaf made into a tensor."""
+    def build(self, make: Callable[[Leaf], Any]) -> ArgsAndKwargs:
+        """Positional and keyword arguments with every leaf made into something else, such as a tensor."""
 
         def filled(value: Any) -> Any:
             return make(value) if isinstance(value, Leaf) else value

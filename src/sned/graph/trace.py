@@ -333,8 +333,9 @@ def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
             if len(recordings) == 1:
                 (only,) = recordings
                 return replace(only, rows=rows_of_one_size(only, example.batch)), False, device
-            merged = merge(*recordings)
-            if merged is not None and _holds(merged, recordings[0], model, example, device):
+            first, second = recordings
+            merged = merge(first, second)
+            if merged is not None and _holds(merged, first, model, example, device):
                 return merged, True, device
     shapes = ", ".join(str(leaf.shape) for leaf in example.leaves())
     raise ModelError(
