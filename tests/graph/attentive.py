@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -380,3 +381,26 @@ class EinsumTwice(nn.Module):
 @network
 def einsum_heads_twice() -> tuple[nn.Module, tuple[Any, ...]]:
     return EinsumTwice(), (torch.randn(2, 6, 5),)
+
+
+class ScaledByAttribute(nn.Module):
+    """Works out its scale in each pass, from the attribute that its views are given; keys serve two queries each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head_dim, self.groups, self.queries = 6, 3, 2
+        self.embed, self.q, self.o = nn.Linear(5, 8), nn.Linear(8, 36), nn.Linear(36, 3)
+        self.k, self.v = nn.Linear(8, 18), nn.Linear(8, 18)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        b, n, _ = x.shape
+        q = self.q(x).view(b, n, self.groups, self.queries, self.head_dim)
+        k, v = (layer(x).view(b, n, self.groups, self.head_dim) for layer in (self.k, self.v))
+        scores = torch.einsum("bngqd,bmgd->bgqnm", q, k) / math.sqrt(self.head_dim)
+        return self.o(torch.einsum("bgqnm,bmgd->bngqd", scores.softmax(-1), v).reshape(b, n, -1))
+
+
+@network
+def attention_scaled_by_an_attribute() -> tuple[nn.Module, tuple[Any, ...]]:
+    return ScaledByAttribute(), (torch.randn(2, 6, 5),)

@@ -148,6 +148,13 @@ def test_a_layer_called_twice_loses_what_it_reads_and_what_it_writes_together() 
     assert cut_at(group)[("shared.weight", 0)] == cut_at(group)[("shared.weight", 1)] == singles(8)
 
 
+def test_a_scale_that_follows_from_an_attribute_leaves_heads_and_dimensions_free() -> None:
+    model, x = NETWORKS["attention_scaled_by_an_attribute"]()
+    graph = trace(model, *x)
+    assert [(group.name, group.size) for group in graph.groups] == [("embed", 8), ("q", 3), ("q#2", 6)]
+    assert len(graph.rescales) == 1
+
+
 def test_weights_that_are_viewed_again_are_cut_as_those_that_are_viewed_once() -> None:
     once, twice = (NETWORKS[name]() for name in ("einsum_heads", "einsum_heads_twice"))
     sizes = [

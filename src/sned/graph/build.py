@@ -13,7 +13,7 @@ from sned.graph.flow import Flow
 from sned.graph.ir import Graph, IntArray, Op
 from sned.graph.labels import covering, line
 from sned.graph.modules import modules_of
-from sned.graph.provenance import Attribute, Formula, TensorAxis, Use
+from sned.graph.provenance import Attribute, Formula, Source, TensorAxis, Use
 from sned.graph.recording import BATCHES, Recorded, Recording
 from sned.graph.rescale import Lost, Rescale, Upstream, rescales
 from sned.graph.rules import RULES
@@ -24,6 +24,9 @@ FIXED = 3
 
 Labels = dict[str, dict[int, IntArray]]
 """The labels of every axis of every parameter."""
+
+Given = Mapping[Source, Source]
+"""Attributes, and an axis that has just the size that each of them gives."""
 
 
 def build(
@@ -39,11 +42,11 @@ def build(
     main, model = recorded.main, recorded.model
     labels: Labels = {}
     flow = Flow(main.tensors, main.read())
-    _through(flow, main, labels, fixed or {})
-    training = None
+    given = _through(flow, main, labels, fixed or {})
+    training, given_there = None, given
     if recorded.trained is not None:
         training = Flow(recorded.trained.tensors, recorded.trained.read(), flow.relations)
-        _through(training, recorded.trained, labels, {})
+        given_there = _through(training, recorded.trained, labels, {})
     for (name, axis), reason in (staying or {}).items():
         flow.freeze(labels[name][axis], reason)
     positions = [
@@ -51,9 +54,9 @@ def build(
         for name, axes in labels.items()
         for axis, ids in axes.items()
     ]
-    made_up = tuple(_make_up(flow, main, positions))
+    made_up = tuple(_make_up(flow, main, positions, given))
     if training is not None and recorded.trained is not None:
-        _hold_others(training, recorded.trained, positions, made_up)
+        _hold_others(training, recorded.trained, positions, given_there, made_up)
     names, aliases = _names(model)
     read = _read(main) | (_read(recorded.trained) if recorded.trained is not None else set())
     for name in labels.keys() - read:
@@ -95,7 +98,7 @@ def build(
     )
 
 
-def _through(flow: Flow, recording: Recording, labels: Labels, fixed: Mapping[int, int]) -> None:
+def _through(flow: Flow, recording: Recording, labels: Labels, fixed: Mapping[int, int]) -> Given:
     """Visit the ops of one recording; parameters that were labelled by an earlier one keep their labels."""
     for name, number in recording.parameters.items():
         tensor = recording.tensors[number]
@@ -117,10 +120,11 @@ def _through(flow: Flow, recording: Recording, labels: Labels, fixed: Mapping[in
         flow.op = recording.ops[use.last_op - 1] if use.last_op <= len(recording.ops) else None
         if use.at is None:
             _link(flow, use)
-    _link_attributes(flow, recording.ops, recording.uses)
+    given = _link_attributes(flow, recording.ops, recording.uses)
     flow.op = None
     for number in recording.outputs:
         flow.freeze_boxes(flow.boxes.get(number, ()), "output of the model")
+    return given
 
 
 def _output_axis(recorded: Recorded, name: str) -> int:
@@ -186,7 +190,7 @@ def _link(flow: Flow, use: Use) -> None:
         flow.link((sources[0].tensor, sources[0].axis), (made, axis))
 
 
-def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> None:
+def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> Given:
     """One attribute that gives the size of several axes: they keep their proportion.
 
     What a width is divided by to give another size (`C // num_heads`) stays: the two sizes are linked already.
@@ -213,6 +217,7 @@ def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> None
             before = first.setdefault(source, made)
             if before != made:
                 flow.link(before, made)
+    return {source: TensorAxis(*made) for source, made in first.items()}
 
 
 def _divides(use: Use) -> bool:
@@ -251,9 +256,11 @@ def _made(flow: Flow, op: Op, use: Use) -> tuple[int, int] | None:
     return None
 
 
-def _make_up(flow: Flow, recording: Recording, positions: Sequence[Position]) -> Iterator[Rescale]:
+def _make_up(
+    flow: Flow, recording: Recording, positions: Sequence[Position], given: Given
+) -> Iterator[Rescale]:
     """Weights that make up for factors that follow from sizes; where there are none, the size stays."""
-    for found in _rescales(flow, recording, positions) if recording.scales else ():
+    for found in _rescales(flow, recording, positions, given) if recording.scales else ():
         if isinstance(found, Rescale):
             yield found
         else:
@@ -263,18 +270,24 @@ def _make_up(flow: Flow, recording: Recording, positions: Sequence[Position]) ->
 
 
 def _hold_others(
-    flow: Flow, recording: Recording, positions: Sequence[Position], made_up: Sequence[Rescale]
+    flow: Flow,
+    recording: Recording,
+    positions: Sequence[Position],
+    given: Given,
+    made_up: Sequence[Rescale],
 ) -> None:
     """Sizes that training alone derives factors from stay: weights make up for what evaluation asks for."""
     known = {rescale.key for rescale in made_up}
-    for found in _rescales(flow, recording, positions) if recording.scales else ():
+    for found in _rescales(flow, recording, positions, given) if recording.scales else ():
         if isinstance(found, Lost) or found.key not in known:
             _hold_sizes(flow, found.formula, "the code derives a factor from this size in training")
     for formula in recording.leaks:
         _hold_sizes(flow, formula, "the code makes a tensor that holds this size in training")
 
 
-def _rescales(flow: Flow, recording: Recording, positions: Sequence[Position]) -> Iterator[Rescale | Lost]:
+def _rescales(
+    flow: Flow, recording: Recording, positions: Sequence[Position], given: Given
+) -> Iterator[Rescale | Lost]:
     upstream = Upstream(
         recording.ops,
         {number: name for name, number in recording.parameters.items()},
@@ -282,7 +295,8 @@ def _rescales(flow: Flow, recording: Recording, positions: Sequence[Position]) -
         [tensor.shape for tensor in recording.tensors],
         flow.boxes,
     )
-    yield from rescales(recording.ops, recording.scales, upstream)
+    scales = [replace(scale, formula=scale.formula.over(given)) for scale in recording.scales]
+    yield from rescales(recording.ops, scales, upstream)
 
 
 def _hold_sizes(flow: Flow, formula: Formula, reason: str) -> None:
