@@ -241,6 +241,25 @@ def test_weights_in_bfloat16_are_compared_in_single_precision(tmp_path: Path) ->
     assert made.max_abs_diff == 0
 
 
+@pytest.mark.parametrize(("to", "precision"), [*((to, FP32) for to in TARGETS), ("onnx", INT8)])
+def test_networks_in_bfloat16_that_take_whole_numbers_are_written_in_single_precision(
+    tmp_path: Path, to: str, precision: str
+) -> None:
+    available(to)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).bfloat16()
+    ids, unseen = torch.randint(0, 50, (32, 6)), torch.randint(0, 50, (8, 6))
+    made = sned.export(
+        model, ids[:2], to=to, quantize=None if precision == FP32 else precision, calibration=[ids],
+        out=tmp_path / f"m{find_target(to).suffix}", runs=0,
+    )  # fmt: skip
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert any("32-bit floats for bfloat16" in note for note in made.notes)
+    got, expected = made.module()(unseen), answer(model.float(), unseen)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, expected, atol=1e-5 if precision == FP32 else 0.05, rtol=0)
+
+
 def test_the_users_measure_is_asked_about_the_model_and_about_the_file(tmp_path: Path) -> None:
     asked: list[nn.Module] = []
     rows = images(6)

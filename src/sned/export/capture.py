@@ -213,6 +213,13 @@ class Subject:
         return dict(bound.arguments)
 
 
+def without_bfloat16(model: nn.Module) -> nn.Module:
+    """The network with float32 in place of bfloat16, which few runtimes compute in; itself where it has none."""
+    if not any(tensor.dtype == torch.bfloat16 for tensor in chain(model.parameters(), model.buffers())):
+        return model
+    return copied(model)._apply(lambda tensor: tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
+
+
 def scope(node: torch.fx.Node) -> str:
     """The innermost module that a node came from; empty for the model itself."""
     paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]

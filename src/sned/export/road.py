@@ -16,7 +16,7 @@ from sned.errors import ExportError, ModelError, UserError
 from sned.evaluation import Evaluate, evaluated
 from sned.export.biases import compensated
 from sned.export.calls import call_of, row_axes
-from sned.export.capture import Subject
+from sned.export.capture import Subject, without_bfloat16
 from sned.export.checks import (
     check_example,
     check_models,
@@ -58,6 +58,10 @@ SAMPLES = 256
 """Calibration inputs that are read, at most."""
 
 _FRESH_BATCHES = (1, 3)
+
+_WIDENED = (
+    "Written in 32-bit floats for bfloat16, which few runtimes compute in; `quantize` makes the file small."
+)
 
 
 @dataclass(frozen=True)
@@ -250,9 +254,10 @@ def export_levels(
     for subject in subjects.values():
         refuse_nan(subject.run(example_inputs))
     batches, notes = _calibration(example_inputs, calibration, precision, seed)
-    plain = models if any(theirs) else {name: folded(model) for name, model in models.items()}
+    plain, widened = (models, ()) if any(theirs) else _plain(models)
     same = all(plain[name] is model for name, model in models.items())
     written: Mapping[str, Source] = subjects if same else {name: Subject(plain[name]) for name in plain}
+    notes = (*notes, *widened)
     mends = repair_biases and not any(theirs) and not target.mends_biases
     if mends and precision == INT8 and calibration is not None:
         written = {name: Subject(compensated(model, batches)) for name, model in plain.items()}
@@ -275,6 +280,14 @@ def export_levels(
             raise type(error)(f"{error} Leave out `dynamic_batch` for a file of one batch size.") from error
         reason = str(error)
     return _attempt(job, dynamic=False, because=reason)
+
+
+def _plain(models: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The networks as they are written, themselves where they are plain already, and what there is to say of it."""
+    folds = {name: folded(model) for name, model in models.items()}
+    plain = {name: without_bfloat16(model) for name, model in folds.items()}
+    widened = any(plain[name] is not model for name, model in folds.items())
+    return plain, (_WIDENED,) if widened else ()
 
 
 def _attempt(job: _Job, *, dynamic: bool, because: str = "") -> dict[str, Exported]:
