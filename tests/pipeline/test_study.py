@@ -86,13 +86,26 @@ def test_a_model_of_another_plan_or_of_another_kind_does_not_stay_beside_a_plan(
     def found(units: list[int]) -> Any:
         return SimpleNamespace(plan=graph.plan({graph.groups[0].name: units}))
 
+    def standing() -> set[str]:
+        return {file.name for file in tmp_path.iterdir()}
+
+    def finished() -> None:
+        for name in told:
+            (tmp_path / name).touch()
+
+    kept, told = {"model.safetensors", "plan.json"}, {"model.onnx", "report.json", "report.html"}
     (tmp_path / "model.keras").touch()
+    finished()
     keep(study, found([0]), sned.apply(model, found([0]).plan))
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "plan.json"]
+    assert standing() == kept
+    finished()
     keep(study, found([0]))
-    assert (tmp_path / "model.safetensors").is_file(), "the same plan once more"
+    assert standing() == kept | told, "the same plan once more"
+    keep(study, found([0]), sned.apply(model, found([0]).plan))
+    assert standing() == kept, "the same plan, other weights"
+    finished()
     keep(study, found([1]))
-    assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
+    assert standing() == {"plan.json"}
 
 
 def test_the_report_tells_the_batch_sizes_that_surgery_was_verified_at() -> None:

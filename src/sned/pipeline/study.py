@@ -44,6 +44,9 @@ DENSE = "dense.onnx"
 MODELS = ("model.safetensors", "model.keras")
 """The pruned one, of PyTorch and of Keras."""
 
+LAST = ("model.onnx", "model.onnx.data", "report.json", "report.html")
+"""What a run makes of the pruned one at its end."""
+
 
 SYNTHETIC = 64
 """Random inputs where there are no real ones: they only serve to compare answers."""
@@ -246,12 +249,13 @@ def once(study: Study, name: str, measured: Callable[[], float], *asked: str) ->
 
 
 def keep(study: Study, found: Found, model: nn.Module | None = None) -> None:
-    """Write down the best so far, for who stops the run; a model of another plan, or of another run, goes."""
+    """Write down the best so far, for who stops the run; a model of another plan, or of another run, goes, and with a
+    model what was made of it."""
     file, plan, own = study.folder / "plan.json", found.plan.to_json(), MODELS[is_keras(study.model)]
     same = file.is_file() and file.read_text(encoding="utf-8") == plan
-    for name in MODELS:
-        if name != own or not same:
-            (study.folder / name).unlink(missing_ok=True)
+    old = [name for name in MODELS if name != own or not same]
+    for name in old if same and model is None else (*old, *LAST):
+        (study.folder / name).unlink(missing_ok=True)
     atomic_write_text(file, plan)
     if model is not None:
         save(model, study.folder / own)
