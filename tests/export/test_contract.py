@@ -247,7 +247,8 @@ def test_networks_in_bfloat16_that_take_whole_numbers_are_written_in_single_prec
 ) -> None:
     available(to)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).bfloat16()
+    casts = Of(lambda x: x.to(torch.bfloat16).bfloat16().relu())
+    model = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 32), casts, nn.Linear(32, 4)).bfloat16()
     ids, unseen = torch.randint(0, 50, (32, 6)), torch.randint(0, 50, (8, 6))
     made = sned.export(
         model, ids[:2], to=to, quantize=None if precision == FP32 else precision, calibration=[ids],
@@ -255,6 +256,7 @@ def test_networks_in_bfloat16_that_take_whole_numbers_are_written_in_single_prec
     )  # fmt: skip
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
     assert any("32-bit floats for bfloat16" in note for note in made.notes)
+    model[2] = nn.ReLU()
     got, expected = made.module()(unseen), answer(model.float(), unseen)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected, atol=1e-5 if precision == FP32 else 0.05, rtol=0)

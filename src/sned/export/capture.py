@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from sned.errors import ExampleError, ExportError, ModelError
@@ -214,10 +215,46 @@ class Subject:
 
 
 def without_bfloat16(model: nn.Module) -> nn.Module:
-    """The network with float32 in place of bfloat16, which few runtimes compute in; itself where it has none."""
-    if not any(tensor.dtype == torch.bfloat16 for tensor in chain(model.parameters(), model.buffers())):
+    """The network with float32 in place of bfloat16, which few runtimes compute in; itself where it has none.
+
+    Casts in its forward pass go to float32 as well.
+    """
+    if not _in_bfloat16(model):
         return model
-    return copied(model)._apply(lambda tensor: tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
+    wide = copied(model)
+    for tensor in _in_bfloat16(wide):
+        tensor.data = tensor.data.float()
+    wide.register_forward_pre_hook(_begin_wide)
+    wide.register_forward_hook(_end_wide, always_call=True)
+    return wide
+
+
+def _in_bfloat16(model: nn.Module) -> list[Tensor]:
+    held = chain(model.parameters(), model.buffers())
+    return [tensor for tensor in held if tensor.dtype == torch.bfloat16]
+
+
+class _Wide(TorchFunctionMode):
+    """float32 wherever a pass asks for bfloat16."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The op, with another type asked for."""
+        del types
+        wide = pytree.tree_map(
+            lambda leaf: torch.float32 if leaf is torch.bfloat16 else leaf, (args, kwargs or {})
+        )
+        return (torch.Tensor.float if func is torch.Tensor.bfloat16 else func)(*wide[0], **wide[1])
+
+
+def _begin_wide(module: nn.Module, _: object) -> None:
+    del module
+    _Wide().__enter__()  # type: ignore[no-untyped-call]
+
+
+def _end_wide(module: nn.Module, _: object, __: object) -> None:
+    del module
+    # Takes the topmost one off.
+    _Wide().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 def scope(node: torch.fx.Node) -> str:
