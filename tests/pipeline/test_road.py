@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,34 @@ def test_a_network_with_zeros_is_the_same_in_the_report_and_once_saved_and_loade
     assert torch.equal(answers(loaded), answers(result.model))
     assert result.report.after.accuracy == pytest.approx(float(answers(loaded).square().sum()))
     assert any("Repair chose 'least squares" in note for note in result.report.notes)
+
+
+class Heard:
+    """Notes what is shown."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+
+    @contextmanager
+    def task(self, label: str, total: float | None = None) -> Iterator[Any]:
+        self.labels.append(label)
+        yield lambda amount=1: None
+
+
+def test_all_that_takes_long_is_shown() -> None:
+    heard = Heard()
+    pruned(progress=heard)
+    assert [
+        label for label in heard.labels if label in ("tracing", "cutting and verifying", "exporting")
+    ] == [
+        "tracing",
+        "exporting",
+        "cutting and verifying",
+        "exporting",
+    ]
+    thinned = Heard()
+    sned.sparsify(small(), X, sparsity=0.5, calibration=BATCHES, progress=thinned)
+    assert [thinned.labels[0], thinned.labels[-1]] == ["tracing", "cutting and verifying"]
 
 
 # --- what it chose, and why ------------------------------------------------------------------------------------------

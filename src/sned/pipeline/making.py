@@ -25,7 +25,7 @@ def made(
     study: Study, found: Found, watch: Watch = lambda done, model: None
 ) -> tuple[Pruned, tuple[str, ...]]:
     """The pruned network of a plan, verified, and repaired where there are inputs to do so; and what was done."""
-    with timed(study.seconds, "surgery"):
+    with timed(study.seconds, "surgery"), study.progress.task("cutting and verifying", total=1):
         small = pruned(study.graph.model, study.graph, found.plan)
     watch("as cut", small.model)
     if study.calibration.synthetic:

@@ -274,7 +274,7 @@ def _finish(
         small, said = trained(study, small, finetune, watch, folder)
         keep(study, choice.found, small.model)
         notes = (*notes, *said)
-    with timed(study.seconds, "export"):
+    with timed(study.seconds, "export"), study.progress.task("exporting", total=1):
         exported = export_onnx(small.model, study.example, study.folder / "model.onnx")
     latency: dict[str, Latency] = {}
     if study.measured:

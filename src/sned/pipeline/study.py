@@ -117,9 +117,8 @@ def study_of(
     seconds: dict[str, float] = {}
     find_devices(budget.device)  # a wrong name is found before anything else
     _check_weights(model)
-    with timed(seconds, "trace"), progress.task("tracing", total=1) as advance:
+    with timed(seconds, "trace"), progress.task("tracing", total=1):
         dense = trace(model, example)
-        advance(1)
         graph = leave_out(dense, without) if without else dense
     check_groups(graph)
     if matches:
@@ -141,7 +140,7 @@ def study_of(
         costs = [
             cost_for(each, budget, progress=progress) for each in ([dense, graph] if without else [dense])
         ]
-    with timed(seconds, "export"):
+    with timed(seconds, "export"), progress.task("exporting", total=1):
         exported = export_onnx(model, example, folder / DENSE)
     weigh = saliency is None and not learnt.synthetic
     return Study(

@@ -102,7 +102,8 @@ def sparsify(
         calibration = calibration_of(calibration, *example_inputs)
     home = home_of(model)
     model, example_inputs = moved(model, CPU), moved_inputs(example_inputs, CPU)
-    graph = trace(model, example_inputs)
+    with progress.task("tracing", total=1):
+        graph = trace(model, example_inputs)
     state = state_of(model)
     if match_seconds is not None:
         check_learns(graph, model)
@@ -115,7 +116,8 @@ def sparsify(
     found = thin(graph, state, learnt, pattern=wanted, sparsity=sparsity, progress=progress, workdir=workdir)
     masks = {name: mask.cpu().numpy() for name, mask in found.masks.items()}
     plan = replace(graph.plan({}), masks=masks)
-    small = pruned(model, graph, plan).model
+    with progress.task("cutting and verifying", total=1):
+        small = pruned(model, graph, plan).model
     load_state(small, found.state)
     best = min(found.candidates, key=lambda candidate: candidate.divergence.key)
     left = f" (dense stay {few_of(found.dense)})" if found.dense else ""
