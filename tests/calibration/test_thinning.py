@@ -94,3 +94,10 @@ def test_inputs_that_never_change_leave_rounding_which_does_no_harm(seed: int) -
     stay = thin != 0
     assert bool(held(stay, weight, second).isfinite().all())
     assert float((held(stay, weight, second) - weight)[stay].abs().max()) < 0.2 * float(weight.abs().max())
+
+
+def test_where_nothing_but_zeros_enters_the_largest_weights_stay() -> None:
+    weight, _ = problem(1, 9)
+    thin = thinned(weight, torch.zeros(9, 9, dtype=torch.float64), 1, SINGLE, 4 / 9)
+    largest = weight.abs() >= weight.abs().topk(4).values[0, -1]
+    assert torch.equal(thin, weight * largest)

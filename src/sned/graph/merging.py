@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
 
-from sned.graph.ir import Affine, numbers
+from sned.graph.ir import Affine, leaves
 from sned.graph.recording import BATCHES, Recording, rows_in_step, without
 
 
@@ -71,7 +72,5 @@ def _affine(a: Any, b: Any, batches: tuple[int, int]) -> Any:
 
 def has_offsets(merged: Recording) -> bool:
     """Whether a number that follows the batch is no multiple of it."""
-    given = (
-        number for op in merged.ops if op.grows for number in numbers((op.args, tuple(op.kwargs.values())))
-    )
-    return any(isinstance(number, Affine) and number.base != 0 for number in given)
+    given = (leaves((op.args, *op.kwargs.values()), Affine) for op in merged.ops)
+    return any(number.base != 0 for number in chain.from_iterable(given))
