@@ -94,6 +94,22 @@ def test_accumulated_batches_make_the_same_step() -> None:
     assert whole.history[-1].step == 8
 
 
+def test_accumulated_batches_count_by_the_targets_that_are_not_ignored() -> None:
+    """Of two batches one has a seventh of the targets, and a third none at all."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 5))
+    tokens, targets = torch.randint(0, 50, (48, 7)), torch.randint(0, 5, (48, 7))
+    targets[:16, 1:], targets[32:] = -100, -100
+    parts = [(tokens[i : i + 16], targets[i : i + 16]) for i in range(0, 48, 16)]
+    given = {"task": "tokens", "epochs": 1, "ema": 0, "warmup": 0, "optimiser": "sgd", "learning_rate": 0.1}
+    for teacher in (None, copy.deepcopy(model).requires_grad_(False)):
+        whole = sned.finetune(model, [(tokens, targets)], teacher=teacher, **given).model
+        split = sned.finetune(model, parts, accumulate=3, teacher=teacher, **given).model
+        for a, b, old in zip(whole.parameters(), split.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+            assert not torch.equal(a, old)
+
+
 def _headless() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))

@@ -79,6 +79,22 @@ def test_targets_of_tokens_may_be_shares_of_classes(task: str, outputs: int, tar
     assert TASKS[task].answers(logits, shares).shape == (mine.shape[0] * mine.shape[1], 9)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_classes_is_that_of_pytorch_and_zero_where_all_are_ignored(smoothing: float) -> None:
+    logits, targets = torch.randn(6, 4, 5, 5), torch.randint(0, 4, (6, 5, 5))
+    targets[:2] = -100
+    shares = torch.randn(6, 4, 5, 5).softmax(1)
+    loss = TASKS["classification"].loss
+    for wanted in (targets, shares):
+        expected = torch.nn.functional.cross_entropy(logits, wanted, label_smoothing=smoothing)
+        assert torch.allclose(loss(logits, wanted, smoothing), expected, atol=1e-6)
+    logits.requires_grad_()
+    nothing = loss(logits, torch.full_like(targets, -100), smoothing)
+    nothing.backward()
+    assert float(nothing.detach()) == 0.0
+    assert not bool(logits.grad.any())
+
+
 def test_language_looks_one_token_ahead() -> None:
     tokens = torch.randint(0, 5, (3, 7))
     oracle = torch.nn.functional.one_hot(tokens.roll(-1, 1), 5).float() * 30

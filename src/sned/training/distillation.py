@@ -84,7 +84,7 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """`T² KL(softmax(teacher / T) ‖ softmax(student / T))`, a mean over rows `[n, classes]`."""
     logs = F.log_softmax(student.float() / temperature, -1)
     wanted = F.log_softmax(teacher.float() / temperature, -1)
-    return F.kl_div(logs, wanted, log_target=True, reduction="batchmean") * temperature**2
+    return F.kl_div(logs, wanted, log_target=True, reduction="sum") / max(len(logs), 1) * temperature**2
 
 
 def feature_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -170,6 +170,10 @@ class Distilled:
                 {path: inside.get(path) for path in self.attends}, answers.probabilities
             )
         return found
+
+    def weight(self, batch: Batch) -> Tensor | int:
+        """How much the batch counts among others of one step."""
+        return self.labels.weight(batch) if self.terms.labels else batch.count
 
     def _soft(self, mine: Tensor, theirs: Tensor, batch: Batch) -> Tensor:
         if mine.shape != theirs.shape:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sned.errors import TrainingError
 from sned.graph.modules import modes_of, put_modes
@@ -24,6 +24,7 @@ from sned.training.judging import judged
 from sned.training.logs import Epoch, write_log
 from sned.training.memory import fitting
 from sned.training.modes import put_in_training
+from sned.training.objectives import shares
 from sned.training.optimisers import coarse, find_schedule, make_optimiser, moving_average, rate_factor
 from sned.training.parts import Objective, Part, Trained
 from sned.training.randomness import STEP, seed_all
@@ -200,8 +201,10 @@ class Loop:
         inputs = sum(batch.count for batch in taken)
         with fitting(*self._told(inputs)):
             self.optimiser.zero_grad(set_to_none=True)
-            for number, batch in enumerate(taken):
-                self._backward(batch, batch.count / inputs, last=number == wanted - 1)
+            for number, (batch, share) in enumerate(
+                zip(taken, shares(self.job.objective, taken), strict=True)
+            ):
+                self._backward(batch, share, last=number == wanted - 1)
             if self.clip:
                 self.acc.clip_grad_norm_(self.wrapped.parameters(), self.clip)
             elif self.job.parts and not self.plain:
@@ -242,14 +245,14 @@ class Loop:
             )
         return taken
 
-    def _backward(self, batch: Batch, share: float, *, last: bool) -> None:
+    def _backward(self, batch: Batch, share: Tensor, *, last: bool) -> None:
         with ExitStack() as stack:
             if not last:
                 stack.enter_context(self.acc.no_sync(self.wrapped))
             with self.acc.autocast():
                 terms = self.job.objective(self.wrapped, batch)
             loss = torch.stack(list(terms.values())).sum()
-            part = loss * share if share != 1 else loss
+            part = loss if self.job.recipe.accumulate == 1 else loss * share
             if self.plain:
                 part.backward()  # type: ignore[no-untyped-call]
             else:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from sned.errors import UserError
 from sned.graph.example import called
 from sned.training.data import Batch
+from sned.training.parts import Objective
 from sned.training.recipe import SMOOTHING, Recipe
 from sned.training.tasks import Metric, mean_metric, users
 
@@ -27,6 +30,12 @@ class LabelLoss:
         """The loss on the batch's labels."""
         return {LABEL: self.of(called(model, batch.inputs), batch)}
 
+    def weight(self, batch: Batch) -> Tensor | int:
+        """How much the batch counts among others of one step: its targets that are not ignored, or its inputs."""
+        counted = None if self.recipe.loss is not None else self.recipe.found_task.counted
+        found = None if counted is None else counted(batch.targets)
+        return batch.count if found is None else found
+
     def of(self, outputs: object, batch: Batch) -> Tensor:
         """The loss of outputs that are there already.
 
@@ -43,6 +52,12 @@ class LabelLoss:
             )
             raise UserError(f"`loss` must return a scalar tensor, a mean over the batch, got {what}.")
         return loss
+
+
+def shares(objective: Objective, batches: Sequence[Batch]) -> Tensor:
+    """What each of the batches of one step counts, `[batches]`, 1 in all."""
+    weights = torch.stack([torch.as_tensor(objective.weight(batch)).float() for batch in batches])
+    return weights / weights.sum().clamp(min=1)
 
 
 def label_loss(recipe: Recipe, *, taught: bool) -> LabelLoss:

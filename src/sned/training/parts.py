@@ -18,6 +18,10 @@ class Objective(Protocol):
         """The terms of one batch, means over its inputs."""
         ...
 
+    def weight(self, batch: Batch) -> Tensor | int:
+        """How much the batch counts among others of one step."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Trained:

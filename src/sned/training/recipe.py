@@ -37,7 +37,7 @@ class Recipe:
         ema: keep a moving average of the weights, which is judged and handed over: its memory as a share of all steps,
             in [0, 1); 0 for none.
         clip: norm that gradients are cut down to; 0 for none; by default 1 with AdamW, else none.
-        accumulate: batches a step.
+        accumulate: batches a step, which count by their targets that are not ignored, or by their inputs.
         precision: of the forward pass: "bf16", "fp16", "no" (float32), or "auto": bf16 (else fp16) on a GPU.
         patience: stop after so many epochs without a better metric on the validation data; None: never early.
         keep: "best" (on the validation data, where there are any) or "last".

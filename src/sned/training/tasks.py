@@ -50,12 +50,14 @@ class Task:
         metric: what validation goes by.
         answers: `(first output, targets or None) -> [n, classes]`: the rows that distillation compares; None where
             outputs are numbers rather than classes.
+        counted: `(targets) -> how many the loss is a mean over`; None, or gives None, where that goes by the inputs.
     """
 
     name: str
     loss: Callable[[Any, Any, float], Tensor]
     metric: Metric
     answers: Callable[[Tensor, Any], Tensor] | None
+    counted: Callable[[Tensor], Tensor | None] | None = None
 
 
 def first_output(outputs: Any) -> Tensor:
@@ -138,14 +140,29 @@ def _images(logits: Tensor, targets: Any) -> Tensor:
 def _class_loss(outputs: Any, targets: Tensor, smoothing: float) -> Tensor:
     logits = first_output(outputs)
     _check_classes(logits, targets, 1)
-    return F.cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=smoothing)
+    wanted = targets.movedim(1, -1) if targets.shape == logits.shape else targets
+    return _cross_entropy(logits.movedim(1, -1), wanted, smoothing)
 
 
 def _token_loss(outputs: Any, targets: Tensor, smoothing: float) -> Tensor:
     logits = first_output(outputs)
     _check_classes(logits, targets, logits.ndim - 1)
+    return _cross_entropy(logits, targets, smoothing)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """A mean over the targets that are not ignored, `[..., classes]` against `[...]` or shares; 0 where all are."""
     wanted = targets.flatten(0, -2) if targets.shape == logits.shape else targets.flatten()
-    return F.cross_entropy(logits.flatten(0, -2), wanted, ignore_index=IGNORED, label_smoothing=smoothing)
+    rows = logits.flatten(0, -2)
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))  # a sum of many is beyond half precision
+    total = F.cross_entropy(rows, wanted, ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
+    counted = _counted(wanted)
+    return total / (len(rows) if counted is None else counted.clamp(min=1))
+
+
+def _counted(targets: Tensor) -> Tensor | None:
+    """How many targets are not ignored; None of shares of classes, which go by the inputs."""
+    return None if targets.is_floating_point() else (targets != IGNORED).sum()
 
 
 def _language_loss(outputs: Any, targets: Tensor, smoothing: float) -> Tensor:
@@ -273,12 +290,14 @@ TASKS: dict[str, Task] = {
             _class_loss,
             Metric("accuracy", lambda outputs, targets: _accuracy(outputs, targets, 1), _ratio),
             _images,
+            _counted,
         ),
         Task(
             "tokens",
             _token_loss,
             Metric("token accuracy", lambda outputs, targets: _accuracy(outputs, targets, -1), _ratio),
             _rows,
+            _counted,
         ),
         Task(
             "language",
@@ -289,6 +308,7 @@ TASKS: dict[str, Task] = {
                 _ratio,
             ),
             lambda logits, targets: _rows(logits[:, :-1], None if targets is None else targets[:, 1:]),
+            lambda targets: _counted(targets[:, 1:]),
         ),
         Task("regression", _squares, Metric("R²", _r2_sums, _r2), None),
         Task(
