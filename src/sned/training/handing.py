@@ -17,6 +17,7 @@ from sned.graph.ir import Graph, Rows
 from sned.graph.recording import BATCHES, rows_in_step
 from sned.graph.trace import device_of, mode_of, state_of
 from sned.graph.untouched import untouched
+from sned.training.memory import is_memory_error
 
 Shapes = Mapping[str, tuple[tuple[int, ...], ...]]
 """What each module returns first, by path: its shape at each of the traced batch sizes."""
@@ -72,8 +73,10 @@ def shapes_of(model: nn.Module, graph: Graph, paths: Sequence[str]) -> Shapes:
         ):
             try:
                 model(*args, **kwargs)
-            except Exception:  # noqa: BLE001 (the user's forward may raise anything on random inputs)
-                return {}
+            except Exception as error:
+                if is_memory_error(error):
+                    raise
+                return {}  # the user's forward may raise anything on random inputs
         runs.append(seen)
     return {
         path: tuple(seen[path] for seen in runs)

@@ -16,6 +16,7 @@ from sned.progress import Progress
 from sned.training.data import Batch, InMemory
 from sned.training.features import Match
 from sned.training.handing import captured, grown
+from sned.training.memory import is_memory_error
 from sned.training.tasks import first_output
 
 ROUNDING = 0.05
@@ -153,8 +154,10 @@ def _axes(teacher: Teacher, data: InMemory) -> list[int] | None:
         pairs = zip(
             _asked(teacher, data, 0, few).tensors, _asked(teacher, data, 0, many).tensors, strict=True
         )
-    except Exception:  # noqa: BLE001 (the user's forward may take one batch size only, and raise anything)
-        return None
+    except Exception as error:
+        if is_memory_error(error):
+            raise
+        return None  # the user's forward may take one batch size only, and raise anything
     found = [grown(a.shape, b.shape) for a, b in pairs]
     axes = [rows.axis for rows in found if rows is not None and rows.each == 1]
     return axes if len(axes) == len(found) else None
