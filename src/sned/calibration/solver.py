@@ -69,7 +69,8 @@ def factor(second: Tensor, ridge: float, *, mean: Tensor | None = None) -> tuple
 def scale_of(diagonal: Tensor) -> float:
     """The mean of a diagonal of moments; entries that never change leave nothing, or rounding of either sign, which is
     no less than the negative ones show."""
-    return max(float(diagonal.mean()), -float(diagonal.min()), torch.finfo(torch.float32).tiny)
+    below = -float(diagonal.min()) if len(diagonal) else 0.0
+    return max(float(diagonal.mean()), below, torch.finfo(torch.float32).tiny)
 
 
 def times(weight: Tensor, second: Tensor, mean: Tensor | None = None) -> Tensor:

@@ -20,7 +20,7 @@ def widened(example: Example, recording: Recording) -> Example:
     networks on random inputs would see the same row of a table over and over."""
     rows = _indexed(recording)
     leaves = list(zip(example.leaves(), (rows.get(number) for number in recording.inputs), strict=True))
-    if not all(_is_constant(leaf) for leaf, size in leaves if size is not None):
+    if not all(_is_constant(leaf) and 0 <= leaf.low < size for leaf, size in leaves if size is not None):
         return example
     wider = iter(leaf if size is None else replace(leaf, low=0.0, high=size - 1.0) for leaf, size in leaves)
     args, kwargs = example.build(lambda _: next(wider))
