@@ -40,6 +40,10 @@ FUNCTIONS: dict[str, Any] = {
     ),
     "masked": lambda x: torch.where(x.new_ones(x.shape).bool() & (x > 0), x, 0.5) * (x > 1).any(1, True),
     "promoted": lambda x: torch.where(x > 0, (x * 3).int(), 0.5),
+    "of another type": lambda x: (
+        torch.zeros_like(x > 0, dtype=x.dtype).masked_fill(x > 0, -5)
+        + torch.full_like(x > 0, 0.5, dtype=x.dtype)
+    ),
     "picked": lambda x: x[torch.arange(x.shape[0])[:, None], torch.tensor([[2, 0]])],
     "powers": lambda x: x**2 / (x.abs() + 1).rsqrt() + x.cumsum(1).erf(),
 }

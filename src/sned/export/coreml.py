@@ -10,6 +10,7 @@ import copy
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -173,15 +174,24 @@ def _share(block: Any, instead: dict[str, str]) -> None:
 
 
 def _apart() -> dict[Any, Any]:
-    """How ops that the converter lacks are taken apart: those that make tensors like others, or choose a number."""
+    """How ops are taken apart that the converter lacks, or of which it does not see the type that is asked for: those
+    that make tensors like others, or choose a number."""
     aten = torch.ops.aten
 
     def where(condition: torch.Tensor, given: torch.Tensor, other: float) -> torch.Tensor:
         kind = torch.result_type(given, other)
         return torch.where(condition, given.to(kind), torch.full((), other, dtype=kind))
 
+    def full_like(like: torch.Tensor, number: float, **options: Any) -> torch.Tensor:
+        return torch.full(like.shape, number, dtype=options.get("dtype") or like.dtype)
+
+    like = {
+        aten.full_like.default: full_like,
+        aten.zeros_like.default: partial(full_like, number=0),
+        aten.ones_like.default: partial(full_like, number=1),
+    }
     made = get_decompositions([aten.new_ones.default, aten.new_zeros.default, aten.new_full.default])
-    return {**made, aten.where.ScalarOther: where}
+    return {**made, **like, aten.where.ScalarOther: where}
 
 
 def _spell_out(program: torch.export.ExportedProgram) -> None:
