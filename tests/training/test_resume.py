@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from sned.errors import CheckpointError
 from sned.surgery.masks import hold_masks
 from sned.training import GradualMasks
-from sned.training.checkpoint import identity, load_run
+from sned.training.checkpoint import check_same, identity, load_run
 from tests.training.killable import train
 from tests.training.networks import digit_net, same
 
@@ -62,3 +63,5 @@ def test_networks_with_other_zeros_are_told_apart() -> None:
     told = [identity(model) for model in (half, most, none, digit_net())]
     assert told[0] != told[1] != told[2] == told[3]
     assert told[0] != told[2]
+    with pytest.raises(CheckpointError, match="its network has its zeros in other places"):
+        check_same({"network": told[0]}, {"network": told[1]}, Path("checkpoint.pt"))

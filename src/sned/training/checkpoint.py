@@ -87,6 +87,7 @@ def _differs(part: str, name: str, was: str | None, now: str, path: Path) -> str
         "plan": "its network was cut by another plan",
         "shapes": "its network has tensors of other shapes",
         "model": f"its network is a {was}, not a {now}",
+        "zeros": "its network has its zeros in other places",
     }.get(name, f"its {name} was {was}, not {now}")
     return (
         f"A run goes on from a checkpoint of the same {'network' if part == 'network' else 'run'}, but in '{path}' "
