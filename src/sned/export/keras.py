@@ -30,7 +30,7 @@ from sned.surgery.keras.arrays import to_array, to_tensor
 from sned.surgery.keras.client import asked
 from sned.surgery.keras.naming import layers_of
 from sned.surgery.keras.network import Network
-from sned.surgery.keras.precision import in_single_precision, mixed
+from sned.surgery.keras.precision import in_single_precision, mixed, refuse_bfloat16
 from sned.surgery.keras.rebuild import answers
 from sned.surgery.keras.road import calibration_of, inputs_of, network_for, recorded_network
 
@@ -184,18 +184,10 @@ def subjects(models: Mapping[str, Any], example_inputs: Inputs, target: Target) 
         ExampleError, ModelError: the model does not run on the example inputs, or has variables in bfloat16.
     """
     for model in models.values():
-        _refuse_bfloat16(model)
+        refuse_bfloat16(model)
     own = target.write in (_write_litert, _write_saved_model)
     made = network_for if own else recorded_network
     return {name: KerasSubject(made(model, example_inputs), own=own) for name, model in models.items()}
-
-
-def _refuse_bfloat16(model: Any) -> None:
-    if any(variable.dtype == "bfloat16" for variable in model.variables):
-        raise ModelError(
-            "Variables in bfloat16 are what runtimes compute with on few devices. Make the model under the policy "
-            "'float32' or 'mixed_bfloat16', give it the weights (`set_weights`), and export that one."
-        )
 
 
 def remarks(models: Mapping[str, Any]) -> tuple[str, ...]:

@@ -207,6 +207,7 @@ def prune(
             "`finetune` must hold what `sned.finetune` takes, `data` at least: {'data': loader, 'epochs': 10}."
         )
     if is_keras(model):
+        from sned.surgery.keras.precision import refuse_bfloat16
         from sned.surgery.keras.road import calibration_of, evaluate_of, inputs_of, network_for
 
         if finetune is not None:
@@ -215,6 +216,7 @@ def prune(
                 "`sned.keras.Distiller`, with the original as its teacher."
             )
         model, evaluate = network_for(model, example_inputs), evaluate_of(evaluate)
+        refuse_bfloat16(model.keras)
         example_inputs = inputs_of(example_inputs)
         calibration = calibration_of(calibration, *example_inputs)
     home = home_of(model)

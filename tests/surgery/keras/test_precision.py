@@ -97,3 +97,5 @@ def test_variables_in_bfloat16_go_to_no_file(tmp_path: Path) -> None:
         model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
     with pytest.raises(ModelError, match=r"Variables in bfloat16.*'float32' or 'mixed_bfloat16'"):
         sned.export(model, images(), out=tmp_path / "model.onnx", runs=0)
+    with pytest.raises(ModelError, match="Variables in bfloat16"):
+        sned.prune(model, images(), budget=sned.Budget(macs="50%"))

@@ -12,6 +12,8 @@ from typing import Any
 
 import keras
 
+from sned.errors import ModelError
+
 HALVES = ("float16", "bfloat16")
 
 
@@ -35,3 +37,16 @@ def in_single_precision(model: Any) -> Iterator[None]:
     finally:
         for layer, policy in before:
             layer._dtype_policy = policy
+
+
+def refuse_bfloat16(model: Any) -> None:
+    """Refuse a model of which no file could be run.
+
+    Raises:
+        ModelError: it has variables in bfloat16.
+    """
+    if any(variable.dtype == "bfloat16" for variable in model.variables):
+        raise ModelError(
+            "Variables in bfloat16 are what runtimes compute with on few devices. Make the model under the policy "
+            "'float32' or 'mixed_bfloat16', give it the weights (`set_weights`), and go on with that one."
+        )
