@@ -13,9 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from sned.graph.ir import Op, Ref
+from sned.graph.ir import Affine, Op, Ref
 from sned.graph.recording import Recording
-from sned.graph.sizes import filled
 
 NORMS = frozenset({"native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"})
 """Ops that compute otherwise in train mode, on the same channels; the first argument is what they normalise."""
@@ -121,15 +120,17 @@ class _Twins:
 
     def _key(self, op: Op, twin: dict[int, int | None]) -> Hashable:
         """The same for one op in both passes; statistics are of the network in the one, of the batch in the other."""
-        args: Any = filled(op.args[:1] if op.name in NORMS else op.args, self._batch)
-        rest = tuple(sorted(filled(op.kwargs, self._batch).items()))
-        return "norm" if op.name in NORMS else op.target, _renamed(args, twin), _renamed(rest, twin)
+        norm = op.name in NORMS
+        args = self._renamed(op.args[:1] if norm else op.args, twin)
+        rest = tuple(sorted((name, self._renamed(value, twin)) for name, value in op.kwargs.items()))
+        return "norm" if norm else op.target, args, rest
 
-
-def _renamed(value: Any, twin: dict[int, int | None]) -> Hashable:
-    """Arguments as a key, with each tensor by the number of its twin."""
-    if isinstance(value, Ref):
-        return Ref, twin.get(value.id, value.id)
-    if isinstance(value, tuple | list):
-        return tuple(_renamed(item, twin) for item in value)
-    return type(value), repr(value)
+    def _renamed(self, value: Any, twin: dict[int, int | None]) -> Hashable:
+        """Arguments as a key, with each tensor by the number of its twin, and numbers as they are for the batch."""
+        if isinstance(value, Ref):
+            return Ref, twin.get(value.id, value.id)
+        if isinstance(value, tuple | list):
+            return tuple([self._renamed(item, twin) for item in value])
+        if isinstance(value, Affine):
+            value = value(self._batch)
+        return value.__class__, repr(value)

@@ -16,7 +16,7 @@ from sned.graph.modules import modules_of
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Take back what a forward pass sets, adds or hooks on: a table kept for the next time would be a meta tensor."""
-    before = list(_changeable(model))
+    before = _changeable(model)
     try:
         yield
     finally:
@@ -26,24 +26,29 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 (kind.extend if kind in (list, deque) else kind.update)(held, was)
 
 
-def _changeable(model: nn.Module) -> Iterator[tuple[Any, Any, Any]]:
+def _changeable(model: nn.Module) -> list[tuple[Any, Any, Any]]:
     """The attributes of modules and of plain objects in them, and every table, list and set, with what is in them now:
     (kind, the thing itself, its contents)."""
+    found: list[tuple[Any, Any, Any]] = []
     met: set[int] = set()
     waiting: list[Any] = [vars(module) for _, module in modules_of(model)]
-    while waiting:
-        value = waiting.pop()
+    for value in waiting:  # which grows as it goes
         if id(value) in met:
             continue
         met.add(id(value))
         kind = _growing(value.__class__)
-        if kind is not None:
-            was: Any = (dict(value) if issubclass(kind, dict) else list(value)) if value else ()
-            yield kind, value, was
-            inside = was.values() if issubclass(kind, dict) and was else was
-        else:
+        if kind is None:
             inside = value if type(value) is tuple else (vars(value),)
+            waiting += [held for held in inside if _holds(held.__class__)]
+            continue
+        if not value:  # as most tables of a module are
+            found.append((kind, value, ()))
+            continue
+        was: Any = dict(value) if issubclass(kind, dict) else list(value)
+        found.append((kind, value, was))
+        inside = was.values() if issubclass(kind, dict) else was
         waiting += [held for held in inside if _holds(held.__class__)]
+    return found
 
 
 @cache
