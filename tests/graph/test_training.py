@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sned.graph.trace import trace
+
+tracing = importlib.import_module("sned.graph.trace")  # whose name in the package is that of the function
 
 Change = Callable[[nn.Module, Tensor], Any]
 
@@ -63,7 +66,7 @@ MORE: dict[str, Change] = {
 @pytest.mark.parametrize("case", NOISE)
 def test_noise_alone_tells_nothing(case: str) -> None:
     graph = trace(Trained(NOISE[case]), torch.randn(2, 3, 8, 8))
-    assert graph.recorded.main.asks_mode
+    assert graph.recorded.main.asked
     assert graph.recorded.trained is None
     assert [group.size for group in graph.groups] == [8]
 
@@ -73,9 +76,83 @@ def test_what_training_alone_does_is_kept(case: str) -> None:
     assert trace(Trained(MORE[case]), torch.randn(2, 3, 8, 8)).recorded.trained is not None
 
 
+class Apart(nn.Module):
+    """The same change in a module of its own, which has no weights."""
+
+    def __init__(self, change: Change) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, y: Tensor) -> Any:
+        return self.change(self, y) if self.training else y
+
+
+def apart(change: Change) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), Apart(change), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
+
+
+class Asking(nn.Module):
+    """Does itself what is to be done while a module without weights is in train mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.drop = nn.Conv2d(3, 8, 3), Apart(MORE["a view"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.drop.forward(self.body(x)) if self.training else self.body(x)
+        return y.view(-1, 8, 6, 6).mean((2, 3)) if self.drop.training else y.mean((2, 3))
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The class of each module that is recorded in train mode."""
+    seen: list[str] = []
+    record = tracing.record
+
+    def noted(model: nn.Module, *args: Any, **options: Any) -> Any:
+        seen.extend([type(model).__name__] * options.get("training", False))
+        return record(model, *args, **options)
+
+    monkeypatch.setattr(tracing, "record", noted)
+    return seen
+
+
+@pytest.mark.parametrize("case", NOISE)
+def test_modules_without_weights_that_draw_noise_are_looked_at_alone(case: str, passes: list[str]) -> None:
+    graph = trace(apart(NOISE[case]), torch.randn(2, 3, 8, 8))
+    assert graph.recorded.trained is None
+    assert passes == ["Apart"]
+    assert [group.size for group in graph.groups] == [8]
+
+
+@pytest.mark.parametrize("case", sorted(MORE.keys() - {"met by another", "returned", "a loss"}))
+def test_what_a_module_without_weights_does_in_training_is_kept(case: str, passes: list[str]) -> None:
+    assert trace(apart(MORE[case]), torch.randn(2, 3, 8, 8)).recorded.trained is not None
+    assert passes[:2] == ["Apart", "Sequential"]
+
+
+def test_equal_modules_are_looked_at_once(passes: list[str]) -> None:
+    class Drop(nn.Module):
+        def __init__(self, share: float) -> None:
+            super().__init__()
+            self.share = share
+
+        def forward(self, y: Tensor) -> Tensor:
+            return F.dropout(y, self.share) if self.training and self.share else y
+
+    layers = [nn.Sequential(nn.Linear(8, 8), Drop(share)) for share in (0.0, 0.1, 0.2, 0.3)]
+    assert trace(nn.Sequential(*layers, nn.Linear(8, 2)), torch.randn(2, 8)).recorded.trained is None
+    assert passes == ["Drop", "Drop"]
+
+
+def test_other_code_that_asks_for_the_mode_of_a_module_is_looked_at(passes: list[str]) -> None:
+    assert trace(Asking(), torch.randn(2, 3, 8, 8)).recorded.trained is not None
+    assert passes == ["Asking"]
+
+
 def test_networks_that_leave_the_mode_to_their_layers_are_not_recorded_again() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2))
-    assert not trace(model, torch.randn(2, 4)).recorded.main.asks_mode
+    assert not trace(model, torch.randn(2, 4)).recorded.main.asked
     assert "training" not in vars(nn.Module)
 
 

@@ -378,7 +378,7 @@ def instrumented(model: nn.Module) -> Iterator[None]:
         for path, module in modules_of(model):
             held = vars(module)
             for name, value in list(held.items()):
-                if name.startswith("__") or name in _OF_EVERY_MODULE:
+                if name.startswith("__") or name in OF_EVERY_MODULE:
                     continue
                 swapped = _swapped(value, path, name)
                 if swapped is not value:
@@ -390,7 +390,7 @@ def instrumented(model: nn.Module) -> Iterator[None]:
             held[name] = value
 
 
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def _swapped(value: Any, path: str, name: str) -> Any:

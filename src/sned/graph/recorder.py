@@ -129,6 +129,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise
             finally:
                 self._stack.pop()
+            if (calls := self.recording.asked.get(module)) is not None:
+                calls.append(() if kwargs else args)
             if returns:
                 given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
                 with torch._C.DisableTorchFunction():  # no size that is read here is of interest

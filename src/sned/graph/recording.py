@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,8 +47,9 @@ class Recording:
     """One recorded pass: ops over numbered tensors, and which numbers are parameters, inputs and outputs.
 
     `calls` tells of modules and what they returned, `given` which tensors the modules were called with that the model
-    does not hold, `asks_mode` whether the user's code asks whether a module is in train mode, `failed_in` in which
-    module the pass ended with an error, and `device` where its tensors were.
+    does not hold, `asked` which modules the user's code asked whether they are in train mode and, during a trace, with
+    what each was called (with nothing where other code than its `forward` asked), `failed_in` in which module the pass
+    ended with an error, and `device` where its tensors were.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -62,7 +64,7 @@ class Recording:
     leaks: list[Formula] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     given: list[tuple[str, tuple[int | None, ...]]] = field(default_factory=list)
-    asks_mode: bool = False
+    asked: dict[nn.Module, list[tuple[Any, ...]]] = field(default_factory=dict)
     failed_in: str | None = None
     device: str = "meta"
 

@@ -7,7 +7,7 @@ at two batch sizes: integers that differ between them depend on the batch, and t
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -27,7 +27,7 @@ from sned.graph.recorder import Recorder
 from sned.graph.recording import BATCHES, Recorded, Recording, rows_of_one_size
 from sned.graph.rescale import PRODUCTS
 from sned.graph.tables import widened
-from sned.graph.training import adds, mode_watched
+from sned.graph.training import adds, alike, mode_watched
 from sned.graph.untouched import untouched
 
 FURTHER = 5
@@ -260,6 +260,8 @@ def recorded(model: nn.Module, example: Example) -> Recorded:
     _check_products(recording)
     example = widened(example, recording)
     trained = _in_training(model, example, recording, BATCHES[0] if batched else None, device)
+    for calls in recording.asked.values():
+        calls.clear()  # of tensors, which may have values
     return Recorded(model, example, recording, batched, trained, device)
 
 
@@ -293,7 +295,7 @@ def _in_training(
     None where it does not, or does not run as it is.
     """
     left_out = any(n not in main.parameters and t.is_floating_point() for n, t in state_of(model).items())
-    if not (left_out or main.asks_mode):
+    if not left_out and _noise_alone(main.asked):
         return None
     trained = None
     for place in _devices(model) if device == "meta" else (device,):
@@ -304,6 +306,26 @@ def _in_training(
                 continue
         break
     return trained if trained is not None and adds(trained, main, batch or example.batch) else None
+
+
+def _noise_alone(asked: Mapping[nn.Module, Sequence[tuple[Any, ...]]]) -> bool:
+    """Whether modules that ask for their mode have no weights, and do nothing in train mode but draw random factors:
+    told by each alone, which is far quicker than a pass through the network."""
+    kinds = {
+        alike(module, given): (module, given) for module, calls in asked.items() for given in calls or [()]
+    }
+    return all(_draws_alone(module, given) for module, given in kinds.values())
+
+
+def _draws_alone(module: nn.Module, given: tuple[Any, ...]) -> bool:
+    if module._parameters or module._buffers or module._modules or not tensors_in(given):
+        return False
+    try:
+        example = describe(given)
+        main, trained = (record(module, example, None, training=mode) for mode in (False, True))
+    except Exception:  # noqa: BLE001 (the user's forward may raise anything)
+        return False
+    return not adds(trained, main, example.batch)
 
 
 def _devices(model: nn.Module) -> tuple[str, str]:

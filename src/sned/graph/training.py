@@ -13,7 +13,9 @@ from typing import Any
 
 from torch import nn
 
+from sned.graph.example import tensors_in
 from sned.graph.ir import Affine, Op, Ref
+from sned.graph.provenance import OF_EVERY_MODULE
 from sned.graph.recording import Recording
 
 NORMS = frozenset({"native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"})
@@ -32,13 +34,16 @@ OURS = frozenset({"torch", "sned"})
 
 @contextmanager
 def mode_watched(recording: Recording) -> Iterator[None]:
-    """Note whether the user's code asks whether a module is in train mode: only then may it do something else there."""
+    """Note which modules the user's code asks whether they are in train mode: only there may it do something else."""
 
     def asked(module: nn.Module) -> bool:
         if "training" not in vars(module):
             raise AttributeError("training")
-        caller = str(sys._getframe(1).f_globals.get("__name__", ""))
-        recording.asks_mode |= caller.partition(".")[0] not in OURS
+        caller = sys._getframe(1)
+        if str(caller.f_globals.get("__name__", "")).partition(".")[0] not in OURS:
+            calls = recording.asked.setdefault(module, [])
+            if caller.f_code.co_name != "forward" or caller.f_locals.get("self") is not module:
+                calls.append(())  # another's code, which may do anything
         mode: bool = vars(module)["training"]
         return mode
 
@@ -50,6 +55,13 @@ def mode_watched(recording: Recording) -> Iterator[None]:
         yield
     finally:
         del nn.Module.training
+
+
+def alike(module: nn.Module, given: tuple[Any, ...]) -> Hashable:
+    """The same for modules that do the same in train mode, but for how often or how much: a fraction is no size."""
+    held = ((name, value) for name, value in vars(module).items() if name not in OF_EVERY_MODULE)
+    own = tuple((name, value > 0 if isinstance(value, float) else repr(value)) for name, value in held)
+    return type(module), own, tuple((tensor.shape, tensor.dtype) for tensor in tensors_in(given)), len(given)
 
 
 def adds(trained: Recording, main: Recording, batch: int) -> bool:
