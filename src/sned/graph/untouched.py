@@ -16,45 +16,47 @@ from sned.graph.modules import modules_of
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Take back what a forward pass sets, adds or hooks on: a table kept for the next time would be a meta tensor."""
-    before = _changeable(model)
+    full, empty = _changeable(model)
     try:
         yield
     finally:
-        for kind, held, was in before:
-            if held or was:
-                kind.clear(held)
-                (kind.extend if kind in (list, deque) else kind.update)(held, was)
+        for kind, held, was in full:
+            kind.clear(held)
+            (kind.extend if kind in (list, deque) else kind.update)(held, was)
+        for held in empty:
+            if held:
+                held.clear()
 
 
-def _changeable(model: nn.Module) -> list[tuple[Any, Any, Any]]:
+def _changeable(model: nn.Module) -> tuple[list[tuple[Any, Any, Any]], list[Any]]:
     """The attributes of modules and of plain objects in them, and every table, list and set, with what is in them now:
-    (kind, the thing itself, its contents)."""
-    found: list[tuple[Any, Any, Any]] = []
+    (kind, the thing itself, its contents). Those that are empty, as most tables of a module are, come apart."""
+    full: list[tuple[Any, Any, Any]] = []
+    empty: list[Any] = []
     met: set[int] = set()
     waiting: list[Any] = [vars(module) for _, module in modules_of(model)]
     for value in waiting:  # which grows as it goes
+        if value.__class__ in _CONTAINERS and not value:
+            empty.append(value)
+            continue
         if id(value) in met:
             continue
         met.add(id(value))
         kind = _growing(value.__class__)
         if kind is None:
             inside = value if type(value) is tuple else (vars(value),)
-            waiting += [held for held in inside if _holds(held.__class__)]
-            continue
-        if not value:  # as most tables of a module are
-            found.append((kind, value, ()))
-            continue
-        was: Any = dict(value) if issubclass(kind, dict) else list(value)
-        found.append((kind, value, was))
-        inside = was.values() if issubclass(kind, dict) else was
+        else:
+            was: Any = dict(value) if issubclass(kind, dict) else list(value)
+            full.append((kind, value, was))
+            inside = was.values() if issubclass(kind, dict) else was
         waiting += [held for held in inside if _holds(held.__class__)]
-    return found
+    return full, empty
 
 
 @cache
 def _growing(kind: Any) -> Any:
     """The container of Python's own that a class is, or follows; hooks are kept in such."""
-    return next((base for base in kind.__mro__ if base in (OrderedDict, dict, list, set, deque)), None)
+    return next((base for base in kind.__mro__ if base in _CONTAINERS), None)
 
 
 @cache
@@ -65,6 +67,8 @@ def _holds(kind: Any) -> bool:
     owners = {base.__module__.partition(".")[0] for base in kind.__mro__[:-1]}
     return kind.__dictoffset__ != 0 and owners.isdisjoint(_FRAMEWORKS)
 
+
+_CONTAINERS = frozenset({OrderedDict, dict, list, set, deque})
 
 _FRAMEWORKS = frozenset({"builtins", "torch", "numpy", "keras", "tensorflow", "jax"})
 """Whose objects are left alone: tensors, modules, functions, and what frameworks keep for themselves."""
