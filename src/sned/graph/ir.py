@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -92,16 +92,20 @@ class Op:
     @cached_property
     def grows(self) -> bool:
         """Whether an argument depends on the batch size."""
-        return any(True for _ in leaves((self.args, *self.kwargs.values()), Affine))
+        return bool(leaves((self.args, *self.kwargs.values()), Affine))
 
 
-def leaves(value: Any, kind: Any = object) -> Iterator[Any]:
+def leaves(value: Any, kind: Any = object) -> list[Any]:
     """What nested tuples and lists hold, in order, as far as it is of a kind (a class, or several joined by `|`)."""
-    if isinstance(value, (tuple, list)):
-        for item in value:
-            yield from leaves(item, kind)
-    elif isinstance(value, kind):
-        yield value
+    if not isinstance(value, (tuple, list)):
+        return [value] if isinstance(value, kind) else []
+    found: list[Any] = []
+    for item in value:
+        if isinstance(item, (tuple, list)):
+            found += leaves(item, kind)
+        elif isinstance(item, kind):
+            found.append(item)
+    return found
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def _changeable(model: nn.Module) -> tuple[list[tuple[Any, Any, Any]], list[Any]
     met: set[int] = set()
     waiting: list[Any] = [vars(module) for _, module in modules_of(model)]
     for value in waiting:  # which grows as it goes
-        if value.__class__ in _CONTAINERS and not value:
+        if type(value) in _CONTAINERS and not value:
             empty.append(value)
             continue
         if id(value) in met:

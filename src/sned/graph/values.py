@@ -6,7 +6,7 @@ weights, so they are followed on the CPU while everything else is recorded on th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -41,7 +41,7 @@ class Values:
         """Whether the op asks for values, and they are known."""
         if not _asks(func):
             return False
-        given = list(_tensors(args))
+        given = _tensors(args)
         return bool(given) and all(id(t) in self._held for t in given)
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -54,7 +54,7 @@ class Values:
             return  # nearly always
         arguments = (args, tuple(kwargs.values()))
         held = all(id(t) in self._held for t in _tensors(arguments))
-        if held and self._followed(func, list(_tensors(arguments)), list(_tensors(result))):
+        if held and self._followed(func, _tensors(arguments), _tensors(result)):
             for tensor, value in zip(_tensors(result), _tensors(self._run(func, args, kwargs)), strict=True):
                 self._held[id(tensor)] = value
         elif _writes(func):
@@ -105,5 +105,5 @@ def _writes(func: Any) -> bool:
     return bool(func._schema.is_mutable)
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def _tensors(value: Any) -> list[torch.Tensor]:
     return leaves(value, torch.Tensor)

@@ -30,7 +30,7 @@ ELEMENTWISE = (
 @rule(*ELEMENTWISE)
 def elementwise(flow: Flow, op: Op) -> None:
     """Axes meet from the right, with broadcasting."""
-    inputs = list(leaves((op.args, *op.kwargs.values()), Ref))
+    inputs = leaves((op.args, *op.kwargs.values()), Ref)
     if any(n is not None for n in op.outputs):
         boxes = pointwise(flow, op, inputs)
         for output, number in enumerate(op.outputs):
