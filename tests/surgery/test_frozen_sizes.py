@@ -55,6 +55,38 @@ def test_a_literal_freezes_its_group_and_says_so_and_pruning_goes_on(kind: type[
     assert small.c.weight.shape == (4, 4)
 
 
+class LiteralHeads(nn.Module):
+    """Attention whose view says one of two sizes by a number, and leaves the other open."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(5, 16), nn.Linear(5, 16), nn.Linear(5, 16)
+        self.proj, self.head = nn.Linear(16, 8), nn.Linear(8, 3)
+        self.view = lambda x: x.view(x.shape[0], x.shape[1], *shape).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.view(layer(x)) for layer in (self.q, self.k, self.v))
+        y = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        return self.head(self.proj(y.transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [
+        ((-1, 8), {"q": (2, 1), "proj": (8, 1)}),  # heads
+        ((2, -1), {"q": (16, 2), "v": (16, 2), "proj": (8, 1)}),  # dimensions inside heads
+        ((2, 8), {"proj": (8, 1)}),
+    ],
+)
+def test_what_a_view_leaves_open_beside_a_number_may_change(
+    shape: tuple[int, int], groups: dict[str, tuple[int, int]]
+) -> None:
+    model = LiteralHeads(shape)
+    assert {g.name: (g.size, g.cell_count) for g in trace(model, SEQUENCE).groups} == groups
+    small = right(model, SEQUENCE)
+    assert small.v.weight.shape[0] == (8 if len(groups) > 1 else 16)
+
+
 class LiteralWrite(Literal):
     """A slice by literals is written to: what it clamps to has the right size and the wrong place."""
 

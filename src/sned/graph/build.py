@@ -36,8 +36,9 @@ def build(
 ) -> Graph:
     """Let labels flow through the recordings and solve for the groups.
 
-    `fixed` names ops, by number, that may not change the size of what they make (1), nor of what goes in (2), not even
-    by a slab that leaves (`FIXED`); `staying` names axes of parameters that stay, and the reason.
+    `fixed` names ops, by number, that may not change the size of what they make, an axis that a view leaves open aside
+    (1), nor that one and those of what goes in (2), not even by a slab that leaves (`FIXED`); `staying` names axes of
+    parameters that stay, and the reason.
     """
     main, model = recorded.main, recorded.model
     labels: Labels = {}
@@ -174,7 +175,14 @@ def _fix(flow: Flow, op: Op, level: int) -> None:
             continue
         for box in boxes:
             for axis in box.axes:
-                flow.block(flow.axis(box, axis), reason)
+                if level > 1 or axis not in _left_open(op):
+                    flow.block(flow.axis(box, axis), reason)
+
+
+def _left_open(op: Op) -> set[int]:
+    """The axis whose size a view takes from what the others leave: beside numbers in the code that one may change."""
+    shape = op.args[1] if op.name in ("view", "reshape", "_unsafe_view") else ()
+    return {axis for axis, size in enumerate(shape) if size == -1}
 
 
 def _link(flow: Flow, use: Use) -> None:
