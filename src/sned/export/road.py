@@ -1,21 +1,20 @@
-"""The road of an export: record, write, read back, compare; the file gets its name last."""
+"""The road of an export: what was asked for is checked and made ready, tried at any batch size, then at one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sned.calibration.inputs import read_inputs
 from sned.errors import ExportError, ModelError, UserError
 from sned.evaluation import Evaluate, evaluated
+from sned.export.attempt import Job, attempt
 from sned.export.biases import compensated
-from sned.export.calls import call_of, row_axes
 from sned.export.capture import Subject, without_bfloat16
 from sned.export.checks import (
     check_example,
@@ -29,56 +28,29 @@ from sned.export.checks import (
     sparse_form,
 )
 from sned.export.exported import Exported
-from sned.export.parity import Array, Parity, compare, worst
-from sned.export.structure import arrays, at_batch, batched, fresh, in_parts
+from sned.export.structure import arrays, at_batch, batched, fresh
 from sned.export.target import (
-    DYNAMIC,
     FP16,
     FP32,
     INT8,
     KERAS_ONLY,
     TARGETS,
     Order,
-    Session,
     Source,
-    Target,
     find_target,
     require,
 )
-from sned.files import size_of, staged_path
-from sned.graph.example import Inputs, batch_in, describe
+from sned.graph.example import Inputs, describe
 from sned.surgery.keras import is_keras_model
 from sned.surgery.parametrisations import folded
 from sned.timing import SETTLE_MS, interleaved
 
-ERRORS: Mapping[str, float] = {FP16: 0.05, INT8: 0.5, DYNAMIC: 0.5}
-"""Relative error at which a coarser file is refused: the answers are lost, whatever they are used for."""
-
 SAMPLES = 256
 """Calibration inputs that are read, at most."""
-
-_FRESH_BATCHES = (1, 3)
 
 _WIDENED = (
     "Written in 32-bit floats for bfloat16, which few runtimes compute in; `quantize` makes the file small."
 )
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One export as asked for; the subjects are what is compared with."""
-
-    target: Target
-    precision: str
-    subjects: Mapping[str, Source]
-    written: Mapping[str, Source]
-    example: Inputs
-    calibration: tuple[Inputs, ...]
-    path: Path
-    tolerance: float | None
-    order: Order
-    seed: int
-    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -267,19 +239,19 @@ def export_levels(
     sparse, said = sparse_form(target, sparse, [subject.module for subject in written.values()])
     order = Order(path, precision, None, sparse, opset, system, channels_last)
     allowed = default_tolerance(models.values()) if tolerance is None and precision == FP32 else tolerance
-    job = _Job(target, precision, subjects, written, example_inputs, batches, path, allowed, order, seed,
-               (*notes, *said, *remarks))  # fmt: skip
+    job = Job(target, precision, subjects, written, example_inputs, batches, path, allowed, order, seed,
+              (*notes, *said, *remarks))  # fmt: skip
     if not target.dynamic_batch:
-        return _attempt(job, dynamic=False, because=f"{target.title} files are written for one batch size.")
+        return attempt(job, dynamic=False, because=f"{target.title} files are written for one batch size.")
     if dynamic_batch is False:
-        return _attempt(job, dynamic=False, because="That is what was asked for.")
+        return attempt(job, dynamic=False, because="That is what was asked for.")
     try:
-        return _attempt(job, dynamic=True)
+        return attempt(job, dynamic=True)
     except (ExportError, ModelError) as error:
         if dynamic_batch:
             raise type(error)(f"{error} Leave out `dynamic_batch` for a file of one batch size.") from error
         reason = str(error)
-    return _attempt(job, dynamic=False, because=reason)
+    return attempt(job, dynamic=False, because=reason)
 
 
 def _plain(models: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -288,105 +260,6 @@ def _plain(models: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     plain = {name: without_bfloat16(model) for name, model in folds.items()}
     widened = any(plain[name] is not model for name, model in folds.items())
     return plain, (_WIDENED,) if widened else ()
-
-
-def _attempt(job: _Job, *, dynamic: bool, because: str = "") -> dict[str, Exported]:
-    captured = {
-        name: subject.capture(job.example, dynamic_batch=dynamic) for name, subject in job.written.items()
-    }
-    batch = batch_in(job.example)
-    size, which = None if dynamic else batch, batched(job.example)
-    parts = [part for inputs in job.calibration for part in in_parts(inputs, size, which)]
-    samples = {name: [arrays(part) for part in parts] for name in captured}
-    with staged_path(job.path) as staged:
-        said = job.target.write(captured, replace(job.order, path=staged, calibration=samples))
-        parities = {name: _verified(job, staged, name, dynamic=dynamic) for name in captured}
-        size = size_of(staged) if staged.is_dir() else sum(size_of(file) for file in staged.parent.iterdir())
-        version = _opset(staged) if job.target.name == "onnx" else None
-    drawn = {batch, *_FRESH_BATCHES} if job.precision != INT8 else {*map(batch_in, job.calibration)}
-    return {
-        name: Exported(
-            path=job.path,
-            size_bytes=size,
-            inputs=level.inputs,
-            outputs=level.outputs,
-            dynamic_batch=dynamic,
-            static_because=because,
-            parity=parities[name],
-            batches=tuple(sorted(drawn if dynamic else {batch})),
-            opset=version,
-            target=job.target.name,
-            precision=job.precision,
-            level=name,
-            batch=batch,
-            call=call_of(job.subjects[name], job.example, None if dynamic else _row_axes(job, name)),
-            notes=(*said, *job.notes),
-        )
-        for name, level in captured.items()
-    }
-
-
-def _row_axes(job: _Job, level: str) -> tuple[int | None, ...] | None:
-    subject = job.subjects[level]
-    return row_axes(subject, job.example, max(job.tolerance or 0.0, default_tolerance([subject.module])))
-
-
-def _verified(job: _Job, path: Path, level: str, *, dynamic: bool) -> Parity:
-    """Compare a level of the file with its network on the example, on fresh and on calibration inputs.
-
-    Where the ranges of activations were found on calibration inputs, only those say what was lost.
-    """
-    session = job.target.read(path, level, 1)
-    own = batch_in(job.example)
-    sizes = _FRESH_BATCHES if dynamic else (own,)
-    drawn = [job.example, *(fresh(job.example, size, seed=job.seed + size) for size in sizes)]
-    trials = [*job.calibration] if job.precision == INT8 else [*drawn, *job.calibration]
-    batch = None if dynamic else own
-    which = batched(job.example)
-    parity = worst(
-        _compared(job.subjects[level], session, [*in_parts(trial, batch, which)]) for trial in trials
-    )
-    if job.tolerance is not None:
-        agrees, limit = parity.within(job.tolerance), f"{job.tolerance:g} is allowed"
-    else:
-        agrees = parity.error <= ERRORS[job.precision]
-        limit = f"a relative error of {ERRORS[job.precision]:g} in all is allowed, got {parity.error:.3g}"
-    if not agrees:
-        raise ExportError(
-            f"The {job.precision if job.precision != FP32 else 'exported'} file does not compute what the model "
-            f"computes: outputs differ by up to "
-            f"{parity.max_abs_diff:.3g} ({parity.max_rel_diff:.3g} of the largest), where {limit}. "
-            f"The file was not kept. {_advice(job.precision, job.target)}"
-        )
-    return parity
-
-
-def _advice(precision: str, target: Target) -> str:
-    if precision == FP32:
-        return (
-            "If the model draws random numbers in evaluation mode, make it repeatable; "
-            "if this is only rounding, allow it with `tolerance`."
-        )
-    if precision == FP16:
-        return "Values beyond 65,504 do not fit into 16 bits: scale them, or export in 32."
-    if precision == INT8 and DYNAMIC in target.precisions:
-        return (
-            "Give a few hundred real calibration inputs, or use 'int8-dynamic' (for transformers) or 'fp16'."
-        )
-    return "Give a few hundred real calibration inputs, or use 'fp16'."
-
-
-def _compared(subject: Source, session: Session, parts: Iterable[Inputs]) -> Parity:
-    """Both see the same rows together, at the batch that the file takes: an output may come from all of them."""
-    runs = [(arrays(subject.run(part)), session.run(arrays(part))) for part in parts]
-    ours, theirs = (
-        [_stacked(pieces) for pieces in zip(*side, strict=True)] for side in zip(*runs, strict=True)
-    )
-    return compare(ours, theirs)
-
-
-def _stacked(pieces: Sequence[Array]) -> Array:
-    return pieces[0] if len(pieces) == 1 else np.concatenate([np.atleast_1d(piece) for piece in pieces])
 
 
 def _calibration(
@@ -417,9 +290,3 @@ def _timed(made: Exported, model: Any, example: Inputs, *, runs: int, threads: i
     finally:
         torch.set_num_threads(before)
     return replace(made, latency=timed["file"], torch_latency=timed.get("torch"))
-
-
-def _opset(path: Path) -> int:
-    from sned.export.onnx_file import opset
-
-    return opset(path)
