@@ -12,7 +12,8 @@ quicker or slower from one process to the next. The first of the three says how 
 that. On a machine that others share, up to nine processes are run, until three of them found the yardstick (an op that
 is timed in the same rounds) as quick as any did. So that other programs matter less, a time is the 10th percentile of
 its samples (as in the calibration: other work only adds to a time), and with one thread that for which the thread had a
-core. Predictions are
+core. Denormal numbers count as zero there: behind the masks of Swin's shifted windows they make a product of
+matrices take sixty times as long on Intel's processors (`sned measure` says so of a file). Predictions are
 
     calibrated   from the calibration alone, nothing of the network was timed; at the pace of the machine in the same
                  rounds, told by the op that the calibration was timed against
@@ -51,7 +52,7 @@ from sned.devices.timer import SAMPLE_MS, YARDSTICK, runner
 from sned.export import feeds
 from sned.files import atomic_write_text
 from sned.graph import Graph
-from sned.measure import measure_onnx
+from sned.measure import denormals_as_zero, measure_onnx
 from sned.report.environment import environment
 from sned.runtime import open_session
 from sned.timing import SETTLE_MS, interleaved, processor_clock
@@ -304,10 +305,11 @@ def _timed(
         f"{YARDSTICK} {n}" for n in files
     ]  # of few rounds, one sample in each may meet a slow moment every time
     runners |= dict.fromkeys(rules, partial(_again_and_again, rule, calls))
-    times = interleaved(
-        runners, runs=40, threads=threads, min_sample_ms=SAMPLE_MS, max_seconds=seconds,
-        settle_ms=SETTLE_MS, settle_calls=SETTLE_CALLS, seed=seed, clock=processor_clock(threads),
-    )  # fmt: skip
+    with denormals_as_zero():  # no prediction knows the numbers
+        times = interleaved(
+            runners, runs=40, threads=threads, min_sample_ms=SAMPLE_MS, max_seconds=seconds,
+            settle_ms=SETTLE_MS, settle_calls=SETTLE_CALLS, seed=seed, clock=processor_clock(threads),
+        )  # fmt: skip
     quick = {name: latency.p10_ms for name, latency in times.items()}
     return {**quick, YARDSTICK: float(np.median([quick[name] for name in rules])) / calls}
 
