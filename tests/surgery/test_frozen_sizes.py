@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ast import literal_eval
 from typing import Any
 
 import pytest
@@ -58,11 +59,16 @@ def test_a_literal_freezes_its_group_and_says_so_and_pruning_goes_on(kind: type[
 class LiteralHeads(nn.Module):
     """Attention whose view says one of two sizes by a number, and leaves the other open."""
 
-    def __init__(self, shape: tuple[int, int]) -> None:
+    def __init__(self, shape: tuple[int, int], *, unflatten: bool) -> None:
         super().__init__()
         self.q, self.k, self.v = nn.Linear(5, 16), nn.Linear(5, 16), nn.Linear(5, 16)
         self.proj, self.head = nn.Linear(16, 8), nn.Linear(8, 3)
-        self.view = lambda x: x.view(x.shape[0], x.shape[1], *shape).transpose(1, 2)
+        self.shape, self.unflatten = str(shape), unflatten  # as text, so that no attribute holds a size
+
+    def view(self, x: Tensor) -> Tensor:
+        shape = literal_eval(self.shape)
+        parts = x.unflatten(-1, sizes=shape) if self.unflatten else x.view(x.shape[0], x.shape[1], *shape)
+        return parts.transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (self.view(layer(x)) for layer in (self.q, self.k, self.v))
@@ -70,6 +76,7 @@ class LiteralHeads(nn.Module):
         return self.head(self.proj(y.transpose(1, 2).flatten(2)))
 
 
+@pytest.mark.parametrize("unflatten", [False, True])
 @pytest.mark.parametrize(
     ("shape", "groups"),
     [
@@ -79,9 +86,9 @@ class LiteralHeads(nn.Module):
     ],
 )
 def test_what_a_view_leaves_open_beside_a_number_may_change(
-    shape: tuple[int, int], groups: dict[str, tuple[int, int]]
+    shape: tuple[int, int], groups: dict[str, tuple[int, int]], unflatten: bool
 ) -> None:
-    model = LiteralHeads(shape)
+    model = LiteralHeads(shape, unflatten=unflatten)
     assert {g.name: (g.size, g.cell_count) for g in trace(model, SEQUENCE).groups} == groups
     small = right(model, SEQUENCE)
     assert small.v.weight.shape[0] == (8 if len(groups) > 1 else 16)

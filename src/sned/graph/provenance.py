@@ -266,6 +266,8 @@ class Watch(TorchFunctionMode):
             args = (args[0], _tensor_of_list(args[1]), *args[2:])
         if not self.dropout and name.rstrip("_") in DROPOUTS:
             args, kwargs = (*(*args, *(kwargs or {}).values())[:2], False), None
+        if name == "unflatten" and args and (shape := _unflattened(*args, **(kwargs or {}))) is not None:
+            func, name, args, kwargs = torch.Tensor.view, "view", (args[0], shape), None
         result = func(*args, **(kwargs or {}))
         if name in ("tensor", "as_tensor") and not isinstance(args[0], torch.Tensor):
             self.leaks += [
@@ -330,6 +332,14 @@ FACTORS = frozenset(
     {"mul", "rmul", "imul", "multiply", "div", "truediv", "itruediv", "true_divide", "divide"}
 )
 """Functions, without underscores, whose whole numbers are factors, as floats are everywhere."""
+
+
+def _unflattened(tensor: torch.Tensor, dim: int | str, sizes: Any) -> tuple[int, ...] | None:
+    """The shape of the view that takes an axis apart, a size that is left open among them; None of one with a name."""
+    if isinstance(dim, str):
+        return None
+    axis = dim % tensor.ndim
+    return (*tensor.shape[:axis], *sizes, *tensor.shape[axis + 1 :])
 
 
 def _tensor_of_list(index: Any) -> Any:
