@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from sned.graph.ir import leaves
 from sned.graph.modules import modules_of
 
-SHAPED = frozenset({"view", "reshape", "expand", "unflatten", "zeros", "ones", "full", "empty", "new_zeros", "new_ones",
+SHAPED = frozenset({"view", "reshape", "expand", "zeros", "ones", "full", "empty", "new_zeros", "new_ones",
                     "new_full", "new_empty", "broadcast_to", "layer_norm", "rms_norm"})  # fmt: skip
 """Functions whose integers are, in order, the last sizes of what they return."""
 
