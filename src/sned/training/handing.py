@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from sned.errors import ModelError
 from sned.graph.example import tensors_in
@@ -17,6 +16,7 @@ from sned.graph.ir import Graph, Rows
 from sned.graph.recording import BATCHES, rows_in_step
 from sned.graph.trace import device_of, mode_of, state_of
 from sned.graph.untouched import untouched
+from sned.surgery.home import moved_inputs
 from sned.training.memory import is_memory_error
 
 Shapes = Mapping[str, tuple[tuple[int, ...], ...]]
@@ -64,7 +64,7 @@ def shapes_of(model: nn.Module, graph: Graph, paths: Sequence[str]) -> Shapes:
     known = dict(model.named_modules())
     device, runs = device_of(state_of(model)), []
     for batch in BATCHES if graph.batched else (None,):
-        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), graph.example.random(batch))
+        args, kwargs = moved_inputs(graph.example.random(batch), device)
         with (
             torch.no_grad(),
             mode_of(model, training=False),
