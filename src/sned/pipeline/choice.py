@@ -119,7 +119,8 @@ def _within_latency(study: Study, problem: Problem, name: str) -> tuple[Found, t
         limits["latency_ms"] *= min(1.15, (SURE - 0.01) / share)
     found = _of_least_error(tried)
     share = next(share for share, other in tried if other is found)
-    said = f"{len(tried)} plans were measured; the chosen one takes {share:.2f} of the latency asked for."
+    plans = "One plan was" if len(tried) == 1 else f"{len(tried)} plans were"
+    said = f"{plans} measured; the chosen one takes {share:.2f} of the latency asked for."
     return found, (said,)
 
 
