@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from sned.devices import Device, find_device, read_device
-from sned.devices.calibration import find_calibration, save_calibration
+from sned.devices.calibration import Calibration, find_calibration, read_calibration, save_calibration
 from sned.devices.probe import environment
+from sned.devices.store import Store
 from tests.cli.conftest import Shell
 from tests.devices.calibrations import made_up
 
@@ -75,6 +76,7 @@ def test_what_a_calibration_is_refused_for(shell: Shell, tmp_path: Path) -> None
             "A calibration is of one device, got 'phones-2026', which is several",
         ),
         (("pixel-9", "--from", file, "--threads", 4), "is of 1, and --threads 4 was asked for. Leave it out"),
+        (("pixel-9", "--from", file, "--again"), "with `--from` nothing is timed. Leave one out"),
         (("host", "--out", tmp_path), "a folder stands at that place. Choose another name"),
     ):
         ended = shell("devices", "calibrate", *words)
@@ -90,6 +92,30 @@ def test_ctrl_c_says_that_times_are_kept(shell: Shell, monkeypatch: pytest.Monke
     ended = shell("devices", "calibrate", "host")
     assert ended.code == 130
     assert "Stopped. What was timed is kept, and the same command goes on from there." in ended.err
+
+
+@pytest.mark.parametrize(("busy", "told"), [(0.05, False), (0.4, True)])
+def test_a_busy_machine_is_told_and_can_be_timed_again(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: float, told: bool
+) -> None:
+    host = find_device("host")
+    made = read_calibration(written(tmp_path / "made.json", host)).model_copy(update={"busy": busy})
+    known: list[int] = []
+
+    def calibrated(*, store: Store, **_: object) -> Calibration:
+        known.append(len(store.yardsticks))
+        store.yardsticks["op"] = 1.0
+        store.save()
+        return made
+
+    monkeypatch.setattr("sned.devices.calibrate.calibrate_host", calibrated)
+    for words in ((), (), ("--again",)):
+        ended = shell("devices", "calibrate", "host", *words)
+        said = " ".join(ended.out.split())
+        assert (
+            "something else 40 % of the time, which makes predictions worse: run it with --again" in said
+        ) == told
+    assert known[1:] == [1, 0]
 
 
 DEEP = """

@@ -44,6 +44,23 @@ def test_of_what_is_timed_twice_the_less_counts(
     assert Store.open(environment(1), tmp_path).yardsticks["op"] == 2.5
 
 
+def test_a_disturbed_yardstick_makes_nothing_shorter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second time the op takes no less by the clock, only the yardstick takes longer."""
+    rounds = iter([(2.0, 1.0), (2.0, 5.0), (3.0, 5.1), (2.05, 4.9)])
+
+    def interleaved(functions: Mapping[str, object], **_: Any) -> dict[str, Latency]:
+        rule, op = next(rounds)
+        taken = {name: rule if name.startswith(YARDSTICK) else op for name in functions}
+        return {name: Latency(took, took, took, runs=3, threads=1) for name, took in taken.items()}
+
+    monkeypatch.setattr("sned.devices.timer.interleaved", interleaved)
+    timer = Timer(Store.open(environment(1), tmp_path), 1, time.perf_counter() + 60)
+    for relative in (2.5, 2.5, 4.9 / 2.05):
+        timer.time([OP], lambda _: None, left=1)
+        assert timer.relative["op"] == Store.open(environment(1), tmp_path).yardsticks["op"] == relative
+    assert timer.busy == 0.25
+
+
 def test_a_turn_of_the_yardstick_that_was_disturbed_makes_nothing_shorter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from sned.devices.calibration import Calibration
     from sned.devices.profile import DeviceSet
 
+MUCH = 0.2
+"""Of the time of a calibration, in which the machine did something else."""
+
 app = typer.Typer(no_args_is_help=True, help="List the devices, show what is known of one, or calibrate one.")
 
 
@@ -86,6 +89,9 @@ def calibrate(
         Path | None,
         typer.Option("--from", metavar="FILE.json", help="Read in a calibration that was made elsewhere."),
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Time anew what is known: the machine was busy, or has changed.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Also write it here.")
     ] = None,
@@ -116,7 +122,7 @@ def calibrate(
     device = find_one(name, why="A calibration is of one device")
     if out is not None and out.is_dir():
         raise WriteError(f"Could not write '{out}': a folder stands at that place. Choose another name.")
-    made = _made(device, threads, seconds, from_)
+    made = _made(device, threads, seconds, from_, again=again)
     path = save_calibration(made)
     if out is not None:
         from sned.files import atomic_write_text
@@ -136,11 +142,15 @@ def calibrate(
         show(_calibrated(made, str(path)))
 
 
-def _made(device: "Device", threads: int, seconds: float, file: Path | None) -> "Calibration":
+def _made(device: "Device", threads: int, seconds: float, file: Path | None, *, again: bool) -> "Calibration":
     """Read from a file, or measured."""
     if file is not None:
         from sned.devices.calibration import belonging, read_calibration
 
+        if again:
+            raise DeviceError(
+                "`--again` times anew what is known of this machine, and with `--from` nothing is timed. Leave one out."
+            )
         made = belonging(read_calibration(file), device)
         if threads not in (1, made.threads):
             raise DeviceError(
@@ -154,8 +164,13 @@ def _made(device: "Device", threads: int, seconds: float, file: Path | None) -> 
             f"file in: `sned devices calibrate {device.name} --from FILE.json`."
         )
     from sned.devices.calibrate import calibrate_host
+    from sned.devices.probe import environment
+    from sned.devices.store import Store
 
-    return calibrate_host(threads=threads, seconds=seconds, progress=progress())
+    store = Store.open(environment(threads))
+    if again:
+        store.yardsticks.clear()
+    return calibrate_host(threads=threads, seconds=seconds, store=store, progress=progress())
 
 
 def _calibrated(made: "Calibration", path: str) -> str:
@@ -166,13 +181,18 @@ def _calibrated(made: "Calibration", path: str) -> str:
         f"{made.device}: {len(made.samples)} times of {ops} kinds of ops in {made.runtime} {made.runtime_version}, "
         f"{made.threads} thread{'s'[: made.threads != 1]}; kept in {path}."
     )
-    if made.fit is None:
-        return said
-    f = made.fit
-    return (
-        f"{said}\nOf {f.samples} ops held out, {percent(f.within_10, 0)} are told within 10 % and "
-        f"{percent(f.within_20, 0)} within 20 %; half of them within {percent(f.median_error)}."
-    )
+    if made.fit is not None:
+        f = made.fit
+        said += (
+            f"\nOf {f.samples} ops held out, {percent(f.within_10, 0)} are told within 10 % and "
+            f"{percent(f.within_20, 0)} within 20 %; half of them within {percent(f.median_error)}."
+        )
+    if made.busy is not None and made.busy > MUCH:
+        said += (
+            f"\nThe machine did something else {percent(made.busy, 0)} of the time, which makes predictions worse: run "
+            "it with --again when the machine is quiet."
+        )
+    return said
 
 
 def _catalogue(devices: "list[Device]") -> "Table":

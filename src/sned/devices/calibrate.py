@@ -92,7 +92,7 @@ def calibrate_host(
     besides = [*general(block), *probes(networks, block)]
     roofline = Roofline(figures(device, threads=threads, block=block), block)
     timer = _timed(besides, shapes, roofline, store, seconds, progress)
-    return _calibration(device, roofline, shapes, networks, timer.microseconds, store)
+    return _calibration(device, roofline, shapes, networks, timer, store)
 
 
 def _timed(
@@ -157,9 +157,10 @@ def _calibration(
     roofline: Roofline,
     shapes: Mapping[str, Shape],
     networks: Mapping[str, Sequence[Shape]],
-    known: Mapping[str, float],
+    timer: Timer,
     store: Store,
 ) -> Calibration:
+    known = timer.microseconds
     _, empty = overheads(known)
     timed = _samples(shapes, known)
     cold = cold_of(known, empty, known[YARDSTICK])
@@ -193,6 +194,7 @@ def _calibration(
         company={way: CompanyCost(**asdict(lost)) for way, lost in company.items()},
         yardstick_us=known[YARDSTICK],
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        busy=timer.busy,
         fit=held_out_fit(timed, roofline),
     )
 

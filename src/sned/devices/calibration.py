@@ -247,6 +247,7 @@ class Calibration(_Strict):
         yardstick_us: what the op took that the others were timed against. On this machine it is timed again whenever
             the calibration is used, so that a machine that is slower today is told as such.
         created: when, ISO 8601.
+        busy: share of the time in which the machine was doing something else, too; None where that is not known.
         fit: on samples held out; None where it was not tried.
     """
 
@@ -265,6 +266,7 @@ class Calibration(_Strict):
     company: dict[Way, CompanyCost] = Field(default_factory=dict)
     yardstick_us: Micro | None = None
     created: str = ""
+    busy: Fraction | None = None
     fit: Fit | None = None
 
     def cold_weights(self) -> Cold:
