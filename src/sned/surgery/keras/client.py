@@ -24,6 +24,7 @@ from sned.graph.example import Example
 from sned.graph.ir import Graph
 from sned.surgery.keras.child import ANSWER, JOB, MODEL
 from sned.surgery.keras.configuration import own_objects
+from sned.surgery.keras.naming import firsts_of
 
 TITLES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 """What backends are called."""
@@ -79,7 +80,12 @@ def asked(backend: str, function: str, model: Any, *arguments: Any) -> Any:
                 f"A Keras model goes to another process as a .keras file, but saving {type(model).__name__} failed: "
                 f"{error}. Make `model.save('model.keras')` work first."
             ) from error
-        job = {"function": function, "objects": _objects(model, backend), "arguments": arguments}
+        job = {
+            "function": function,
+            "objects": _objects(model, backend),
+            "arguments": arguments,
+            "firsts": firsts_of(model),
+        }
         (folder / JOB).write_bytes(pickle.dumps(job))
         CHILDREN[backend].ask(folder)
         with (folder / ANSWER).open("rb") as opened:

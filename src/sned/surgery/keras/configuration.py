@@ -16,6 +16,7 @@ import keras
 
 from sned.errors import ModelError
 from sned.graph.provenance import Attribute, Sized
+from sned.surgery.keras.naming import firsts_of, number_from
 
 NO_SIZES = frozenset({
     "axes", "axis", "build_input_shape", "dilation_rate", "dilation", "ndim",
@@ -79,7 +80,9 @@ def rebuilt(config: Mapping[str, Any], like: Any) -> Any:
         Whatever the constructors of its layers raise.
     """
     with classes_of(like):
-        return keras.saving.deserialize_keras_object(config, safe_mode=False)
+        made = keras.saving.deserialize_keras_object(config, safe_mode=False)
+    number_from(made, firsts_of(like))
+    return made
 
 
 def classes_of(model: Any) -> AbstractContextManager[Any]:

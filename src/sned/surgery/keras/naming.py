@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import keras
 from torch import nn
@@ -38,23 +40,74 @@ class Held:
         return f"{self.layer}.{self.name}" if self.layer else self.name
 
 
+WIRED = ("Functional", "Sequential")
+"""Models whose configuration holds the names of their layers."""
+
+Firsts = Mapping[tuple[str, str], int]
+"""Where numbers begin: the first of each stem in a model, by its path and the stem."""
+
+_firsts: WeakKeyDictionary[Any, Firsts] = WeakKeyDictionary()
+"""Of models without some of their layers: what is left of them is called as in the whole one."""
+
+
 def layers_of(model: Any) -> dict[str, Any]:
     """Every layer of a model by its path, outer ones first; the model itself is "". A shared layer comes once."""
+    return {path: one for path, one in operations_of(model).items() if isinstance(one, keras.layers.Layer)}
+
+
+def operations_of(model: Any) -> dict[str, Any]:
+    """The layers of a model by their paths, and what Functional models call beside layers (`x + y`)."""
     found: dict[str, Any] = {}
     seen: set[int] = set()
+    firsts = firsts_of(model)
 
-    def visit(layer: Any, path: str) -> None:
-        seen.add(id(layer))
-        found[path] = layer
-        inner = [
-            one for one in layer._flatten_layers(include_self=False, recursive=False) if id(one) not in seen
-        ]
-        for one, name in zip(inner, _names_in(layer, inner), strict=True):
-            if id(one) not in seen:
-                visit(one, f"{path}.{name}" if path else name)
+    def visit(one: Any, path: str) -> None:
+        seen.add(id(one))
+        found[path] = one
+        inner = [held for held in _inner(one) if id(held) not in seen]
+        least = {stem: number for (outer, stem), number in firsts.items() if outer == path}
+        for held, name in zip(inner, _names_in(one, inner, least), strict=True):
+            if id(held) not in seen:
+                visit(held, f"{path}.{name}" if path else name)
 
     visit(model, "")
     return found
+
+
+def firsts_of(model: Any) -> Firsts:
+    """Where the numbers of a model's layers begin, if not with the first that it has."""
+    return _firsts.get(model, {})
+
+
+def number_from(model: Any, firsts: Firsts) -> None:
+    """Let the numbers of a model's layers begin where those of another one do."""
+    if firsts:
+        _firsts[model] = firsts
+
+
+def all_firsts(model: Any) -> Firsts:
+    """Where the numbers of all layers of a model begin, whose names are in its configuration."""
+    found: dict[tuple[str, str], int] = {}
+    wired: set[str] = set()
+    for path, one in operations_of(model).items():
+        outer = path.rpartition(".")[0]
+        if path and outer not in wired:
+            continue
+        if type(one).__name__ in WIRED:
+            wired.add(path)
+        if path and (numbered := _numbered(one)) is not None:
+            stem, number = numbered
+            found[outer, stem] = min(number, found.get((outer, stem), number))
+    return {**found, **firsts_of(model)}
+
+
+def _inner(one: Any) -> list[Any]:
+    """The layers right inside a layer, and the other operations of a Functional model."""
+    if not isinstance(one, keras.layers.Layer):
+        return []
+    layers = list(one._flatten_layers(include_self=False, recursive=False))
+    every = one.operations if type(one).__name__ == "Functional" else ()
+    return [*layers, *(held for held in every if not isinstance(held, keras.layers.Layer))]
 
 
 def variables_of(model: Any) -> list[Held]:
@@ -116,17 +169,17 @@ def _numbered(layer: Any) -> tuple[str, int] | None:
     return (found[1], int(found[2] or 0)) if found else None
 
 
-def _names_in(layer: Any, inner: list[Any]) -> list[str]:
+def _names_in(layer: Any, inner: list[Any], firsts: Mapping[str, int]) -> list[str]:
     """Names of the layers inside one; those that Keras numbered over the whole process are numbered from 0.
 
     In models whose configuration holds the names the gaps between the numbers are kept, so that most names are those
     that `model.summary()` shows; elsewhere each copy of the layer numbers them differently, and their order counts.
     """
     found = [_numbered(one) for one in inner]
-    least: dict[str, int] = {}
+    least = dict(firsts)
     for stem, number in filter(None, found):
         least[stem] = min(number, least.get(stem, number))
-    kept = type(layer).__name__ in ("Functional", "Sequential")
+    kept = type(layer).__name__ in WIRED
     count: dict[str, int] = {}
     names = []
     for one, numbered in zip(inner, found, strict=True):
