@@ -194,6 +194,7 @@ class Graph:
         model: the network itself, for stages that read weights; None in a graph that came from another process.
         recorded: what the graph was built from, to build it again with less freedom.
         bypassed: layers that were left out of the user's network to make `model`.
+        told: the layers that can be left out, where the network itself tells them (of Keras); else None.
     """
 
     ops: tuple[Op, ...]
@@ -215,13 +216,14 @@ class Graph:
     recorded: Any = field(default=None, repr=False)
     bypassed: tuple[str, ...] = ()
     rows: tuple[Rows | None, ...] = ()
+    told: tuple[Layer, ...] | None = field(default=None, repr=False)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """Whole layers and residual branches that can be left out."""
         from sned.graph.layers import layers
 
-        return layers(self)
+        return layers(self) if self.told is None else self.told
 
     @property
     def groups(self) -> tuple[Group, ...]:

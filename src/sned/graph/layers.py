@@ -1,7 +1,8 @@
 """Whole layers that can be left out: modules that return what has the shape of what they were given.
 
 In a residual network, `x + f(x)`, that is the block (leave it out and its input passes) or the branch `f` (leave it
-out and it adds nothing).
+out and it adds nothing). A Keras model tells its own (`surgery/keras/passages.py`); there a branch goes by the name of
+the addition.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sned.errors import PlanError, close_names
 from sned.graph.recording import Call, Recording
 
 if TYPE_CHECKING:
@@ -23,19 +25,43 @@ KEEPS_ZERO = frozenset({"mul", "mul_", "div", "div_", "view", "_unsafe_view", "r
 
 @dataclass(frozen=True)
 class Layer:
-    """A module that can be left out.
+    """A module that can be left out; in a Keras model also an addition, with the branch that it adds.
 
     Attributes:
-        name: its path, such as `layer1.1` or `encoder.layers.3.mlp`.
+        name: its path, such as `layer1.1`, `encoder.layers.3.mlp` or `conv2_block2_add`.
         adds: whether what it makes is added to a stream (then zeros take its place, else its input passes).
         parameters: how many numbers it holds that go with it.
-        call: how it was called.
+        call: how it was called; None in a Keras model.
     """
 
     name: str
     adds: bool
     parameters: int
-    call: Call
+    call: Call | None = None
+
+    @property
+    def called(self) -> Call:
+        """How it was called, in a PyTorch model."""
+        assert self.call is not None
+        return self.call
+
+
+def chosen_layers(known: Sequence[Layer], names: Sequence[str]) -> list[Layer]:
+    """The named layers, without those that lie inside another one.
+
+    Raises:
+        PlanError: a name is not that of a layer that can be left out; close names are listed.
+    """
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise PlanError(f"Layers are left out by a list of their names, such as ['layer3.4'], got {names!r}.")
+    named = {layer.name: layer for layer in known}
+    for name in names:
+        if name not in named:
+            raise PlanError(
+                "A layer can be left out if it holds weights, runs once, and returns the shape that it takes; not so "
+                f"{name!r}. {close_names(name, list(named))}"
+            )
+    return [named[name] for name in dict.fromkeys(names) if not any(name.startswith(f"{n}.") for n in names)]
 
 
 def layers(graph: Graph) -> tuple[Layer, ...]:

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from sned.errors import PlanError, SurgeryError, close_names
+from sned.errors import SurgeryError
 from sned.graph.example import ArgsAndKwargs, copied
 from sned.graph.ir import Graph
-from sned.graph.layers import Layer
+from sned.graph.layers import Layer, chosen_layers
 from sned.graph.modules import modules_of
 from sned.graph.trace import device_of, mode_of, plain_kernels, state_of
 from sned.surgery.home import moved_inputs
+from sned.surgery.keras import is_keras
 from sned.surgery.outputs import answered
 from sned.surgery.probe import trace_example
 from sned.surgery.twin import twin
@@ -53,7 +54,8 @@ def without(graph: Graph, names: Sequence[str]) -> Graph:
 
     Args:
         graph: what `sned.trace` made.
-        names: of layers in `graph.layers`; what lies inside one goes with it.
+        names: of layers in `graph.layers`; what lies inside one goes with it. In a Keras model a residual branch goes
+            by the name of the addition.
 
     Raises:
         PlanError: a name is not that of a layer that can be left out; close names are listed.
@@ -63,26 +65,17 @@ def without(graph: Graph, names: Sequence[str]) -> Graph:
         >>> graph.layers[0].name
         'layer1.0'
         >>> plan = sned.without(graph, ["layer3.4", "layer3.5"]).plan({})
+        >>> plan = sned.without(sned.trace(keras_model, x), ["conv3_block2_add"]).plan({})
     """
-    chosen = _chosen(graph, names)
+    if is_keras(graph.model):
+        from sned.surgery.keras.road import without_keras
+
+        return without_keras(graph, names)
+    chosen = chosen_layers(graph.layers, names)
     if not chosen:
         return graph
     traced = trace_example(_shortened(graph, chosen), graph.example)
     return replace(traced, bypassed=(*graph.bypassed, *(layer.name for layer in chosen)))
-
-
-def _chosen(graph: Graph, names: Sequence[str]) -> list[Layer]:
-    """The named layers, without those that lie inside another one."""
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise PlanError(f"Layers are left out by a list of their names, such as ['layer3.4'], got {names!r}.")
-    known = {layer.name: layer for layer in graph.layers}
-    for name in names:
-        if name not in known:
-            raise PlanError(
-                "A layer can be left out if it holds weights, runs once, and returns the shape that it takes; not so "
-                f"{name!r}. {close_names(name, list(known))}"
-            )
-    return [known[name] for name in dict.fromkeys(names) if not any(name.startswith(f"{n}.") for n in names)]
 
 
 def _shortened(graph: Graph, chosen: Sequence[Layer]) -> nn.Module:
@@ -101,7 +94,7 @@ def _shortened(graph: Graph, chosen: Sequence[Layer]) -> nn.Module:
 
 
 def _stand_in(layer: Layer) -> nn.Module:
-    call = layer.call
+    call = layer.called
     if call.alone and call.returned is None and not layer.adds:
         return nn.Identity()
     return Bypass(call.slot, zeros=layer.adds, returned=call.returned)
@@ -122,7 +115,7 @@ def _check(small: nn.Module, graph: Graph, chosen: Sequence[Layer]) -> None:
         stack.enter_context(plain_kernels())
         got = _run(small, graph, copied(inputs))
         for layer in chosen:
-            overrule = Bypass(layer.call.slot, zeros=layer.adds, returned=layer.call.returned)
+            overrule = Bypass(layer.called.slot, zeros=layer.adds, returned=layer.called.returned)
             handle = model.get_submodule(layer.name).register_forward_hook(
                 lambda _, given, named, __, overrule=overrule: overrule(*given, **named), with_kwargs=True
             )

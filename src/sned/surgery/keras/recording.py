@@ -145,7 +145,7 @@ def recorded_plainly(model: Any, example: Example) -> Graph:
 
 
 def _plain(graph: Graph) -> Graph:
-    """A graph that can cross to another process: without the model, and without layers to leave out."""
+    """A graph that can cross to another process: without the model, and without calls of its layers."""
     kept = replace(
         graph.recorded, model=None, main=replace(graph.recorded.main, calls=[], given=[]), trained=None
     )

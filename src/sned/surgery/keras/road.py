@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ from sned.errors import CheckpointError, ExampleError, ModelError, PlanError, Sn
 from sned.files import atomic_path
 from sned.graph.example import Example, Inputs, describe
 from sned.graph.ir import Graph
+from sned.graph.layers import chosen_layers
 from sned.graph.plan import Plan, check_fits
 from sned.graph.trace import state_of
 from sned.surgery.keras.arrays import batches, tensors
+from sned.surgery.keras.depth import shortened
 from sned.surgery.keras.naming import variables_of
 from sned.surgery.keras.network import Network
+from sned.surgery.keras.passages import passages
 from sned.surgery.keras.rebuild import cut, verify
 
 SUFFIX = ".keras"
@@ -122,9 +125,28 @@ def recorded_network(model: Any, example_inputs: Inputs) -> Network:
 def traced(network: Network, example: Example) -> Graph:
     """The graph of a network, kept for `apply`."""
     graph = _recorded(network.keras, example, rehearse=True)
-    network.graph = graph = replace(graph, model=network)
+    told = tuple(one.layer for one in passages(network.keras))
+    network.graph = graph = replace(graph, model=network, told=told)
     _graphs[id(network.keras)] = graph
     return graph
+
+
+def without_keras(graph: Graph, names: Sequence[str]) -> Graph:
+    """`sned.without` for the graph of a Keras model."""
+    chosen = tuple(layer.name for layer in chosen_layers(graph.layers, names))
+    if not chosen:
+        return graph
+    graph.model.pull()
+    short = traced(_without(graph.model, chosen, graph.example), graph.example)
+    return replace(short, bypassed=(*graph.bypassed, *chosen))
+
+
+def _without(network: Network, names: Sequence[str], example: Example) -> Network:
+    """The network without some of its layers."""
+    known = {one.layer.name: one for one in passages(network.keras)}
+    chosen = chosen_layers([one.layer for one in known.values()], names)
+    small = shortened(network.keras, [known[layer.name] for layer in chosen], example, state_of(network))
+    return Network.of(small)
 
 
 def _recorded(model: Any, example: Example, *, rehearse: bool) -> Graph:
@@ -149,6 +171,8 @@ def pruned_keras(network: Network, graph: Graph, plan: Plan) -> tuple[Network, f
 def apply_keras(model: Any, plan: Plan) -> Any:
     """`sned.apply` for a Keras model."""
     network = network_of(model)
+    if plan.bypassed:
+        network = _without(network, plan.bypassed, plan.example)
     graph = _known(network, plan)
     if graph is None:
         try:
