@@ -124,3 +124,19 @@ def test_every_kernel_of_a_convolution_runs_once(residual: Workload) -> None:
             runs[launch.kernel] += 1
     np.testing.assert_array_equal(total, 8)
     assert len(runs) == 8
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("layer", "norm", "shape"), [(nn.Linear(6, 16), nn.BatchNorm1d(16), (3, 6)), (nn.Conv1d(6, 16, 3), nn.BatchNorm1d(16), (3, 6, 9))]
+)  # fmt: skip
+def test_a_norm_of_what_is_no_image_is_never_in_blocks(
+    layer: nn.Module, norm: nn.Module, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    model, inputs = trained(nn.Sequential(layer, nn.Sigmoid(), norm)), torch.randn(shape)
+    graph = trace(model, inputs)
+    work = workload(graph)
+    made = launches(work, work.sizes_of(np.array([sizes(graph)])), block_size())
+    assert not [launch for launch in made if launch.family.recipe.startswith("blocked")]
+    assert operators_predicted(made)["BatchNormalization"] == 1
+    assert operators_made(model, inputs, tmp_path)["BatchNormalization"] == 1

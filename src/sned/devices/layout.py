@@ -360,7 +360,7 @@ def _norm(layout: Layout, index: int, kernel: Kernel) -> None:
     layout.at_kernel(index)
     layout.read(kernel.inputs[0], plain=~blocked)
     n, c = layout.at(value.batch), layout.at(value.channels)
-    if kernel.inputs[0] in layout._blocked and layout.block > 1:
+    if layout.planar(kernel) and layout._ever(blocked):
         ones = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
         statics: Mapping[str, Static] = {
             **ones,
