@@ -46,3 +46,33 @@ def test_a_weight_that_is_worked_out_scales_with_its_bias(bias: bool, fused: boo
     small, graph, plan = halved(model, SEQUENCE)
     assert distance(call(small, SEQUENCE), zeroed(model, graph, plan.removed, SEQUENCE)) < 1e-5
     assert fused or small.q.weight.shape[0] < 16
+
+
+class Queries(nn.Module):
+    """Learned queries, whose rows have labels too, look at each other; their rows may be read apart from the rest."""
+
+    def __init__(self, *, apart: bool) -> None:
+        super().__init__()
+        self.queries, self.before = nn.Parameter(torch.rand(7, 12)), nn.Linear(5, 3)
+        self.qkv, self.head, self.apart = nn.Linear(12, 48), nn.Linear(16, 3), apart
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], x.shape[1], 4, -1).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.qkv(self.queries.expand(x.shape[0], -1, -1)).view(x.shape[0], 7, 3, -1)
+        q, k, v = made[:, :, 0], made[:, :, 1], made[:, :, 2]
+        beside = q[:, 4:].tanh() if self.apart else v[:, 4:]
+        q = q[:, :4] if self.apart else q
+        y = F.scaled_dot_product_attention(self.split(q), self.split(k), self.split(v))
+        return self.head(torch.cat([y.transpose(1, 2).flatten(2), beside], 1)).mean(1) + self.before(x).mean(
+            1
+        )
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_heads_of_learned_queries_lose_dimensions_where_only_the_factor_reads_them(apart: bool) -> None:
+    model = lively(Queries(apart=apart))
+    small, graph, plan = halved(model, SEQUENCE)
+    assert distance(call(small, SEQUENCE), zeroed(model, graph, plan.removed, SEQUENCE)) < 1e-5
+    assert (small.qkv.weight.shape[0] < 48) is not apart

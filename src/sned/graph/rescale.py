@@ -105,7 +105,7 @@ class Upstream:
         ids = self.labels(tensor)
         self._path = {op.index: ids}
         sites = self.sites(tensor, ids)
-        return sites if sites is not None and self._only_on_path() else None
+        return sites if sites is not None and self._only_on_path(sites) else None
 
     def labels(self, tensor: int) -> IntArray:
         """Every label that a tensor carries."""
@@ -113,15 +113,26 @@ class Upstream:
             [np.zeros(0, np.int64), *(box.ids.ravel() for box in self._boxes.get(tensor, ()))]
         )
 
-    def _only_on_path(self) -> bool:
+    def _only_on_path(self, sites: Sequence[Site]) -> bool:
         """Whether no op beside the path reads what is scaled (it may read other labels of the same tensors)."""
-        for index, ids in list(self._path.items()):
+        scaled = self._labels_of(sites)
+        for index, carried in list(self._path.items()):
+            # Labels along other axes (rows of learned queries, say) do not tell what is scaled from what is not.
+            own = carried[np.isin(carried, scaled)]
+            ids = own if own.size else carried
             op = self._ops[index]
             for number in op.inputs:
                 for reader in self._readers.get(number, []):
                     if reader.index not in self._path and self._reads(reader, number, ids):
                         return False
         return True
+
+    def _labels_of(self, sites: Sequence[Site]) -> IntArray:
+        """The labels that the scaled positions carry; none where all of a parameter is scaled."""
+        if any(site.positions is None for site in sites):
+            return np.zeros(0, np.int64)
+        known = [(self._first.get((s.parameter, s.axis)), s.positions) for s in sites]
+        return np.concatenate([first + positions for first, positions in known if first is not None])
 
     def _reads(self, reader: Op, number: int, ids: IntArray) -> bool:
         if number not in self._scaled:
