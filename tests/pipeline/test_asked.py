@@ -238,3 +238,22 @@ def test_nothing_is_measured_for_a_device_that_is_not_here() -> None:
     asked, after = report.asked.limits["latency_ms"], report.after.predicted_latency_ms
     assert after is not None
     assert 0.8 * asked < after <= asked
+
+
+@pytest.mark.parametrize("saliency", [None, "l1", "geometric-median"])
+def test_no_layer_is_emptied_where_weights_alone_rank_units(saliency: str | None) -> None:
+    """All weights are drawn alike, so that no layer has more of little use than another."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(32, 64, 3, 2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip
+    graph = sned.trace(model, torch.randn(1, 3, 16, 16))
+    plan = sned.plan(graph, budget=sned.Budget(macs="50%"), saliency=saliency)
+    kept = [1 - len(plan.removed.get(group.name, ())) / group.size for group in graph.groups]
+    assert min(kept) > 0.4
+
+
+def test_the_report_says_why_a_ranking_was_taken() -> None:
+    notes = " ".join(pruned(calibration=None).report.notes)
+    assert "chosen by 'global', the default where importances rank units" in notes

@@ -98,7 +98,7 @@ def command(
         typer.Option(
             "--search",
             metavar="NAME",
-            help="How much goes where: knapsack (the default), uniform, global or manual.",
+            help="How much goes where: knapsack (the default with calibration), global (without), uniform or manual.",
             rich_help_panel=_CHOICE,
         ),
     ] = None,

@@ -11,7 +11,7 @@ import torch
 from sned.calibration import Calibration
 from sned.devices import Budget
 from sned.errors import BudgetError, CalibrationError, PlanError, UserError
-from sned.saliency import criterion_named
+from sned.saliency import CRITERIA, criterion_named
 from sned.search import Rules, search_named
 
 Evaluate = Callable[[Any], float]
@@ -88,12 +88,18 @@ def rules_of(given: Rules | Mapping[str, Any] | str | Path | None) -> Rules:
     return given if isinstance(given, Rules) else Rules.from_data(given)
 
 
-def default_search(budget: Budget, rules: Rules) -> str:
-    """The name of the search where none was asked for."""
+def default_search(budget: Budget, rules: Rules, criterion: str) -> str:
+    """The name of the search where none was asked for.
+
+    Importances that are scaled to each group do not add up to an error: the least sum of them empties whichever layer
+    saves most for each unit. They rank units, so all go into one ranking.
+    """
     if budget.sparsity is not None:
         return "uniform"
     alone = rules.sparsity and budget.amounts == RULES_ALONE.amounts and budget.max_loss is None
-    return "manual" if alone else "knapsack"
+    if alone:
+        return "manual"
+    return "global" if criterion in CRITERIA and CRITERIA[criterion].relative else "knapsack"
 
 
 def axis_of(budget: Budget) -> str:

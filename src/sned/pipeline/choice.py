@@ -52,7 +52,7 @@ def choose(study: Study, search_by: str | None, evaluate: Evaluate | None, base:
     budget = study.budget
     with timed(study.seconds, "search"):
         study, limits, notes = anchored(study)
-        name = search_by or default_search(budget, study.rules)
+        name = search_by or default_search(budget, study.rules, study.scores.criterion)
         problem = _weighed(study, replace(study.problem, limits=limits, sparsity=budget.sparsity))
         points = curve(problem, axis_of(budget), points=10)
         found, said = _within(study, problem, name)
@@ -190,5 +190,6 @@ def _chosen_by(study: Study, name: str, *, asked: bool) -> str:
     reason = {
         "uniform": "the default for a sparsity",
         "manual": "rules alone say how much goes",
+        "global": "the default where importances rank units, and are no error that adds up",
     }.get(name, "the default for a budget: the least error within it")
     return f"How much goes where was chosen by '{name}', {reason}."

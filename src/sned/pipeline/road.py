@@ -82,7 +82,8 @@ def plan(
         saliency: which units matter: a name in `sned.saliency.CRITERIA`; by default "l2", or, with calibration
             inputs, "reconstruction".
         search_by: how much goes where: a name in `sned.search.SEARCHES`; by default "uniform" for a sparsity,
-            "manual" for rules alone, else "knapsack".
+            "manual" for rules alone, "global" for a criterion that only ranks units (without calibration), else
+            "knapsack".
         rules: what must be respected: `Rules`, a dict of patterns such as `{"protect": ["stem.*"]}`, or the path of a
             TOML file with the same fields.
         calibration: batches of inputs, for criteria that look at activations.
@@ -126,7 +127,7 @@ def plan(
         cost = cost_for(graph, asked, progress=progress)
         dense = cost.evaluate(np.array([[group.size for group in graph.groups]], np.float64)).at(0)
         problem = replace(problem, cost=cost, limits=limits_for(asked, cost, dense))
-    return search(search_by or default_search(asked, respected), problem).plan
+    return search(search_by or default_search(asked, respected, scores.criterion), problem).plan
 
 
 def prune(
@@ -164,8 +165,8 @@ def prune(
         evaluate: how good a model is, a number, higher is better. Used to report; and to choose only where
             `budget.max_loss` asks for it, so give validation data then, not the test set.
         saliency: which units matter; by default from calibration inputs where there are any.
-        search_by: how much goes where; by default "uniform" for a sparsity, "manual" for rules alone, else
-            "knapsack".
+        search_by: how much goes where; by default "uniform" for a sparsity, "manual" for rules alone, "global" for
+            a criterion that only ranks units (without calibration), else "knapsack".
         rules: groups to protect, counts to keep to: `sned.search.Rules`, a dict with its fields, or a TOML file of it.
         without: layers and residual branches to leave out altogether, by their names in `graph.layers`.
         match_seconds: time to spend, after repair, on gradient steps towards the dense network's answers and features

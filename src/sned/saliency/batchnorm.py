@@ -25,7 +25,7 @@ def scales(graph: Graph) -> frozenset[str]:
     return frozenset(by_number[w.id] for w in weights if isinstance(w, Ref) and w.id in by_number)
 
 
-@criterion("batchnorm", "the scale of the batch normalisation behind a unit")
+@criterion("batchnorm", "the scale of the batch normalisation behind a unit", relative=True)
 def batchnorm(evidence: Evidence) -> Scores:
     """Units with the smallest BatchNorm scale go first."""
     graph, state = evidence.graph, evidence.state

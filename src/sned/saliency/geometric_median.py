@@ -14,7 +14,7 @@ from sned.saliency.scores import Scores, from_importance, mean_one
 from sned.saliency.units import matrix
 
 
-@criterion("geometric-median", "distance of a unit's filter to the others (FPGM)")
+@criterion("geometric-median", "distance of a unit's filter to the others (FPGM)", relative=True)
 def geometric_median(evidence: Evidence) -> Scores:
     """Units whose filters are the most replaceable go first."""
     graph, state = evidence.graph, evidence.state

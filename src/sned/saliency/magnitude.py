@@ -62,13 +62,13 @@ def _all(name: str, evidence: Evidence, power: int) -> Scores:
     return from_importance(name, evidence.graph, magnitudes(evidence.graph, evidence.state, power))
 
 
-@criterion("l1", "sum of the absolute weights of a unit")
+@criterion("l1", "sum of the absolute weights of a unit", relative=True)
 def l1(evidence: Evidence) -> Scores:
     """Units with the smallest L1 norm go first."""
     return _all("l1", evidence, 1)
 
 
-@criterion("l2", "sum of the squared weights of a unit")
+@criterion("l2", "sum of the squared weights of a unit", relative=True)
 def l2(evidence: Evidence) -> Scores:
     """Units with the smallest L2 norm go first."""
     return _all("l2", evidence, 2)

@@ -8,7 +8,7 @@ from sned.saliency.registry import Evidence, criterion
 from sned.saliency.scores import Scores, from_importance, mean_one
 
 
-@criterion("random", "in random order: what every other criterion must beat")
+@criterion("random", "in random order: what every other criterion must beat", relative=True)
 def random(evidence: Evidence) -> Scores:
     """Uniform draws, 1 on average in every group, from `evidence.seed`."""
     rng = np.random.default_rng(evidence.seed)

@@ -60,7 +60,8 @@ class Evidence:
 class Criterion:
     """A way to say which units matter: as the literature names it, one line for lists, and the function.
 
-    `calibrated`: it needs calibration inputs; `labelled`: it looks at their labels where there are any.
+    `calibrated`: it needs calibration inputs; `labelled`: it looks at their labels where there are any; `relative`:
+    importances are scaled to each group (1 on average), so they rank units and are no error that adds up over groups.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Criterion:
     run: Callable[[Evidence], Scores]
     calibrated: bool
     labelled: bool = False
+    relative: bool = False
 
 
 CRITERIA: dict[str, Criterion] = {}
@@ -75,13 +77,13 @@ CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(
-    name: str, summary: str, *, calibrated: bool = False, labelled: bool = False
+    name: str, summary: str, *, calibrated: bool = False, labelled: bool = False, relative: bool = False
 ) -> Callable[[Callable[[Evidence], Scores]], Callable[[Evidence], Scores]]:
     """Register a function from `Evidence` to `Scores` under a name; `calibrated`: it needs calibration
-    inputs; `labelled`: it looks at their labels."""
+    inputs; `labelled`: it looks at their labels; `relative`: its importances are scaled to each group."""
 
     def register(run: Callable[[Evidence], Scores]) -> Callable[[Evidence], Scores]:
-        CRITERIA[name] = Criterion(name, summary, run, calibrated, labelled)
+        CRITERIA[name] = Criterion(name, summary, run, calibrated, labelled, relative)
         return run
 
     return register

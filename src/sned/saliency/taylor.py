@@ -17,7 +17,9 @@ from sned.saliency.scores import Scores, from_importance, mean_one
 from sned.saliency.units import owned
 
 
-@criterion("taylor", "first-order change of the loss without a unit", calibrated=True, labelled=True)
+@criterion(
+    "taylor", "first-order change of the loss without a unit", calibrated=True, labelled=True, relative=True
+)
 def taylor(evidence: Evidence) -> Scores:
     """Units without which the loss changes least, to first order, go first.
 

@@ -21,7 +21,7 @@ from sned.saliency.registry import Evidence, State, criterion
 from sned.saliency.scores import FloatArray, Scores, from_importance, mean_one
 
 
-@criterion("wanda", "weights times the activations that they meet", calibrated=True)
+@criterion("wanda", "weights times the activations that they meet", calibrated=True, relative=True)
 def wanda(evidence: Evidence) -> Scores:
     """Units that feed the least into the layers that read them go first.
 

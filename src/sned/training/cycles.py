@@ -139,7 +139,7 @@ def _way(dense: Graph, remaining: float | None, budget: Budget | None, choose: C
 
 
 def _within(dense: Graph, budget: Budget) -> _Way:
-    """Plans that spend a budget where it costs least L2 norm; what remains is told in the tightest amount.
+    """Plans within a budget, all units in one ranking by their L2 norm; what remains is told in the tightest amount.
 
     Raises:
         BudgetError: it limits no amount, or nothing needs to go.
@@ -166,7 +166,7 @@ def _within(dense: Graph, budget: Budget) -> _Way:
         done = (1 - level) / (1 - remaining)
         now = {name: max(most, whole[name] - done * (whole[name] - most)) for name, most in limits.items()}
         scores = score("l2", Evidence(graph, state_of(graph.model)))
-        return search("knapsack", Problem(graph, scores, cost=cost_for(graph, budget), limits=now)).plan
+        return search("global", Problem(graph, scores, cost=cost_for(graph, budget), limits=now)).plan
 
     return _Way(remaining, choose)
 
