@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sned import trace
 from tests.graph.oracle import call, distance, halved, lively, zeroed
 
 SEQUENCE = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
@@ -60,7 +61,7 @@ class Queries(nn.Module):
         return x.view(x.shape[0], x.shape[1], 4, -1).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        made = self.qkv(self.queries.expand(x.shape[0], -1, -1)).view(x.shape[0], 7, 3, -1)
+        made = self.qkv(self.queries.expand(x.shape[0], -1, -1)).unflatten(-1, (3, -1))
         q, k, v = made[:, :, 0], made[:, :, 1], made[:, :, 2]
         beside = q[:, 4:].tanh() if self.apart else v[:, 4:]
         q = q[:, :4] if self.apart else q
@@ -76,3 +77,11 @@ def test_heads_of_learned_queries_lose_dimensions_where_only_the_factor_reads_th
     small, graph, plan = halved(model, SEQUENCE)
     assert distance(call(small, SEQUENCE), zeroed(model, graph, plan.removed, SEQUENCE)) < 1e-5
     assert (small.qkv.weight.shape[0] < 48) is not apart
+
+
+def test_a_size_that_stays_for_its_factor_names_the_op_that_multiplies_by_it() -> None:
+    """The same weights make both queries, so neither factor can be made up for alone."""
+    layer = nn.TransformerEncoderLayer(12, 3, 8, batch_first=True)
+    graph = trace(nn.Sequential(nn.Linear(5, 12), layer, layer, nn.Linear(12, 3)).eval(), SEQUENCE)
+    held = {(frozen.op, frozen.module) for frozen in graph.frozen if "derives a factor" in frozen.reason}
+    assert held == {("mul", "1.self_attn")}

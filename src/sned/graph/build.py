@@ -272,7 +272,9 @@ def _make_up(
         if isinstance(found, Rescale):
             yield found
         else:
+            flow.op = found.op
             _hold_sizes(flow, found.formula, "the code derives a factor from this size")
+    flow.op = None
     for formula in recording.leaks:
         _hold_sizes(flow, formula, "the code makes a tensor that holds this size")
 

@@ -70,9 +70,10 @@ class Rescale:
 
 @dataclass(frozen=True)
 class Lost:
-    """A factor that no weights can make up for."""
+    """A factor that no weights can make up for, and the op that multiplies by it."""
 
     formula: Formula
+    op: Op
 
 
 class Upstream:
@@ -129,10 +130,13 @@ class Upstream:
 
     def _labels_of(self, sites: Sequence[Site]) -> IntArray:
         """The labels that the scaled positions carry; none where all of a parameter is scaled."""
-        if any(site.positions is None for site in sites):
-            return np.zeros(0, np.int64)
-        known = [(self._first.get((s.parameter, s.axis)), s.positions) for s in sites]
-        return np.concatenate([first + positions for first, positions in known if first is not None])
+        found: list[IntArray] = []
+        for site in sites:
+            if site.positions is None:
+                return np.zeros(0, np.int64)
+            if (first := self._first.get((site.parameter, site.axis))) is not None:
+                found.append(first + site.positions)
+        return np.concatenate(found or [np.zeros(0, np.int64)])
 
     def _reads(self, reader: Op, number: int, ids: IntArray) -> bool:
         if number not in self._scaled:
@@ -307,7 +311,11 @@ def rescales(ops: Sequence[Op], scales: Sequence[Scale], upstream: Upstream) -> 
                 continue
             sites = upstream.scaling(op)
             power = -1 if op.name.startswith("div") else 1
-            yield Lost(scale.formula) if sites is None else Rescale(scale.formula, scale.value, power, sites)
+            yield (
+                Lost(scale.formula, op)
+                if sites is None
+                else Rescale(scale.formula, scale.value, power, sites)
+            )
 
 
 def _holds(op: Op, value: float) -> bool:
