@@ -44,6 +44,7 @@ from sned.calibration.solver import RIDGE, Fit, LeastSquares, squared_error
 from sned.calibration.spool import Spool
 from sned.calibration.thinning import held
 from sned.calibration.walk import Walk
+from sned.errors import ModelError
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan
 from sned.graph.replay import State, keep_of
@@ -240,6 +241,7 @@ class _Scene:
         for number, dense, pruned in front.to(consumer.op, inputs, self._task.following):
             x = self._pruned.value(consumer.input, pruned, front.size(number))
             for piece in self._pieces(number, x, self._target.wanted(dense, pruned), share):
+                _check_rows(consumer, piece)
                 self._sums.add(piece.x, piece.values[0])
                 if self._looks:
                     columns = piece.x, piece.values[0], self._target.goal(*piece.values)
@@ -344,6 +346,17 @@ class _Scene:
         gained = bias.flatten() if consumer.bias else -bias.flatten()
         value, mask = (start + gained).to(self._held.dtype), self._task.masks.get(self._free)
         self._state[self._free] = value if mask is None else value * mask.to(value.device)
+
+
+def _check_rows(consumer: Consumer, piece: Columns) -> None:
+    """Inputs and targets are of the same rows, unless values say which rows come here."""
+    made, wanted = piece.x.shape[-1], piece.values[0].shape[-1]
+    if made != wanted:
+        raise ModelError(
+            f"The rows that enter a layer must not depend on values, but {consumer.name!r} gets {made} in the changed "
+            f"network and {wanted} in the dense one, from the same inputs (a router that picks rows for experts does "
+            "that). Let each expert take all rows and weigh its answers, or prune without calibration inputs."
+        )
 
 
 def _thinned(
