@@ -115,7 +115,7 @@ def test_a_busy_machine_is_told_and_can_be_timed_again(
         assert (
             "something else 40 % of the time, which makes predictions worse: run it with --again" in said
         ) == told
-    assert known[1:] == [1, 0]
+    assert known[1] > known[2] == 0
 
 
 DEEP = """
