@@ -241,25 +241,48 @@ def test_weights_in_bfloat16_are_compared_in_single_precision(tmp_path: Path) ->
     assert made.max_abs_diff == 0
 
 
-@pytest.mark.parametrize(("to", "precision"), [*((to, FP32) for to in TARGETS), ("onnx", INT8)])
-def test_networks_in_bfloat16_that_take_whole_numbers_are_written_in_single_precision(
-    tmp_path: Path, to: str, precision: str
+@pytest.mark.parametrize(
+    ("to", "precision", "kind"),
+    [
+        *((to, FP32, torch.bfloat16) for to in TARGETS),
+        ("onnx", INT8, torch.bfloat16),
+        ("onnx", DYNAMIC, torch.float16),
+        ("executorch", FP16, torch.bfloat16),
+        ("litert", FP32, torch.float16),
+        ("litert", INT8, torch.float16),
+    ],
+)
+def test_networks_in_16_bits_are_written_in_floats_that_the_runtime_has(
+    tmp_path: Path, to: str, precision: str, kind: torch.dtype
 ) -> None:
     available(to)
     torch.manual_seed(0)
-    casts = Of(lambda x: x.to(torch.bfloat16).bfloat16().relu())
-    model = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 32), casts, nn.Linear(32, 4)).bfloat16()
+    casts = Of(lambda x: (x.to(kind).bfloat16() if kind == torch.bfloat16 else x.to(kind).half()).relu())
+    model = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 32), casts, nn.Linear(32, 4)).to(kind)
     ids, unseen = torch.randint(0, 50, (32, 6)), torch.randint(0, 50, (8, 6))
     made = sned.export(
         model, ids[:2], to=to, quantize=None if precision == FP32 else precision, calibration=[ids],
         out=tmp_path / f"m{find_target(to).suffix}", runs=0,
     )  # fmt: skip
-    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
-    assert any("32-bit floats for bfloat16" in note for note in made.notes)
+    assert {weight.dtype for weight in model.parameters()} == {kind}
+    assert any("Written in 32-bit floats" in note for note in made.notes) == (precision == FP32)
     model[2] = nn.ReLU()
     got, expected = made.module()(unseen), answer(model.float(), unseen)
     assert got.dtype == torch.float32
-    torch.testing.assert_close(got, expected, atol=1e-5 if precision == FP32 else 0.05, rtol=0)
+    limit = {FP32: 1e-5, FP16: 5e-3}.get(precision, 0.05)
+    torch.testing.assert_close(got, expected, atol=limit, rtol=0)
+
+
+@pytest.mark.parametrize(("to", "precision"), [("litert", FP32), ("litert", INT8), ("onnx", DYNAMIC)])
+def test_images_in_16_bits_enter_a_file_of_32(tmp_path: Path, to: str, precision: str) -> None:
+    available(to)
+    model, unseen = convolutional(), images(5, seed=9)
+    made = sned.export(
+        convolutional().half(), images(1).half(), to=to, quantize=precision, calibration=[images(64).half()],
+        out=tmp_path / f"m{find_target(to).suffix}", runs=0,
+    )  # fmt: skip
+    got, expected = made.module()(unseen.half()), answer(model, unseen)
+    assert float((got - expected).norm() / expected.norm()) < (2e-3 if precision == FP32 else 0.05)
 
 
 def test_the_users_measure_is_asked_about_the_model_and_about_the_file(tmp_path: Path) -> None:

@@ -100,3 +100,30 @@ def test_nothing_is_held_twice_or_unread(tmp_path: Path) -> None:
     assert all(
         b.data is None or not len(b.data) for place, b in enumerate(model.buffers) if place not in used
     )
+
+
+class Tied(nn.Module):
+    """The table of a language model is its last layer too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Embedding(500, 32), nn.Linear(32, 32)
+        self.head = nn.Linear(32, 500, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.relu(self.layer(self.table(ids))))
+
+
+def test_a_table_is_held_in_8_bits_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, path = Tied().eval(), tmp_path / "tied.tflite"
+    ids = torch.randint(0, 500, (64, 8))
+    made = export(model, ids[:1], to="litert", quantize="int8", calibration=[ids], out=path, runs=0)
+    held = [len(buffer.data) for buffer in read(path)[0].buffers if buffer.data is not None]
+    assert sum(size >= 500 * 32 for size in held) == 1
+    assert max(held) == 500 * 32
+    unseen = torch.randint(0, 500, (8, 8))
+    with torch.no_grad():
+        expected, got = model(unseen), made.module()(unseen)
+    assert float((got - expected).norm() / expected.norm()) < 0.05

@@ -214,47 +214,67 @@ class Subject:
         return dict(bound.arguments)
 
 
-def without_bfloat16(model: nn.Module) -> nn.Module:
-    """The network with float32 in place of bfloat16, which few runtimes compute in; itself where it has none.
+def in_kind(model: nn.Module, kind: torch.dtype, coarse: frozenset[torch.dtype]) -> nn.Module:
+    """The network with floats of one kind in place of coarse ones, which few runtimes compute in; itself where it has
+    none.
 
-    Casts in its forward pass go to float32 as well.
+    Inputs and casts in its forward pass go to that kind as well.
     """
-    if not _in_bfloat16(model):
+    if not _held(model, coarse):
         return model
-    wide = copied(model)
-    for tensor in _in_bfloat16(wide):
-        tensor.data = tensor.data.float()
-    wide.register_forward_pre_hook(_begin_wide)
-    wide.register_forward_hook(_end_wide, always_call=True)
-    return wide
+    plain = copied(model)
+    for tensor in _held(plain, coarse):
+        tensor.data = tensor.data.to(kind)
+    plain.register_forward_pre_hook(functools.partial(_begin_casts, kind, coarse), with_kwargs=True)
+    plain.register_forward_hook(_end_casts, always_call=True)
+    return plain
 
 
-def _in_bfloat16(model: nn.Module) -> list[Tensor]:
+def _held(model: nn.Module, kinds: frozenset[torch.dtype]) -> list[Tensor]:
     held = chain(model.parameters(), model.buffers())
-    return [tensor for tensor in held if tensor.dtype == torch.bfloat16]
+    return [tensor for tensor in held if tensor.dtype in kinds]
 
 
-class _Wide(TorchFunctionMode):
-    """float32 wherever a pass asks for bfloat16."""
+class _Casts(TorchFunctionMode):
+    """One kind of floats wherever a pass asks for coarse ones."""
+
+    def __init__(self, kind: torch.dtype, coarse: frozenset[torch.dtype]) -> None:
+        super().__init__()
+        self.kind, self.coarse = kind, coarse
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The op, with another type asked for."""
         del types
-        wide = pytree.tree_map(
-            lambda leaf: torch.float32 if leaf is torch.bfloat16 else leaf, (args, kwargs or {})
-        )
-        return (torch.Tensor.float if func is torch.Tensor.bfloat16 else func)(*wide[0], **wide[1])
+        if _CASTS.get(func) in self.coarse:
+            return args[0].to(self.kind)
+        args, kwargs = pytree.tree_map(self.named, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def named(self, leaf: Any) -> Any:
+        """A type in an op's arguments."""
+        return self.kind if isinstance(leaf, torch.dtype) and leaf in self.coarse else leaf
 
 
-def _begin_wide(module: nn.Module, _: object) -> None:
+_CASTS = {torch.Tensor.bfloat16: torch.bfloat16, torch.Tensor.half: torch.float16}
+
+
+def _begin_casts(
+    kind: torch.dtype, coarse: frozenset[torch.dtype], module: nn.Module, args: Any, kwargs: Any
+) -> tuple[Any, Any]:
     del module
-    _Wide().__enter__()  # type: ignore[no-untyped-call]
+
+    def cast(leaf: Any) -> Any:
+        return leaf.to(kind) if isinstance(leaf, Tensor) and leaf.dtype in coarse else leaf
+
+    given: tuple[Any, Any] = pytree.tree_map(cast, (args, kwargs))
+    _Casts(kind, coarse).__enter__()  # type: ignore[no-untyped-call]
+    return given
 
 
-def _end_wide(module: nn.Module, _: object, __: object) -> None:
+def _end_casts(module: nn.Module, _: object, __: object) -> None:
     del module
     # Takes the topmost one off.
-    _Wide().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+    TorchFunctionMode().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 def scope(node: torch.fx.Node) -> str:

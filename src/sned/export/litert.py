@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -97,6 +98,7 @@ def _layout(last: Sequence[int]) -> Any:
 
 
 def _enter(tensor: Tensor, channels_last: bool) -> Tensor:
+    tensor = tensor.float() if tensor.dtype == torch.float16 else tensor
     return tensor.permute(0, 2, 3, 1).contiguous() if channels_last else tensor
 
 
@@ -139,8 +141,8 @@ def coarser(plain: Path, levels: Mapping[str, Level], order: Order, last: Mappin
     from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
     from ai_edge_quantizer import quantizer, recipe
 
-    static = _products if any(level.attends for level in levels.values()) else recipe.static_wi8_ai8
-    recipes = {INT8: static, DYNAMIC: recipe.dynamic_wi8_afp32, FP16: _halves}
+    attends = any(level.attends for level in levels.values())
+    recipes = {INT8: partial(_static, attends), DYNAMIC: recipe.dynamic_wi8_afp32, FP16: _halves}
     made = quantizer.Quantizer(str(plain))
     made.load_quantization_recipe(recipes[order.precision]())
     if order.precision == INT8:
@@ -172,18 +174,20 @@ def _ranges(plain: Path, made: Any, samples: Mapping[str, Sequence[Mapping[str, 
     return found.get_model_qsvs()
 
 
-def _products() -> Any:
-    """Linear layers and convolutions alone in 8 bits.
+def _static(attends: bool) -> Any:
+    """All that the runtime has in 8 bits; of a network with attention linear layers and convolutions alone.
 
     With the means and squares of its LayerNorms in 8 bits too, a small encoder was measured to be four times further
-    off and three times slower.
+    off and three times slower. Tables are looked up in 8 bits, and what is found there leaves as floats: there is no
+    other kernel.
     """
     from ai_edge_quantizer import qtyping, recipe_manager
 
+    kinds = qtyping.TFLOperationName
     manager = recipe_manager.RecipeManager()
-    for operation in (qtyping.TFLOperationName.FULLY_CONNECTED, qtyping.TFLOperationName.CONV_2D):
+    for operation in (kinds.FULLY_CONNECTED, kinds.CONV_2D) if attends else (kinds.ALL_SUPPORTED,):
         manager.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
-    manager.add_weight_only_config(".*", qtyping.TFLOperationName.EMBEDDING_LOOKUP, 8)
+    manager.add_dynamic_config(".*", kinds.EMBEDDING_LOOKUP, 8)
     return manager.get_quantization_recipe()
 
 
@@ -209,10 +213,12 @@ def _untranslated(error: Exception, levels: Mapping[str, Captured]) -> str:
 
 
 def _fed(array: Array, channels_last: bool) -> Array:
-    """An array as the file takes it: no 64-bit numbers, and images with their channels last."""
-    narrow = {np.dtype(np.int64): np.int32, np.dtype(np.float64): np.float32}.get(array.dtype, array.dtype)
+    """An array as the file takes it: 32-bit numbers for other floats and for long integers, images channels last."""
     moved = array.transpose(0, 2, 3, 1) if channels_last else array
-    return np.asarray(moved, dtype=narrow, order="C")
+    return np.asarray(moved, dtype=_TAKEN.get(array.dtype.name, array.dtype), order="C")
+
+
+_TAKEN = {"int64": np.int32, "float64": np.float32, "float16": np.float32}
 
 
 def _remember(model: Any, levels: Mapping[str, Level], last: Mapping[str, Sequence[int]]) -> None:
@@ -322,6 +328,7 @@ TARGET = Target(
     write=_write,
     read=LiteRtSession,
     levels="signatures",
+    wide=(FP32, FP16, INT8, DYNAMIC),
     options=("channels_last",),
     sparse=(
         "Zeros of 1×1 convolutions and of linear layers are left out of the file, which gets smaller everywhere. "

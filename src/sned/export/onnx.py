@@ -318,6 +318,7 @@ TARGET = Target(
     write=_write,
     read=_read,
     dynamic_batch=True,
+    wide=(INT8, DYNAMIC),
     options=("opset",),
     sparse=(
         "Zeros are left out of the file, which gets smaller; ONNX Runtime fills them in when it opens the file, so "

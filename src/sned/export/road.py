@@ -15,7 +15,7 @@ from sned.errors import ExportError, ModelError, UserError
 from sned.evaluation import Evaluate, evaluated
 from sned.export.attempt import Job, attempt
 from sned.export.biases import compensated
-from sned.export.capture import Subject, without_bfloat16
+from sned.export.capture import Subject, in_kind
 from sned.export.checks import (
     check_example,
     check_models,
@@ -37,6 +37,7 @@ from sned.export.target import (
     TARGETS,
     Order,
     Source,
+    Target,
     find_target,
     require,
 )
@@ -49,7 +50,7 @@ SAMPLES = 256
 """Calibration inputs that are read, at most."""
 
 _WIDENED = (
-    "Written in 32-bit floats for bfloat16, which few runtimes compute in; `quantize` makes the file small."
+    "Written in 32-bit floats: few runtimes compute in those of the model; `quantize` makes the file small."
 )
 
 
@@ -226,7 +227,7 @@ def export_levels(
     for subject in subjects.values():
         refuse_nan(subject.run(example_inputs))
     batches, notes = _calibration(example_inputs, calibration, precision, seed)
-    plain, widened = (models, ()) if any(theirs) else _plain(models)
+    plain, widened = (models, ()) if any(theirs) else _plain(models, target, precision)
     same = all(plain[name] is model for name, model in models.items())
     written: Mapping[str, Source] = subjects if same else {name: Subject(plain[name]) for name in plain}
     notes = (*notes, *widened)
@@ -254,11 +255,15 @@ def export_levels(
     return attempt(job, dynamic=False, because=reason)
 
 
-def _plain(models: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _plain(
+    models: Mapping[str, Any], target: Target, precision: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The networks as they are written, themselves where they are plain already, and what there is to say of it."""
+    kind = torch.float16 if precision == FP16 and target.halves else torch.float32
+    coarse = frozenset({torch.bfloat16, *([torch.float16] if precision in target.wide else [])})
     folds = {name: folded(model) for name, model in models.items()}
-    plain = {name: without_bfloat16(model) for name, model in folds.items()}
-    widened = any(plain[name] is not model for name, model in folds.items())
+    plain = {name: in_kind(model, kind, coarse) for name, model in folds.items()}
+    widened = precision == FP32 and any(plain[name] is not model for name, model in folds.items())
     return plain, (_WIDENED,) if widened else ()
 
 

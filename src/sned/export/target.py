@@ -112,6 +112,7 @@ class Target:
         levels: what several networks in one file are called; empty where the runtime cannot share weights.
         sparse: what zeros inside tensors give there, in a sentence; empty where nothing is written for them.
         halves: whether the network must be recorded in 16 bits for a file in 16 bits.
+        wide: precisions that its tools make of networks in 32-bit floats alone.
         mends_biases: whether the runtime's own quantiser corrects biases.
         here: whether the runtime itself runs on this machine; if not, `read` evaluates the file otherwise.
         threads: whether it keeps to a number of threads; if not, nothing is timed.
@@ -130,6 +131,7 @@ class Target:
     levels: str = ""
     sparse: str = ""
     halves: bool = False
+    wide: tuple[str, ...] = ()
     mends_biases: bool = False
     here: bool = True
     threads: bool = True
