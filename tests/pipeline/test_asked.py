@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import sned
-from sned.errors import BudgetError, CalibrationError, DeviceError, UserError, WriteError
+from sned.errors import BudgetError, CalibrationError, DeviceError, SurgeryError, UserError, WriteError
 from sned.export import Exported
 from sned.export.parity import Parity
 from sned.graph.trace import trace
@@ -59,22 +59,56 @@ def test_an_unreachable_budget_names_what_was_asked_and_the_closest() -> None:
         pruned(rules={"protect": ["*"]})
 
 
-def test_a_refused_budget_leaves_no_file_of_the_whole_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of the whole network that hold its weights."""
+
     def export(model: nn.Module, example: Tensor, path: Path) -> Exported:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"onnx")
+        path.write_bytes(b"".join(p.detach().numpy().tobytes() for p in model.parameters()))
         return Exported(path, 4, ("x",), ("y",), True, "", Parity(0.0, 0.0, 1.0, 1), (1,))
 
     monkeypatch.setattr("sned.pipeline.study.export_onnx", export)
+
+
+@pytest.mark.usefixtures("written")
+def test_a_refused_budget_leaves_no_file_of_the_whole_network(tmp_path: Path) -> None:
     with pytest.raises(BudgetError):
         pruned(rules={"protect": ["*"]}, out=tmp_path)
-    assert not (tmp_path / "dense.onnx").exists()
-    (tmp_path / "dense.onnx").write_bytes(b"of an earlier run")
+    assert list(tmp_path.iterdir()) == []
+    for name in ("dense.onnx", "plan.json", "model.safetensors", "model.onnx", "report.json"):
+        (tmp_path / name).write_text("of an earlier run")
     with pytest.raises(BudgetError):
         pruned(rules={"protect": ["*"]}, out=tmp_path)
-    assert (tmp_path / "dense.onnx").exists()
+    assert {file.read_text() for file in tmp_path.iterdir()} == {"of an earlier run"}
+    assert len([*tmp_path.iterdir()]) == 5
+
+
+@pytest.mark.usefixtures("written")
+def test_a_run_that_fails_behind_its_plan_leaves_nothing_of_another_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"budget": sned.Budget(sparsity=0.5), "saliency": "l2", "calibration": None, "out": tmp_path}
+    pruned(**options)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def fails(*args: object) -> None:
+        raise SurgeryError("it does not compute what its plan promises")
+
+    monkeypatch.setattr("sned.pipeline.road.made", fails)
+    with pytest.raises(SurgeryError):
+        pruned(**options)
+    same = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert same == {name: before[name] for name in same}
+    assert same.keys() >= {"dense.onnx", "plan.json", "model.safetensors"}
+    other = small()
+    other.head.bias.data += 1  # the plan stays the same
+    with pytest.raises(SurgeryError):
+        pruned(other, **options)
+    after = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert after.keys() == {"dense.onnx", "plan.json"}
+    assert after["plan.json"] == before["plan.json"]
+    assert after["dense.onnx"] != before["dense.onnx"]
 
 
 def test_a_file_where_the_folder_should_be_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from torch import nn
 
 from sned.calibration import Resume, calibrate
 from sned.devices import Budget, cost_for, limits_for
-from sned.errors import BudgetError, CalibrationError, ModelError, SnedError, UserError
+from sned.errors import BudgetError, CalibrationError, ModelError, UserError
 from sned.export import export_onnx
 from sned.files import atomic_write_text, check_place
 from sned.graph import Graph, Plan
@@ -35,7 +36,7 @@ from sned.pipeline.asked import (
 )
 from sned.pipeline.choice import Choice, choose
 from sned.pipeline.making import handed, made, matched, trained
-from sned.pipeline.study import DENSE, Study, check_groups, keep, measure, scored, study_of, timed
+from sned.pipeline.study import ASIDE, Study, check_groups, keep, measure, scored, study_of, timed
 from sned.progress import SILENT, Progress
 from sned.repair import glance
 from sned.repair.match import check_seconds
@@ -282,7 +283,7 @@ def _finish(
     latency: dict[str, Latency] = {}
     if study.measured:
         with timed(study.seconds, "measure"):
-            files = {"before": study.exported.path, "after": exported.path}
+            files = {"before": study.dense, "after": exported.path}
             latency = measure(study, files, runs=200, clock=time.perf_counter_ns)
     with timed(study.seconds, "evaluate"):
         same = _agreement(study, small.model)
@@ -342,17 +343,11 @@ def _compared(study: Study) -> str:
 
 @contextmanager
 def _folder(out: str | Path | None) -> Iterator[Path]:
-    """The folder asked for, made if need be; else one that is gone afterwards. Where a run is refused, no file of the
-    whole network is left as if it were a result."""
-    if out is None:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-        return
-    whole = Path(out) / DENSE
-    stood = whole.exists()
-    try:
-        yield Path(out)
-    except SnedError:
-        if not stood:
-            whole.unlink(missing_ok=True)
-        raise
+    """The folder asked for, made if need be; else one that is gone afterwards. Of a run that ends before it has a plan
+    nothing is left, and what an older one left there stays."""
+    with tempfile.TemporaryDirectory() as passing:
+        folder = Path(passing if out is None else out)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder / ASIDE, ignore_errors=True)

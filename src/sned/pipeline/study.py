@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from filecmp import cmp
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from sned.devices import Budget, Cost, FleetCost, check_runs, cost_for, find_dev
 from sned.devices.model import batch_of
 from sned.errors import ModelError
 from sned.export import Exported, export_onnx, feeds
-from sned.files import atomic_write_text
+from sned.files import atomic_write_text, staged_path
 from sned.graph import Graph
 from sned.graph.example import Inputs
 from sned.graph.trace import state_of
@@ -40,6 +42,9 @@ SEARCHED_SECONDS, TOLD_SECONDS = 8.0, 3.0
 
 DENSE = "dense.onnx"
 """The whole network, in the output folder."""
+
+ASIDE = ".dense.part"
+"""Where in the output folder the whole network lies as long as no plan has come of it: an older one stays till then."""
 
 MODELS = ("model.safetensors", "model.keras")
 """The pruned one, of PyTorch and of Keras."""
@@ -87,6 +92,12 @@ class Study:
     def measured(self) -> bool:
         """Whether networks can be timed on the device from here."""
         return self.cost.basis == "measured"
+
+    @property
+    def dense(self) -> Path:
+        """The file of the whole network."""
+        aside = self.folder / ASIDE / DENSE
+        return aside if aside.exists() else self.folder / DENSE
 
     def dense_costs(self) -> dict[str, float]:
         """Predicted costs of the user's own network."""
@@ -141,7 +152,7 @@ def study_of(
             cost_for(each, budget, progress=progress) for each in ([dense, graph] if without else [dense])
         ]
     with timed(seconds, "export"), progress.task("exporting", total=1):
-        exported = export_onnx(model, example, folder / DENSE)
+        exported = export_onnx(model, example, folder / ASIDE / DENSE)
     weigh = saliency is None and not learnt.synthetic
     return Study(
         model,
@@ -205,7 +216,7 @@ def anchored(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
         return _estimated(study)
     runs = 60 if study.budget.latency_ms is not None else 20
     median_ms = once(
-        study, "anchor", lambda: measure(study, {"before": study.exported.path}, runs)["before"].median_ms
+        study, "anchor", lambda: measure(study, {"before": study.dense}, runs)["before"].median_ms
     )
     predicted = study.dense_costs()["latency_ms"]
     note = (
@@ -248,16 +259,30 @@ def once(study: Study, name: str, measured: Callable[[], float], *asked: str) ->
 
 
 def keep(study: Study, found: Found, model: nn.Module | None = None) -> None:
-    """Write down the best so far, for who stops the run; a model of another plan, or of another run, goes, and with a
-    model what was made of it."""
+    """Write down the best so far, for who stops the run, and the whole network beside it; a model of another plan, of
+    another network or of another run goes, and with a model what was made of it."""
     file, plan, own = study.folder / "plan.json", found.plan.to_json(), MODELS[is_keras(study.model)]
-    same = file.is_file() and file.read_text(encoding="utf-8") == plan
+    parts = _parts_aside(study.folder)
+    same = not parts and file.is_file() and file.read_text(encoding="utf-8") == plan
     old = [name for name in MODELS if name != own or not same]
     for name in old if same and model is None else (*old, *LAST):
         (study.folder / name).unlink(missing_ok=True)
+    if parts:
+        file.unlink(missing_ok=True)
+        with staged_path(study.folder / DENSE) as staged:
+            for part in parts:
+                part.replace(staged.with_name(part.name))
     atomic_write_text(file, plan)
     if model is not None:
         save(model, study.folder / own)
+
+
+def _parts_aside(folder: Path) -> list[Path]:
+    """Files of the whole network as long as the output folder holds none or another; empty where it lies there."""
+    parts = sorted((folder / ASIDE).glob("*"))
+    placed = [folder / part.name for part in parts]
+    alike = all(map(Path.is_file, placed)) and all(map(partial(cmp, shallow=False), parts, placed))
+    return [] if alike else parts
 
 
 def measure(
