@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import sned
-from sned.export.target import FP32, INT8
+from sned.errors import ExportError
+from sned.export.target import DYNAMIC, FP32, INT8
 
 pytest.importorskip("executorch")
 
@@ -47,6 +48,36 @@ def test_splits_and_means_are_left_to_no_slow_kernel(tmp_path: Path, precision: 
     with torch.no_grad():
         wanted, got = model(unseen), made.module()(unseen)
     torch.testing.assert_close(got, wanted, atol=1e-4 if precision == FP32 else 0.05, rtol=1e-4)
+
+
+def test_in_dynamic_8_bits_convolutions_stay_as_they_are(tmp_path: Path) -> None:
+    """Behind a norm that XNNPACK does not take, one in 8 bits answered with something else."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.SiLU(),
+        nn.Conv2d(16, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    ).eval()  # fmt: skip
+    made = sned.export(
+        model, torch.randn(1, 3, 16, 16), to="executorch", quantize=DYNAMIC, out=tmp_path / "m.pte", runs=0
+    )
+    unseen = torch.randn(5, 3, 16, 16)
+    with torch.no_grad():
+        wanted, got = model(unseen), made.module()(unseen)
+    assert 1e-5 < float((got - wanted).norm() / wanted.norm()) < 0.02
+
+
+@pytest.mark.parametrize("layer", [nn.Conv3d, nn.ConvTranspose3d])
+@pytest.mark.parametrize("precision", [FP32, INT8])
+def test_convolutions_along_three_axes_are_refused_by_name(
+    tmp_path: Path, precision: str, layer: type[nn.Module]
+) -> None:
+    model, x = nn.Sequential(nn.ReLU(), layer(2, 3, 3)), torch.randn(1, 2, 4, 4, 4)
+    with pytest.raises(
+        ExportError,
+        match=r"'aten\.conv(_transpose)?3d\.\w+' in module '1' has no ExecuTorch kernel\. Replace",
+    ):
+        sned.export(model, x, to="executorch", quantize=precision, out=tmp_path / "m.pte", runs=0)
 
 
 class Blurred(nn.Module):

@@ -35,3 +35,21 @@ def test_nearest_upsampling_takes_the_pixel_that_lies_under_each(size: int, larg
     np.testing.assert_array_equal(
         OPERATIONS["upsample_nearest_neighbor"](given).numpy(), x[:, :, under][:, :, :, under].numpy()
     )
+
+
+def test_crops_leave_out_the_border() -> None:
+    x = torch.randn(2, 3, 7, 9)
+    given = {"x": x, "crop_height": torch.tensor([1, 2]), "crop_width": torch.tensor([0, 3])}
+    assert torch.equal(OPERATIONS["crop"](given), x[:, :, 1:5, 0:6])
+    given = {"x": x, "crop_height": torch.tensor([0, 0]), "crop_width": torch.tensor([0, 0])}
+    assert torch.equal(OPERATIONS["crop"](given), x)
+
+
+def test_pixel_unshuffle_makes_channels_of_blocks() -> None:
+    x, factor = torch.randn(1, 2, 4, 6), 2
+    expected = np.empty((1, 8, 2, 3), np.float32)
+    for channel, row, column in product(range(2), range(4), range(6)):
+        place = channel * 4 + row % factor * factor + column % factor
+        expected[0, place, row // factor, column // factor] = x[0, channel, row, column]
+    given = {"x": x, "downscale_factor": torch.tensor(factor)}
+    np.testing.assert_array_equal(OPERATIONS["pixel_unshuffle"](given).numpy(), expected)

@@ -287,3 +287,21 @@ def test_what_the_quantiser_left_alone_is_not_called_8_bits(tmp_path: Path) -> N
     )
     dynamic = sned.export(Deep(nn.LSTM(4, 4, batch_first=True)), x, **{**words, "quantize": "int8-dynamic"})
     assert not any("Nothing" in note for note in dynamic.notes)
+
+
+def test_transposed_convolutions_in_groups_stay_in_32_bits(tmp_path: Path) -> None:
+    """ONNX Runtime's quantiser takes the channels of one group for all of them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(16, 8, 4, 2, 1, groups=2), nn.Conv2d(8, 3, 1)
+    ).eval()
+    x, unseen = torch.randn(32, 3, 8, 8), torch.randn(4, 3, 8, 8)
+    words = {"quantize": "int8", "calibration": [x], "out": tmp_path / "m.onnx", "runs": 0}
+    made = sned.export(model, x[:1], **words)
+    with torch.no_grad():
+        expected, got = model(unseen), made.module()(unseen)
+    assert float((got - expected).norm() / expected.norm()) < 0.05
+    weights = [tensor for tensor in onnx.load(made.path).graph.initializer if len(tensor.dims) == 4]
+    kinds = {tuple(tensor.dims): tensor.data_type for tensor in weights}
+    assert kinds.pop((16, 4, 4, 4)) == onnx.TensorProto.FLOAT
+    assert {*kinds.values()} == {onnx.TensorProto.INT8}

@@ -249,6 +249,13 @@ def _pad(a: Arguments) -> Tensor:
     return functional.pad(a["x"], flat[:inner], mode=mode)
 
 
+def _crop(a: Arguments) -> Tensor:
+    (top, bottom), (left, right) = _ints(a["crop_height"]), _ints(a["crop_width"])
+    height, width = a["x"].shape[-2:]
+    made: Tensor = a["x"][..., top : height - bottom, left : width - right]
+    return made
+
+
 def _upsample(a: Arguments, mode: str) -> Tensor:
     scale = [float(a["scale_factor_height"]), float(a["scale_factor_width"])]
     if (
@@ -358,6 +365,8 @@ OPERATIONS: Mapping[str, Operation] = {
     "shape": lambda a: torch.tensor(a["x"].shape, dtype=torch.int32),
     "pad": _pad,
     "cumsum": lambda a: a["x"].cumsum(_int(a.get("axis"))),
+    "crop": _crop,
+    "pixel_unshuffle": lambda a: functional.pixel_unshuffle(a["x"], _int(a["downscale_factor"])),
     "pixel_shuffle": lambda a: functional.pixel_shuffle(a["x"], _int(a["upscale_factor"])),
     "upsample_nearest_neighbor": lambda a: _upsample(a, "nearest"),
     "upsample_bilinear": lambda a: _upsample(a, "bilinear"),

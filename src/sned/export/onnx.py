@@ -147,7 +147,7 @@ def _coarser(
                     made,
                     per_channel=True,
                     weight_type=QuantType.QInt8,
-                    nodes_to_exclude=_batched_products(ready),
+                    nodes_to_exclude=_left_whole(ready),
                 )
             else:
                 quantize_static(
@@ -159,7 +159,7 @@ def _coarser(
                     activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
                     calibrate_method=CalibrationMethod.MinMax,
-                    nodes_to_exclude=_batched_products(ready),
+                    nodes_to_exclude=_left_whole(ready),
                     op_types_to_quantize=[*PRODUCTS, "Gather"] if captured.attends else None,
                 )
         quantised = onnx.load(made)
@@ -193,11 +193,19 @@ def _prepare(plain: Path, ready: Path) -> None:
     onnx.save(made, ready)
 
 
-def _batched_products(path: Path) -> list[str]:
-    """Products with constants of three axes and more: ONNX Runtime has no kernel for them in 8 bits per channel."""
+def _left_whole(path: Path) -> list[str]:
+    """What ONNX Runtime has not in 8 bits per channel: products with constants of three axes and more, and transposed
+    convolutions in groups."""
     graph = onnx.load(path).graph
     deep = {tensor.name for tensor in graph.initializer if len(tensor.dims) > 2}
-    return [node.name for node in graph.node if node.op_type == "MatMul" and deep & {*node.input}]
+
+    def lacks(node: onnx.NodeProto) -> bool:
+        groups = [each.i for each in node.attribute if each.name == "group"]
+        return (node.op_type == "MatMul" and bool(deep & {*node.input})) or (
+            node.op_type == "ConvTranspose" and groups > [1]
+        )
+
+    return [node.name for node in graph.node if lacks(node)]
 
 
 class _Reader:
