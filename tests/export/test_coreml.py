@@ -107,3 +107,31 @@ def test_equal_constants_are_written_once(tmp_path: Path) -> None:
     ]
     assert len(set(constants)) == len(constants)
     assert len([op for op in block.operations if op.type == "conv"]) == 3
+
+
+class Named(nn.Module):
+    """Arguments that are called as operations are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.table = nn.Linear(4, 4), nn.Embedding(3000, 4)
+
+    def forward(self, add: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        return (self.layer(add) + self.table(ids)).relu() * mask[:, None]
+
+
+@pytest.mark.parametrize("precision", [None, "fp16"])
+def test_what_enters_a_package_is_called_as_in_the_model(tmp_path: Path, precision: str | None) -> None:
+    from coremltools.proto import FeatureTypes_pb2, Model_pb2
+
+    kinds = FeatureTypes_pb2.ArrayFeatureType
+    x = torch.randn(2, 4), torch.tensor([2047, 2999]), torch.tensor([True, False])
+    made = sned.export(
+        Named().eval(), x, to="coreml", quantize=precision, out=tmp_path / "m.mlpackage", runs=0
+    )
+    spec = Model_pb2.Model()
+    spec.ParseFromString((tmp_path / "m.mlpackage/Data/com.apple.CoreML/model.mlmodel").read_bytes())
+    (function,) = spec.description.functions or [spec.description]
+    told = {each.name: each.type.multiArrayType.dataType for each in function.input}
+    assert told == {"add": kinds.FLOAT32, "ids": kinds.INT32, "mask": kinds.FLOAT32}
+    assert (*told,) == made.inputs

@@ -106,6 +106,10 @@ def _convert(level: Captured, order: Order, system: str) -> Any:
             _spell_out(program)
             return coremltools.convert(
                 program,
+                inputs=[
+                    coremltools.TensorType(name, dtype=_ENTERING.get(tensor.dtype, np.float32))
+                    for name, tensor in zip(level.inputs, level.example, strict=True)
+                ],
                 outputs=[coremltools.TensorType(name=name) for name in level.outputs],
                 convert_to="mlprogram",
                 compute_precision=precision,
@@ -119,6 +123,10 @@ def _convert(level: Captured, order: Order, system: str) -> Any:
             f"The model cannot be written for Core ML: {reason} "
             "Replace that operation, or export the part of the model before it."
         ) from error
+
+
+_ENTERING = {torch.float16: np.float16, **dict.fromkeys((torch.int16, torch.int32, torch.int64), np.int32)}
+"""As what tensors enter that are no 32-bit floats; unless it is said, a package in fp16 takes indices in 16 bits."""
 
 
 def _compressed(model: Any, order: Order) -> Any:
