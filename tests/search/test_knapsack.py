@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,6 +143,16 @@ def test_curve_runs_from_the_whole_to_the_smallest() -> None:
     assert errors == sorted(errors)
     assert found[0].plan.removed == {}
     assert found[-1].counts.tolist() == [1, 1, 1]
+
+
+def test_curve_of_a_ranking_takes_its_plans() -> None:
+    graph, cost = chain(6, 9, 5), ChainCost()
+    problem = Problem(graph, random_scores(graph, 0, convex=True), cost)
+    found = curve(problem, "macs", search_by="global")
+    assert 5 <= len(found) <= 10
+    for point in found[1:]:
+        limits = {"macs": point.costs["macs"]}
+        assert point.counts.tolist() == search("global", replace(problem, limits=limits)).counts.tolist()
 
 
 def test_curve_needs_two_points() -> None:

@@ -89,16 +89,19 @@ def rules_of(given: Rules | Mapping[str, Any] | str | Path | None) -> Rules:
 
 
 def default_search(budget: Budget, rules: Rules, criterion: str) -> str:
-    """The name of the search where none was asked for.
+    """The name of the search where none was asked for."""
+    if budget.sparsity is not None:
+        return "uniform"
+    alone = rules.sparsity and budget.amounts == RULES_ALONE.amounts and budget.max_loss is None
+    return "manual" if alone else shared_out_by(criterion)
+
+
+def shared_out_by(criterion: str) -> str:
+    """The name of the search that shares a saving out over the groups.
 
     Importances that are scaled to each group do not add up to an error: the least sum of them empties whichever layer
     saves most for each unit. They rank units, so all go into one ranking.
     """
-    if budget.sparsity is not None:
-        return "uniform"
-    alone = rules.sparsity and budget.amounts == RULES_ALONE.amounts and budget.max_loss is None
-    if alone:
-        return "manual"
     return "global" if criterion in CRITERIA and CRITERIA[criterion].relative else "knapsack"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from sned.devices import Cost, FleetCost
 from sned.errors import BudgetError
 from sned.export import export_onnx
-from sned.pipeline.asked import Evaluate, axis_of, default_search
+from sned.pipeline.asked import Evaluate, axis_of, default_search, shared_out_by
 from sned.pipeline.loss import within_loss
 from sned.pipeline.study import Study, anchored, keep, measure, once, timed
 from sned.report.compose import Whole
@@ -54,7 +54,7 @@ def choose(study: Study, search_by: str | None, evaluate: Evaluate | None, base:
         study, limits, notes = anchored(study)
         name = search_by or default_search(budget, study.rules, study.scores.criterion)
         problem = _weighed(study, replace(study.problem, limits=limits, sparsity=budget.sparsity))
-        points = curve(problem, axis_of(budget), points=10)
+        points = curve(problem, axis_of(budget), search_by=shared_out_by(study.scores.criterion))
         found, said = _within(study, problem, name)
         if budget.max_loss is not None and evaluate is not None and base is not None:
             found, more = within_loss(study, problem, name, found, base, evaluate)
