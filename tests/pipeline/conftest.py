@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ def made_up_files(monkeypatch: pytest.MonkeyPatch) -> None:
         return Exported(path, size, ("x",), ("y",), True, "", Parity(0.0, 0.0, 1.0, 1), (1,), call=call)
 
     def measure(
-        study: Study, files: Mapping[str, Path], runs: int = 1, clock: Any = None
+        study: Study, after: Exported | None = None, runs: int = 1, clock: Any = None
     ) -> dict[str, Latency]:
-        return {name: Latency(1.0, 1.0, 1.0, runs, 1) for name in files}
+        return dict.fromkeys(("before", "after"), Latency(1.0, 1.0, 1.0, runs, 1))
 
     for module in ("study", "choice", "road"):
         monkeypatch.setattr(f"sned.pipeline.{module}.measure", measure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import sned
+from sned.export import Exported
 from sned.pipeline.study import keep, measure
 from sned.timing import Latency
 from tests.calibration.test_answers import Many
-from tests.pipeline.networks import pruned
+from tests.pipeline.networks import BATCHES, pruned, small
 
 
 class OneSize(nn.Module):
@@ -37,20 +39,43 @@ def images(count: int, batch: int) -> list[Tensor]:
     return list(torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1)).split(batch))
 
 
-def test_a_network_of_one_batch_size_is_timed_at_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    fed = []
+@pytest.fixture
+def fed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes that files are timed on."""
+    shapes: list[tuple[int, ...]] = []
 
     def timed(files: Mapping[str, Any], given: Mapping[str, Any], **options: Any) -> dict[str, Latency]:
-        fed.extend(value.shape for value in given.values())
+        shapes.extend(value.shape for value in given.values())
         return {name: Latency(1.0, 1.0, 1.0, 1, 1) for name in files}
 
     monkeypatch.setattr(importlib.import_module("sned.pipeline.study"), "measure_onnx", timed)
     for module in ("study", "choice", "road"):
         monkeypatch.setattr(f"sned.pipeline.{module}.measure", measure)
+    return shapes
+
+
+def test_a_network_of_one_batch_size_is_timed_at_that(fed: list[tuple[int, ...]]) -> None:
     model, inputs = OneSize(6).eval(), images(60, 6)
     sned.prune(model, inputs[0], budget=sned.Budget(macs="50%"), calibration=inputs)
     assert fed
     assert set(fed) == {(6, 3, 8, 8)}
+
+
+def test_a_file_of_one_batch_size_is_timed_at_that(
+    fed: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the pruned network can be written for one batch size alone, both files are timed at it."""
+    road = importlib.import_module("sned.pipeline.road")
+    written = road.export_onnx
+
+    def fixed(*arguments: Any) -> Exported:
+        return replace(written(*arguments), dynamic_batch=False, static_because="Why.", batch=2)
+
+    monkeypatch.setattr(road, "export_onnx", fixed)
+    example, budget = torch.zeros(2, 3, 8, 8), sned.Budget(macs="50%")
+    report = sned.prune(small(), example, budget=budget, calibration=BATCHES).report
+    assert fed == [(1, 3, 8, 8), (2, 3, 8, 8)]
+    assert "The file of the pruned network takes 2 inputs at once alone, and was timed so. Why." in report.notes
 
 
 @pytest.mark.parametrize("saliency", [None, "taylor", "fisher", "apoz"])

@@ -140,7 +140,7 @@ def _measured_share(study: Study, found: Found) -> float:
         small = pruned(study.graph.model, study.graph, found.plan).model
         with tempfile.TemporaryDirectory() as folder:
             exported = export_onnx(small, study.example, Path(folder) / "round.onnx")
-            timed = measure(study, {"before": study.dense, "after": exported.path})
+            timed = measure(study, exported)
         return timed["after"].median_ms / timed["before"].median_ms
 
     return once(study, "latency", measured, found.plan.to_json())

@@ -280,11 +280,13 @@ def _finish(
         notes = (*notes, *said)
     with timed(study.seconds, "export"), study.progress.task("exporting", total=1):
         exported = export_onnx(small.model, study.example, study.folder / "model.onnx")
+    if study.graph.batched and not exported.dynamic_batch:
+        only = f"The file of the pruned network takes {exported.batch} inputs at once alone, and was timed so."
+        notes = (*notes, f"{only} {exported.static_because}")
     latency: dict[str, Latency] = {}
     if study.measured:
         with timed(study.seconds, "measure"):
-            files = {"before": study.dense, "after": exported.path}
-            latency = measure(study, files, runs=200, clock=time.perf_counter_ns)
+            latency = measure(study, exported, runs=200, clock=time.perf_counter_ns)
     with timed(study.seconds, "evaluate"):
         same = _agreement(study, small.model)
         after = evaluated(small.model, evaluate) if evaluate else None

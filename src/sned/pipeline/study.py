@@ -215,9 +215,7 @@ def anchored(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
     if not study.measured:
         return _estimated(study)
     runs = 60 if study.budget.latency_ms is not None else 20
-    median_ms = once(
-        study, "anchor", lambda: measure(study, {"before": study.dense}, runs)["before"].median_ms
-    )
+    median_ms = once(study, "anchor", lambda: measure(study, runs=runs)["before"].median_ms)
     predicted = study.dense_costs()["latency_ms"]
     note = (
         f"Latencies are summed over measured ops and scaled by {median_ms / predicted:.2f}, "
@@ -286,18 +284,21 @@ def _parts_aside(folder: Path) -> list[Path]:
 
 
 def measure(
-    study: Study, files: Mapping[str, Path], runs: int = 60, clock: Clock | None = None
+    study: Study, after: Exported | None = None, runs: int = 60, clock: Clock | None = None
 ) -> dict[str, Latency]:
-    """Latencies of files by name, interleaved, at the batch and threads of the budget.
+    """Latencies of the whole network ("before") and of another one's file ("after"), interleaved, at the threads of the
+    budget and at its batch, or at the only one that a file takes.
 
     While searching, other programs on the machine are no part of a network's time, as far as the system can tell them
     apart; what the report shows is of the wall.
     """
-    batch, threads = batch_of(study.graph, study.budget.batch), study.budget.threads
-    given = feeds(study.exported, study.example, batch=batch)
+    written = [study.exported] if after is None else [study.exported, after]
+    files = dict(zip(("before", "after"), [study.dense, *(file.path for file in written[1:])], strict=False))
+    fixed = [file.batch for file in written if not file.dynamic_batch]
+    batch, threads = min(fixed, default=batch_of(study.graph, study.budget.batch)), study.budget.threads
     return measure_onnx(
         files,
-        given,
+        feeds(study.exported, study.example, batch=batch),
         threads=threads,
         runs=runs,
         max_seconds=SEARCHED_SECONDS if study.budget.latency_ms is not None else TOLD_SECONDS,
