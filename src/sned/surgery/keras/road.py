@@ -21,7 +21,7 @@ from sned.surgery.keras.arrays import batches, tensors
 from sned.surgery.keras.depth import shortened
 from sned.surgery.keras.naming import variables_of
 from sned.surgery.keras.network import Network
-from sned.surgery.keras.passages import passages
+from sned.surgery.keras.passages import Passage, passages
 from sned.surgery.keras.rebuild import cut, verify
 
 SUFFIX = ".keras"
@@ -133,20 +133,23 @@ def traced(network: Network, example: Example) -> Graph:
 
 def without_keras(graph: Graph, names: Sequence[str]) -> Graph:
     """`sned.without` for the graph of a Keras model."""
-    chosen = tuple(layer.name for layer in chosen_layers(graph.layers, names))
+    chosen = _chosen(graph.model, names)
     if not chosen:
         return graph
     graph.model.pull()
     short = traced(_without(graph.model, chosen, graph.example), graph.example)
-    return replace(short, bypassed=(*graph.bypassed, *chosen))
+    return replace(short, bypassed=(*graph.bypassed, *(one.layer.name for one in chosen)))
 
 
-def _without(network: Network, names: Sequence[str], example: Example) -> Network:
+def _chosen(network: Network, names: Sequence[str]) -> list[Passage]:
+    """How the named layers can be left out."""
+    known = {one.layer: one for one in passages(network.keras)}
+    return [known[layer] for layer in chosen_layers(list(known), names)]
+
+
+def _without(network: Network, chosen: Sequence[Passage], example: Example) -> Network:
     """The network without some of its layers."""
-    known = {one.layer.name: one for one in passages(network.keras)}
-    chosen = chosen_layers([one.layer for one in known.values()], names)
-    small = shortened(network.keras, [known[layer.name] for layer in chosen], example, state_of(network))
-    return Network.of(small)
+    return Network.of(shortened(network.keras, chosen, example, state_of(network)))
 
 
 def _recorded(model: Any, example: Example, *, rehearse: bool) -> Graph:
@@ -172,7 +175,7 @@ def apply_keras(model: Any, plan: Plan) -> Any:
     """`sned.apply` for a Keras model."""
     network = network_of(model)
     if plan.bypassed:
-        network = _without(network, plan.bypassed, plan.example)
+        network = _without(network, _chosen(network, plan.bypassed), plan.example)
     graph = _known(network, plan)
     if graph is None:
         try:
