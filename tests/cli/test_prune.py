@@ -96,7 +96,7 @@ def test_a_sparsity_as_json_without_a_folder(shell: Shell, user_file: Path) -> N
     ("words", "match"),
     [
         (("{f}:make_model", "-e", "1,4,8,8", "--macs", "50%"), r"must run on the example inputs"),
-        (("{f}:make_model", "-e", "1,3,8,8"), r"A budget must ask for something"),
+        (("{f}:make_model", "-e", "1,3,8,8"), r"`--macs 50%`"),
         (("{f}:make_model", "-e", "1,3,8,8", "--macs", "half"), r"`macs` must be a number above 0"),
         (("{f}:make_model", "-e", "1,3,8,8", "--macs", "150%"), r"not between 0% and 100%"),
         (("{f}:make_model", "-e", "1,3,8,8", "--macs", "50%", "--sparsity", "0.5"), r"Give one or the other"),

@@ -175,9 +175,12 @@ def command(
     from sned.search import Rules
 
     given = Rules() if rules is None else Rules.from_toml(rules)
-    if (given.sparsity or without) and all(
-        fields[name] is None for name in (*AMOUNTS, "sparsity", "max_loss")
-    ):
+    if all(fields[name] is None for name in (*AMOUNTS, "sparsity", "max_loss")):
+        if not (given.sparsity or without):
+            raise BudgetError(
+                "A budget must ask for something. Say what may remain, such as `--latency-ms 8` or `--macs 50%`, or "
+                "give `--sparsity`, or `--max-loss` with `--evaluate`."
+            )
         fields |= RULES_ALONE.amounts
     asked = _budget(**fields)
     find_devices(asked.device)  # a wrong name is found before anything is built
