@@ -37,8 +37,8 @@ def test_options_hold_what_makes_two_sessions_comparable() -> None:
 @pytest.mark.parametrize(
     ("release", "threads", "wait", "stop"),
     [
-        ("1.31.0", 2, "200", None),
-        ("1.26.0", 4, "200", None),
+        ("1.31.0", 2, "50", None),
+        ("1.26.0", 4, "50", None),
         ("1.25.1", 2, None, "1"),
         ("1.31.0", 1, None, "1"),
     ],

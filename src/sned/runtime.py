@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 _WARNINGS_AND_BELOW_ARE_HIDDEN = 3
 
-AWAKE_US = 200
-"""For how long threads that are kept awake wait for the next run before they sleep."""
+AWAKE_US = 50
+"""For how long threads that are kept awake wait for the next run before they sleep, as the runtime counts it: on some
+processors it lasts several times as long, and whoever is timed next (`sned.devices.timer.SAMPLE_MS`) shares a core."""
 
 CORES = Path("/sys/devices/system/cpu")
 """Where Linux tells which of its processors share a core."""
