@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sned.export.parity import Parity, compare, worst
+from sned.export.parity import Parity, compare, compare_runs
 
 
 def test_differences_are_those_of_the_worst_element_of_any_output() -> None:
@@ -51,9 +51,21 @@ def test_nothing_with_classes_gives_no_agreement() -> None:
     assert compare([np.arange(3)], [np.arange(3)]).top1_agreement is None
 
 
-def test_the_worst_of_several_weighs_agreement_by_rows() -> None:
-    both = worst([Parity(0.1, 0.2, 1.0, 3), Parity(0.3, 0.1, 0.0, 1), Parity(0.0, 0.0, None, 0)])
-    assert both == Parity(0.3, 0.2, 0.75, 4)
+def test_several_runs_are_one_comparison() -> None:
+    """Stacked by hand; the second run's answers are small, and its differences as those of the first."""
+    reference = [np.array([[4.0, -8.0], [2.0, 1.0]]), np.array([[0.01, 0.0]])]
+    got = [np.array([[4.0, -8.0], [2.0, 1.5]]), np.array([[0.0, 0.5]])]
+    parity = compare_runs(([ours], [theirs]) for ours, theirs in zip(reference, got, strict=True))
+    assert parity == compare([np.concatenate(reference)], [np.concatenate(got)])
+    assert parity.max_rel_diff == 0.5 / 8
+    assert (parity.top1_agreement, parity.rows) == (2 / 3, 3)
+    assert parity.error == pytest.approx(np.sqrt((0.25 + 0.25 + 1e-4) / (16 + 64 + 4 + 1 + 1e-4)))
+
+
+def test_one_run_of_another_shape_spoils_all() -> None:
+    right, wrong = np.ones((1, 2)), np.ones((1, 3))
+    parity = compare_runs([([right], [right]), ([right], [wrong]), ([right], [right])])
+    assert parity.max_abs_diff == parity.max_rel_diff == parity.error == np.inf
 
 
 def test_a_tolerance_is_relative_and_a_hundredth_of_it_absolute() -> None:

@@ -75,7 +75,9 @@ def test_a_file_of_one_batch_size_is_timed_at_that(
     example, budget = torch.zeros(2, 3, 8, 8), sned.Budget(macs="50%")
     report = sned.prune(small(), example, budget=budget, calibration=BATCHES).report
     assert fed == [(1, 3, 8, 8), (2, 3, 8, 8)]
-    assert "The file of the pruned network takes 2 inputs at once alone, and was timed so. Why." in report.notes
+    assert (
+        "The file of the pruned network takes 2 inputs at once alone, and was timed so. Why." in report.notes
+    )
 
 
 @pytest.mark.parametrize("saliency", [None, "taylor", "fisher", "apoz"])

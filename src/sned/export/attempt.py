@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from sned.errors import ExportError
 from sned.export.calls import call_of, row_axes
 from sned.export.checks import default_tolerance
 from sned.export.exported import Exported
-from sned.export.parity import Array, Parity, compare, worst
+from sned.export.parity import Parity, compare_runs
 from sned.export.structure import arrays, batched, fresh, in_parts
-from sned.export.target import DYNAMIC, FP16, FP32, INT8, Order, Session, Source, Target
+from sned.export.target import DYNAMIC, FP16, FP32, INT8, Order, Source, Target
 from sned.files import size_of, staged_path
 from sned.graph.example import Inputs, batch_in
 
@@ -108,9 +106,10 @@ def _verified(job: Job, path: Path, level: str, *, dynamic: bool) -> Parity:
     trials = [*job.calibration] if job.precision == INT8 else [*drawn, *job.calibration]
     batch = None if dynamic else own
     which = batched(job.example)
-    parity = worst(
-        _compared(job.subjects[level], session, [*in_parts(trial, batch, which)]) for trial in trials
-    )
+    subject = job.subjects[level]
+    # both see the same rows together, at the batch that the file takes: an output may come from all of them
+    parts = [part for trial in trials for part in in_parts(trial, batch, which)]
+    parity = compare_runs((arrays(subject.run(part)), session.run(arrays(part))) for part in parts)
     if job.tolerance is not None:
         agrees, limit = parity.within(job.tolerance), f"{job.tolerance:g} is allowed"
     else:
@@ -139,19 +138,6 @@ def _advice(precision: str, target: Target) -> str:
             "Give a few hundred real calibration inputs, or use 'int8-dynamic' (for transformers) or 'fp16'."
         )
     return "Give a few hundred real calibration inputs, or use 'fp16'."
-
-
-def _compared(subject: Source, session: Session, parts: Iterable[Inputs]) -> Parity:
-    """Both see the same rows together, at the batch that the file takes: an output may come from all of them."""
-    runs = [(arrays(subject.run(part)), session.run(arrays(part))) for part in parts]
-    ours, theirs = (
-        [_stacked(pieces) for pieces in zip(*side, strict=True)] for side in zip(*runs, strict=True)
-    )
-    return compare(ours, theirs)
-
-
-def _stacked(pieces: Sequence[Array]) -> Array:
-    return pieces[0] if len(pieces) == 1 else np.concatenate([np.atleast_1d(piece) for piece in pieces])
 
 
 def _opset(path: Path) -> int:

@@ -28,7 +28,7 @@ class Exported:
         outputs: names of the outputs.
         dynamic_batch: whether it takes batches of any size.
         static_because: why not, where it does not.
-        parity: the worst of the example, of fresh inputs and of calibration inputs, against the model.
+        parity: against the model, over the example, fresh inputs and calibration inputs.
         batches: the batch sizes compared.
         opset: version of the ONNX operators that it uses; None elsewhere.
         target: a name in `sned.export.TARGETS`.

@@ -1,5 +1,6 @@
-"""How far two lists of outputs are apart: numpy only, so that any two runtimes can be compared."""
+"""How far the outputs of two networks are apart: numpy only, so that any two runtimes can be compared."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -12,11 +13,12 @@ Array: TypeAlias = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Parity:
-    """How well outputs agree with a reference.
+    """How well outputs agree with a reference, over one run or several.
 
     Attributes:
         max_abs_diff: largest absolute difference of any element; infinite where only one of them is finite.
-        max_rel_diff: the same, over the largest finite magnitude in that output of the reference.
+        max_rel_diff: the same, over the largest finite magnitude in that output of the reference in any run: the
+            answers of one run can all happen to be near zero, and the rounding of what they were made of is not.
         top1_agreement: fraction in [0, 1] of rows whose largest element is the same one, in the first output
             with classes; None where no output has classes.
         rows: how many such rows were compared.
@@ -39,35 +41,31 @@ class Parity:
 
 
 def compare(reference: Sequence[Array], got: Sequence[Array]) -> Parity:
-    """Compare outputs one by one; both lists hold arrays of the same shapes.
+    """Compare the outputs of one run one by one; both lists hold arrays of the same shapes.
 
     Elements that are the same infinity, or NaN in both, count as equal.
     """
-    pairs = [(np.asarray(ours), np.asarray(theirs)) for ours, theirs in zip(reference, got, strict=True)]
-    differences = [_differences(ours, theirs) for ours, theirs in pairs]
-    classes = next(((ours, theirs) for ours, theirs in pairs if has_classes(ours)), None)
-    same = top1(classes[0]) == top1(classes[1]) if classes else np.zeros(0, bool)
-    return Parity(
-        max_abs_diff=max((absolute for absolute, _ in differences), default=0.0),
-        max_rel_diff=max((relative for _, relative in differences), default=0.0),
-        top1_agreement=float(same.mean()) if same.size else None,
-        rows=int(same.size),
-        error=max((_relative_error(ours, theirs) for ours, theirs in pairs), default=0.0),
-    )
+    return compare_runs([(reference, got)])
 
 
-def worst(parities: Iterable[Parity]) -> Parity:
-    """One `Parity` for several comparisons: the largest differences, the agreement over all of their rows."""
-    all_ = list(parities)
-    voted = [parity for parity in all_ if parity.top1_agreement is not None]
-    rows = sum(parity.rows for parity in voted)
-    agreed = sum((parity.top1_agreement or 0.0) * parity.rows for parity in voted)
+def compare_runs(runs: Iterable[tuple[Sequence[Array], Sequence[Array]]]) -> Parity:
+    """One `Parity` for several runs, each the outputs of the reference and those to be compared."""
+    apart: list[_Apart] = []
+    agreed = rows = 0
+    for reference, got in runs:
+        pairs = [(np.asarray(ours), np.asarray(theirs)) for ours, theirs in zip(reference, got, strict=True)]
+        found = [_apart(ours, theirs) for ours, theirs in pairs]
+        apart = [a.and_of(b) for a, b in zip(apart, found, strict=True)] if apart else found
+        scores = next(((ours, theirs) for ours, theirs in pairs if has_classes(ours)), None)
+        if scores:
+            same = top1(scores[0]) == top1(scores[1])
+            agreed, rows = agreed + int(np.sum(same)), rows + int(np.size(same))
     return Parity(
-        max_abs_diff=max((parity.max_abs_diff for parity in all_), default=0.0),
-        max_rel_diff=max((parity.max_rel_diff for parity in all_), default=0.0),
+        max_abs_diff=max((each.absolute for each in apart), default=0.0),
+        max_rel_diff=max((_over(each.absolute, each.magnitude) for each in apart), default=0.0),
         top1_agreement=agreed / rows if rows else None,
         rows=rows,
-        error=max((parity.error for parity in all_), default=0.0),
+        error=max((_over(math.sqrt(each.apart), math.sqrt(each.size)) for each in apart), default=0.0),
     )
 
 
@@ -95,32 +93,42 @@ def _class_axis(output: Array) -> int:
     return 1 if output.ndim in (4, 5) else -1
 
 
-def _differences(reference: Array, got: Array) -> tuple[float, float]:
-    """Largest absolute difference, and that over the largest finite magnitude of the reference."""
-    if reference.shape != got.shape:
-        return float("inf"), float("inf")
-    if not reference.size:
-        return 0.0, 0.0
+@dataclass(frozen=True)
+class _Apart:
+    """One output: largest difference and largest magnitude, and the sums of squares of differences and of values."""
+
+    absolute: float
+    magnitude: float
+    apart: float
+    size: float
+
+    def and_of(self, other: "_Apart") -> "_Apart":
+        return _Apart(
+            max(self.absolute, other.absolute),
+            max(self.magnitude, other.magnitude),
+            self.apart + other.apart,
+            self.size + other.size,
+        )
+
+
+def _apart(reference: Array, got: Array) -> _Apart:
     wide = np.complex128 if np.iscomplexobj(reference) or np.iscomplexobj(got) else np.float64
     ours, theirs = reference.astype(wide), got.astype(wide)
-    alike = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
-    finite = np.isfinite(ours) & np.isfinite(theirs)
-    if not np.all(alike | finite):
-        return float("inf"), float("inf")
-    apart = finite & ~alike
-    absolute = float(np.max(np.abs(ours[apart] - theirs[apart]), initial=0.0))
-    magnitude = float(np.max(np.abs(ours), where=finite, initial=0.0))
-    return absolute, absolute / magnitude if magnitude else absolute
-
-
-def _relative_error(reference: Array, got: Array) -> float:
-    """`||got - reference|| / ||reference||` over finite elements; infinite where only one of two is finite."""
-    if reference.shape != got.shape:
-        return float("inf")
-    real = not (np.iscomplexobj(reference) or np.iscomplexobj(got))
-    ours, theirs = (array.astype(np.float64 if real else np.complex128) for array in (reference, got))
-    if not np.array_equal(np.isfinite(ours), np.isfinite(theirs)):
-        return float("inf")
     finite = np.isfinite(ours)
-    apart, size = np.linalg.norm(ours[finite] - theirs[finite]), np.linalg.norm(ours[finite])
-    return float(apart / size) if size else float(apart)
+    magnitude, size = float(np.max(np.abs(ours), where=finite, initial=0.0)), _squares(ours[finite])
+    if ours.shape != theirs.shape:
+        return _Apart(math.inf, magnitude, math.inf, size)
+    alike = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+    both = finite & np.isfinite(theirs)
+    if not np.all(alike | both):
+        return _Apart(math.inf, magnitude, math.inf, size)
+    differences = np.abs(ours[both] - theirs[both])
+    return _Apart(float(np.max(differences, initial=0.0)), magnitude, _squares(differences), size)
+
+
+def _squares(values: Array) -> float:
+    return float(np.vdot(values, values).real)
+
+
+def _over(difference: float, size: float) -> float:
+    return difference / size if size else difference

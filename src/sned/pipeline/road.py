@@ -281,7 +281,9 @@ def _finish(
     with timed(study.seconds, "export"), study.progress.task("exporting", total=1):
         exported = export_onnx(small.model, study.example, study.folder / "model.onnx")
     if study.graph.batched and not exported.dynamic_batch:
-        only = f"The file of the pruned network takes {exported.batch} inputs at once alone, and was timed so."
+        only = (
+            f"The file of the pruned network takes {exported.batch} inputs at once alone, and was timed so."
+        )
         notes = (*notes, f"{only} {exported.static_because}")
     latency: dict[str, Latency] = {}
     if study.measured:
