@@ -246,10 +246,7 @@ class Coupling:
 
     def _owned(self) -> sparse.csr_matrix:
         """`[units, positions in line]`: what leaves with each unit."""
-        held = _matrix([(self._line, np.arange(self._line.size))], (self._atoms, self._line.size))
-        owned = (self._covers @ held).tocsr()
-        owned.sort_indices()
-        return owned
+        return self._covers.T.tocsr()[self._line].T.tocsr()
 
     def _slices(self, lines: IntArray) -> tuple[Slices, ...]:
         """Units of one signature own as many positions on the same axes: their rows `lines` have one layout."""
@@ -391,7 +388,7 @@ def _components(count: int, pairs: Iterable[tuple[IntArray, IntArray]]) -> IntAr
     if not held:
         return np.arange(count)
     a, b = (np.concatenate(side) for side in zip(*held, strict=True))
-    graph = sparse.coo_matrix((np.ones(len(a), np.int8), (a, b)), (count, count))
+    graph = sparse.csr_matrix((np.ones(len(a)), (a, b)), (count, count))  # as SciPy would make it
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 

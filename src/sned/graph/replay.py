@@ -24,6 +24,7 @@ from sned.graph.trace import device_of
 State = Mapping[str, torch.Tensor]
 
 
+@torch.no_grad()
 def slice_state(state: State, plan: Plan) -> dict[str, torch.Tensor]:
     """Every tensor of `state`, cut down to what the plan keeps."""
     sliced = {**state, **{name: cut_down(state[name], axes) for name, axes in plan.kept.items()}}
