@@ -77,6 +77,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.number(tensor) if id(tensor) in self._names else self._numbers.get(id(tensor))
 
     def _plain(self, value: Any) -> Any:
+        if type(value) in _ATOMS:
+            return value
         if isinstance(value, torch.Tensor):
             return Ref(self.read(value))
         if isinstance(value, (tuple, list)):
@@ -143,6 +145,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             nn.Module.__call__ = plain  # type: ignore[method-assign]
 
+
+_ATOMS = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout})
+"""What most arguments are."""
 
 _SQUEEZED = {torch.ops.aten.squeeze.default: torch.ops.aten.squeeze.dims}
 """Ops that drop every axis of size 1, which of one row alone is also that of the batch, and what is written down: the

@@ -64,7 +64,8 @@ def copied(model: nn.Module) -> nn.Module:
 def detached(model: nn.Module) -> dict[int, Any]:
     """What stands in a copy for tensors that a pass left on modules, as the older weight norm does, by identity: they
     would not be copied."""
-    held = (value for _, module in modules_of(model) for value in vars(module).values())
+    values = (value for _, module in modules_of(model) for value in vars(module).values())
+    held = (value for value in values if type(value) not in _COMMON)
     left = [value for value in held if isinstance(value, torch.Tensor) and value.grad_fn is not None]
     return {id(tensor): tensor.detach().clone() for tensor in left}
 
@@ -83,6 +84,8 @@ _COMPILED = "_compiled_call_impl"
 
 _TABLES = (dict, OrderedDict, set)
 _ATOMS = frozenset({bool, int, float, str, type(None)})
+_COMMON = _ATOMS.union(_TABLES)
+"""What nearly all that modules hold is."""
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
