@@ -23,9 +23,10 @@ from sned.graph.provenance import (
     TensorAxis,
     Watch,
     functions_opened,
-    instrumented,
+    instrument,
     is_configuration,
 )
+from sned.graph.untouched import Untouched
 
 WIDTH, HEADS = Attribute("block", "width"), Attribute("block", "heads")
 
@@ -119,7 +120,8 @@ class Holder(nn.Module):
 def test_attributes_are_swapped_and_put_back() -> None:
     model = Holder()
     before = {path: dict(vars(module)) for path, module in model.named_modules()}
-    with instrumented(model):
+    with Untouched(model):
+        instrument(model)
         assert isinstance(model.width, Sized)
         assert model.width.formula.sources == {Attribute("", "width")}
         assert model.sizes == (2, 3)
@@ -133,9 +135,21 @@ def test_attributes_are_swapped_and_put_back() -> None:
     assert type(model.config.heads) is int
 
 
+def test_zeros_stay_plain() -> None:
+    model = nn.Conv2d(2, 2, 3, padding=(0, 1))
+    model.offset, model.offsets, model.nothing = 0, (0, 0), ()
+    with Untouched(model):
+        instrument(model)
+        assert type(model.offset) is int
+        assert all(type(size) is int for size in model.offsets)
+        assert model.nothing == ()
+        assert all(isinstance(size, Sized) for size in model.padding)
+
+
 def test_attributes_are_put_back_after_an_error() -> None:
     model = Holder()
-    with pytest.raises(RuntimeError, match="in between"), instrumented(model):
+    with pytest.raises(RuntimeError, match="in between"), Untouched(model):
+        instrument(model)
         raise RuntimeError("in between")
     assert type(model.width) is int
     assert type(model.sizes[0]) is int

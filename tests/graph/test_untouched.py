@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sned import trace
+from sned.graph.untouched import Untouched
 from tests.graph.oracle import call, distance, lively
 
 
@@ -38,6 +39,18 @@ def test_what_a_pass_hooks_on_and_keeps_is_taken_back() -> None:
     assert not model.ready
     assert not model.seen
     assert not model.a._forward_hooks
+
+
+def test_one_serves_pass_after_pass() -> None:
+    model, x = Hooks(), torch.randn(2, 4)
+    untouched, before = Untouched(model), dict(vars(model))
+    for _ in range(2):
+        with untouched:
+            model(x)
+            assert model.ready
+        assert vars(model) == before
+        assert not model.seen
+        assert not model.a._forward_hooks
 
 
 class Cached(nn.Module):

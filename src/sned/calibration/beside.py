@@ -16,7 +16,7 @@ from sned.errors import CalibrationError
 from sned.graph.example import Inputs, arguments, copied, tensors_in
 from sned.graph.replay import Replay
 from sned.graph.trace import device_of, mode_of, plain_kernels, state_of
-from sned.graph.untouched import untouched
+from sned.graph.untouched import Untouched
 
 ROWS = 8
 """Inputs that both are run on, where any number will do."""
@@ -57,7 +57,7 @@ def _answers(model: nn.Module, replay: Replay, inputs: Inputs) -> Sequence[Tenso
     written = {name: replay.state[name].clone() for name in replay.graph.written}
     args, kwargs = copied(arguments(inputs))
     try:
-        with plain_kernels(), mode_of(model, training=False), untouched(model):
+        with plain_kernels(), mode_of(model, training=False), Untouched(model):
             return tensors_in(functional_call(model, {**replay.state, **written}, args, kwargs))
     except Exception as error:
         raise CalibrationError(

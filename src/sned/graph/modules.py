@@ -34,4 +34,5 @@ def put_modes(modes: Mapping[nn.Module, bool]) -> None:
         if module.training is not training:
             module.train(training)
     for module, training in modes.items():
-        module.training = training
+        if module.training is not training:
+            module.training = training

@@ -299,8 +299,10 @@ class Watch(TorchFunctionMode):
         """Note factors that follow from a size: floats given, and what attention uses when it is given none."""
         end = self.position()
         given = args, tuple(kwargs.values())
-        whole = [number for number in _integers(given) if isinstance(number, Sized)]
-        for value in (*leaves(given, SizedFloat), *(whole if name.strip("_") in FACTORS else ())):
+        factors = leaves(given, SizedFloat)
+        if name.strip("_") in FACTORS:
+            factors += [number for number in _integers(given) if isinstance(number, Sized)]
+        for value in factors:
             self.scales.append(Scale(value.formula, float(value), start, end))
         if name == "scaled_dot_product_attention" and isinstance(kwargs.get("scale"), SizedFloat):
             root = kwargs["scale"] ** 0.5  # of which the query and the key get one each
@@ -380,35 +382,27 @@ def functions_opened() -> Iterator[None]:
         del vars(torch.nn.functional)["float"]
 
 
-@contextmanager
-def instrumented(model: nn.Module) -> Iterator[None]:
-    """Swap the integers in the attributes of every module for `Sized` ones, and back."""
-    undo: list[tuple[dict[str, Any], str, Any]] = []
-    try:
-        for path, module in modules_of(model):
-            held = vars(module)
-            for name, value in list(held.items()):
-                if name.startswith("__") or name in OF_EVERY_MODULE:
-                    continue
-                swapped = _swapped(value, path, name)
-                if swapped is not value:
-                    undo.append((held, name, value))
-                    held[name] = swapped
-        yield
-    finally:
-        for held, name, value in reversed(undo):
-            held[name] = value
+def instrument(model: nn.Module) -> None:
+    """Swap the integers in the attributes of every module for `Sized` ones, but for zeros, which stay under any plan.
+
+    `Untouched` swaps them back.
+    """
+    for path, module in modules_of(model):
+        held = vars(module)
+        for name, value in held.items():
+            if name not in OF_EVERY_MODULE and not name.startswith("__"):
+                held[name] = _swapped(value, path, name)
 
 
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def _swapped(value: Any, path: str, name: str) -> Any:
-    if value is None or isinstance(value, bool | float | str):
+    if value is None or isinstance(value, bool | float | str) or (_is_integer(value) and not value):
         return value
     if _is_integer(value):
         return Sized.of(value, Attribute(path, name))
-    if type(value) in (tuple, list) and value and all(_is_integer(v) for v in value):
+    if type(value) in (tuple, list) and all(map(_is_integer, value)) and any(value):
         return type(value)(Sized.of(v, Attribute(path, name, item=i)) for i, v in enumerate(value))
     if type(value) is dict or is_configuration(value):
         twin = copy.copy(value)

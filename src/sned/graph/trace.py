@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,13 +22,13 @@ from sned.graph.example import Example, Inputs, Leaf, describe, tensors_in
 from sned.graph.ir import Graph
 from sned.graph.merging import has_offsets, merge
 from sned.graph.modules import modes_of, modules_of, put_modes
-from sned.graph.provenance import Watch, functions_opened, instrumented
+from sned.graph.provenance import Watch, functions_opened, instrument
 from sned.graph.recorder import Recorder
 from sned.graph.recording import BATCHES, Recorded, Recording, rows_of_one_size
 from sned.graph.rescale import PRODUCTS
 from sned.graph.tables import widened
 from sned.graph.training import adds, alike, mode_watched
-from sned.graph.untouched import untouched
+from sned.graph.untouched import Untouched
 
 FURTHER = 5
 """A third batch size, where two do not tell how numbers follow it."""
@@ -134,13 +134,14 @@ def record(
     training: bool = False,
     device: str = "meta",
     sources: bool = True,
-    thrown_away: bool = False,
+    untouched: AbstractContextManager[None] | None = None,
 ) -> Recording:
     """Run `model` once on inputs like `example`, on meta tensors, and return what it did.
 
     `into` is filled as the pass goes, so that it says how far the pass got when the model raises. Without `sources` the
-    ops alone are written down: a pass that is held against another one need not tell where its numbers come from. A
-    copy that is `thrown_away` is left as the pass leaves it.
+    ops alone are written down: a pass that is held against another one need not tell where its numbers come from.
+    `untouched` takes back what the pass leaves in the model, where one serves several passes; a copy that is thrown
+    away needs none.
 
     Raises:
         Whatever the model raises.
@@ -178,10 +179,9 @@ def record(
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder.module_paths(returns=sources))
         stack.enter_context(recorder)
-        if not thrown_away:
-            stack.enter_context(untouched(model))
+        stack.enter_context(Untouched(model) if untouched is None else untouched)
         if sources:
-            stack.enter_context(instrumented(model))
+            instrument(model)
         stack.enter_context(functions_opened())
         if training:
             stack.enter_context(torch.random.fork_rng(()))
@@ -342,11 +342,15 @@ def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
     """
     first_error: Exception | None = None
     devices = _devices(model)
+    with mode_of(model, training=False):
+        untouched = Untouched(model)
     for device in devices:
         for batches in (BATCHES, (None,)):
             try:
                 recordings = [
-                    record(model, example, batch, device=device, sources=batch == batches[0])
+                    record(
+                        model, example, batch, device=device, sources=batch == batches[0], untouched=untouched
+                    )
                     for batch in batches
                 ]
             except Exception as error:  # noqa: BLE001 (the user's forward may raise anything)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -13,17 +11,23 @@ from torch import nn
 from sned.graph.modules import modules_of
 
 
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Take back what a forward pass sets, adds or hooks on: a table kept for the next time would be a meta tensor."""
-    full, empty = _changeable(model)
-    try:
-        yield
-    finally:
-        for kind, held, was in full:
+class Untouched:
+    """Takes back what a forward pass sets, adds or hooks on: a table kept for the next time would be a meta tensor.
+
+    A context for one pass after another: each begins with the model as it was when this was made.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._full, self._empty = _changeable(model)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        for kind, held, was in self._full:
             kind.clear(held)
             (kind.extend if kind in (list, deque) else kind.update)(held, was)
-        for held in empty:
+        for held in self._empty:
             if held:
                 held.clear()
 

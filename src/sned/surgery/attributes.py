@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -117,7 +118,7 @@ def _recorded_again(
         device=device,
         training=training,
         sources=False,
-        thrown_away=True,
+        untouched=nullcontext(),
     )
 
 

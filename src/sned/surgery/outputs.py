@@ -13,7 +13,7 @@ from torch.func import functional_call
 from sned.errors import SurgeryError
 from sned.graph.example import ArgsAndKwargs, tensors_in
 from sned.graph.trace import state_of
-from sned.graph.untouched import untouched
+from sned.graph.untouched import Untouched
 
 TOLERANCE = 1e-4
 """Largest difference to the replay, relative to the largest number of an output in single or double precision."""
@@ -27,7 +27,11 @@ _FINE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 def answered(
-    model: nn.Module, written: Iterable[str], inputs: ArgsAndKwargs, own: Mapping[str, torch.Tensor] = NONE
+    model: nn.Module,
+    written: Iterable[str],
+    inputs: ArgsAndKwargs,
+    own: Mapping[str, torch.Tensor] = NONE,
+    untouched: Untouched | None = None,
 ) -> Sequence[torch.Tensor]:
     """What a model returns, which keeps its buffers and all that it remembers of its calls.
 
@@ -36,11 +40,12 @@ def answered(
         written: names of the buffers that a pass writes into.
         inputs: to be changed, maybe.
         own: tensors to use in the place of the model's, by name.
+        untouched: takes back what the pass leaves in the model, where one serves several passes.
     """
     state = {**state_of(model), **own}
     other = {**own, **{name: state[name].clone() for name in written if name in state}}
     args, kwargs = inputs
-    with untouched(model):
+    with untouched or Untouched(model):
         return tensors_in(functional_call(model, other, args, kwargs) if other else model(*args, **kwargs))
 
 

@@ -15,6 +15,7 @@ from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
 from sned.graph.replay import Replay, made_up, sizes_of, slice_state
 from sned.graph.trace import check_values, device_of, mode_of, plain_kernels, state_of, undisturbed
+from sned.graph.untouched import Untouched
 from sned.surgery.attributes import check_sizes, repair_attributes
 from sned.surgery.depth import without
 from sned.surgery.home import moved_inputs
@@ -207,7 +208,8 @@ def verify(small: nn.Module, graph: Graph, plan: Plan, sliced: Mapping[str, torc
     own = {name: tensor for name, tensor in made_up(graph, plan, tried).items() if name in zero}
 
     def made(inputs: ArgsAndKwargs) -> Sequence[torch.Tensor]:
-        return answered(small, graph.written, inputs, own)  # what it remembers of its calls is the original's
+        # What it remembers of its calls is the original's.
+        return answered(small, graph.written, inputs, own, untouched)
 
     rows = VERIFIED if graph.batched else None
 
@@ -218,6 +220,7 @@ def verify(small: nn.Module, graph: Graph, plan: Plan, sliced: Mapping[str, torc
 
     gpus = [replay.device] if replay.device.type == "cuda" else []
     with torch.random.fork_rng(gpus), torch.no_grad(), plain_kernels(), mode_of(small, training=False):
+        untouched = Untouched(small)  # in the mode in which it runs: to change it may do more than set flags
         expected, _ = replay.run(inputs())
         worst = largest_difference(made(inputs()), expected, rows or graph.batch)
         if not graph.batched:

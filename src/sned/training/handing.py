@@ -15,7 +15,7 @@ from sned.graph.example import tensors_in
 from sned.graph.ir import Graph, Rows
 from sned.graph.recording import BATCHES, rows_in_step
 from sned.graph.trace import device_of, mode_of, state_of
-from sned.graph.untouched import untouched
+from sned.graph.untouched import Untouched
 from sned.surgery.home import moved_inputs
 from sned.training.memory import is_memory_error
 
@@ -68,7 +68,7 @@ def shapes_of(model: nn.Module, graph: Graph, paths: Sequence[str]) -> Shapes:
         with (
             torch.no_grad(),
             mode_of(model, training=False),
-            untouched(model),
+            Untouched(model),
             captured(model, [path for path in paths if path in known], _shape_of) as seen,
         ):
             try:
