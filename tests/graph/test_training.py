@@ -105,12 +105,13 @@ class Asking(nn.Module):
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The class of each module that is recorded in train mode."""
+    """The class of each module that is recorded in train mode, of each one of those that are recorded beside each other."""
     seen: list[str] = []
     record = tracing.record
 
     def noted(model: nn.Module, *args: Any, **options: Any) -> Any:
-        seen.extend([type(model).__name__] * options.get("training", False))
+        held = model if isinstance(model, tracing.Beside) else [model]
+        seen.extend(type(module).__name__ for module in held if options.get("training"))
         return record(model, *args, **options)
 
     monkeypatch.setattr(tracing, "record", noted)

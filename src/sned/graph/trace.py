@@ -310,22 +310,28 @@ def _in_training(
 
 def _noise_alone(asked: Mapping[nn.Module, Sequence[tuple[Any, ...]]]) -> bool:
     """Whether modules that ask for their mode have no weights, and do nothing in train mode but draw random factors:
-    told by each alone, which is far quicker than a pass through the network."""
+    told by one of each kind beside the others, which is far quicker than a pass through the network."""
     kinds = {
         alike(module, given): (module, given) for module, calls in asked.items() for given in calls or [()]
     }
-    return all(_draws_alone(module, given) for module, given in kinds.values())
-
-
-def _draws_alone(module: nn.Module, given: tuple[Any, ...]) -> bool:
-    if module._parameters or module._buffers or module._modules or not tensors_in(given):
+    if not kinds:
+        return True
+    modules, given = zip(*kinds.values(), strict=True)
+    if any(m._parameters or m._buffers or m._modules for m in modules) or not all(map(tensors_in, given)):
         return False
     try:
-        example = describe(given)
-        main, trained = (record(module, example, None, training=mode) for mode in (False, True))
+        example, beside = describe(given), Beside(modules)
+        main, trained = (record(beside, example, None, training=mode) for mode in (False, True))
     except Exception:  # noqa: BLE001 (the user's forward may raise anything)
         return False
     return not adds(trained, main, example.batch)
+
+
+class Beside(nn.ModuleList):
+    """Modules, each of which is called with what it is given."""
+
+    def forward(self, *given: tuple[Any, ...]) -> list[Any]:
+        return [module(*args) for module, args in zip(self, given, strict=True)]
 
 
 def _devices(model: nn.Module) -> tuple[str, str]:
