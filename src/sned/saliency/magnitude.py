@@ -23,17 +23,18 @@ from sned.saliency.scores import FloatArray, Scores, from_importance, mean_one
 from sned.saliency.units import weights
 
 PART = 2**18
-"""Weights that are squared at a time: they stay in the cache."""
+"""Weights whose powers are taken at a time: they stay in the cache."""
 
 
 def magnitude(graph: Graph, group: Group, state: State, power: int) -> FloatArray:
     """`[size]`: the importance of each unit of one group, 1 on average; p is 1 or 2."""
-    return _importance(graph, group, lambda parameter, axis: _along(state[parameter], axis, power))
+    return _importance(graph, group, lambda parameter, axis: _along(_powers(state[parameter], power), axis))
 
 
 def magnitudes(graph: Graph, state: State, power: int) -> dict[str, FloatArray]:
-    """`magnitude` of every group by name; an axis on which many groups lie, as behind a concat, is summed up once."""
-    along = cache(lambda parameter, axis: _along(state[parameter], axis, power))
+    """`magnitude` of every group by name; a weight is read once, whatever groups lie on its axes."""
+    powers = cache(lambda parameter: _powers(state[parameter], power))
+    along = cache(lambda parameter, axis: _along(powers(parameter), axis))
     return {group.name: _importance(graph, group, along) for group in graph.groups}
 
 
@@ -42,20 +43,26 @@ def _importance(graph: Graph, group: Group, along: Callable[[str, int], FloatArr
     return mean_one(np.mean(each, axis=0))
 
 
-def _along(tensor: torch.Tensor, axis: int, power: int) -> FloatArray:
-    """`|W|_p^p` of everything at each place of an axis; no copy of the whole tensor is made on the way."""
-    values = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
-    return _powers(values, axis, power).cpu().double().numpy()
+def _powers(tensor: torch.Tensor, power: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`|W|^p` summed over all axes but the first, and over the first; the whole tensor is not copied on the way."""
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    first, rest = [], tensor.new_zeros(tensor.shape[1:], dtype=dtype)
+    for part in torch.split(tensor.detach(), max(1, PART // max(tensor[:1].numel(), 1))):
+        powers = part.to(dtype).abs() if power == 1 else part.to(dtype).square()
+        first.append(_sums(powers, 0))
+        rest += powers.sum(0)
+    return torch.cat(first), rest
 
 
-def _powers(values: torch.Tensor, axis: int, power: int) -> torch.Tensor:
-    others = [other for other in range(values.ndim) if other != axis]
-    if axis == 0:
-        return torch.linalg.vector_norm(values, power, others) ** power if others else values.abs() ** power
-    total = values.new_zeros(values.shape[1:])
-    for part in torch.split(values, max(1, PART // max(values[:1].numel(), 1))):
-        total += (part.abs() if power == 1 else part.square()).sum(0)
-    return total.sum([other - 1 for other in others[1:]]) if others[1:] else total
+def _along(powers: tuple[torch.Tensor, torch.Tensor], axis: int) -> FloatArray:
+    """`|W|_p^p` of everything at each place of an axis."""
+    first, rest = powers
+    return (_sums(rest, axis - 1) if axis else first).cpu().double().numpy()
+
+
+def _sums(values: torch.Tensor, axis: int) -> torch.Tensor:
+    """The sum over all other axes, of which there may be none."""
+    return values.unsqueeze(-1).movedim(axis, 0).flatten(1).sum(1)
 
 
 def _all(name: str, evidence: Evidence, power: int) -> Scores:
