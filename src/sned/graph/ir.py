@@ -79,7 +79,7 @@ class Op:
     module: str
     pointwise: bool = False
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The op without namespace and overload: `aten.add.Tensor` is `add`."""
         return self.target.split(".")[1]

@@ -71,7 +71,7 @@ def lift(boxes: Boxes) -> Boxes:
 
 def covering(boxes: Boxes, axis: int) -> Box | None:
     """The box that varies along `axis`, if there is one."""
-    return next((box for box in boxes if axis in box.axes), None)
+    return next((box for box in boxes if axis == box.free or axis in box.slabs), None)
 
 
 def matching_runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -66,8 +66,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ):  # `transpose_` changes the shape
             number = self._numbers[id(tensor)] = len(self.recording.tensors)
             self._alive.append(tensor)
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            self.recording.tensors.append(Tensor(tuple(tensor.shape), dtype))
+            self.recording.tensors.append(Tensor(tuple(tensor.shape), _name_of(tensor.dtype)))
             if (name := self._names.get(id(tensor))) is not None:
                 self.recording.parameters[name] = number
         return number
@@ -152,6 +151,12 @@ _ATOMS = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device
 _SQUEEZED = {torch.ops.aten.squeeze.default: torch.ops.aten.squeeze.dims}
 """Ops that drop every axis of size 1, which of one row alone is also that of the batch, and what is written down: the
 same for the axes that it dropped."""
+
+
+@cache
+def _name_of(dtype: torch.dtype) -> str:
+    """`float32` for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
 
 
 @cache

@@ -204,14 +204,22 @@ def overwritten(graph: Graph) -> set[int]:
 
 def _aliased(op: Op) -> Iterator[tuple[int, bool]]:
     """The tensors that an op may return a view of (False), or writes into (True)."""
-    arguments = overload(op.target)._schema.arguments
-    given = {**dict(zip((argument.name for argument in arguments), op.args, strict=False)), **op.kwargs}
-    for argument in arguments:
+    declared = _declared(op.target)
+    given = {**dict(zip(declared, op.args, strict=False)), **op.kwargs}
+    for name, writes in declared.items():
         # Batch normalisation does not say in its schema what it writes while it trains.
-        unsaid = argument.name.startswith("running_") and given.get("training") is True
-        if unsaid or argument.alias_info is not None:
-            for ref in leaves(given.get(argument.name), Ref):
-                yield ref.id, unsaid or argument.alias_info.is_write
+        unsaid = name.startswith("running_") and given.get("training") is True
+        if unsaid or writes is not None:
+            for ref in leaves(given.get(name), Ref):
+                yield ref.id, unsaid or bool(writes)
+
+
+@cache
+def _declared(target: str) -> dict[str, bool | None]:
+    """The arguments of an op by name, in order: whether it writes into them, None where it does not even return a view
+    of them."""
+    arguments = overload(target)._schema.arguments
+    return {held.name: None if held.alias_info is None else held.alias_info.is_write for held in arguments}
 
 
 def _split(inputs: Inputs) -> bool:

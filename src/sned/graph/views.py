@@ -24,9 +24,10 @@ def _without_conflicts(
 ) -> Boxes:
     """Where two boxes run together into one axis, drop fillers, else make one rectangle of them."""
     for left, right in runs:
+        if not right or sum(old[a] > 1 for a in left) < 2:
+            continue  # nothing is merged
         inside = [box for box in boxes if box.axes & set(left)]
-        merging = len([a for a in left if old[a] > 1]) > 1 and bool(right)
-        if not merging or len(inside) < 2:
+        if len(inside) < 2:
             continue
         for box in [b for b in inside if b.filler]:
             flow.block(box.ids, "merged with another axis")

@@ -177,7 +177,9 @@ def _without_values(tensor: torch.Tensor, axes: Mapping[int, IntArray], device: 
     if not tensor.is_floating_point() or tensor.ndim == 0:
         return cut_down(tensor, axes)
     shape = [len(axes[axis]) if axis in axes else size for axis, size in enumerate(tensor.shape)]
-    return torch.zeros(shape, dtype=tensor.dtype, device=device)
+    return torch.empty(
+        shape, dtype=tensor.dtype, device=device
+    ).zero_()  # `zeros` on meta is worked out in Python
 
 
 def _alike(graph: Graph, op: Op) -> set[int]:

@@ -40,14 +40,12 @@ def twin(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
             held = vars(small)
             for name, value in vars(module).items():
                 kind = type(value)
-                if name == _COMPILED:
-                    continue
                 if kind in _ATOMS:
                     held[name] = value
-                elif kind not in _TABLES or value or id(value) in memo:
+                elif kind in _TABLES and not value and id(value) not in memo:
+                    held[name] = memo[id(value)] = kind()  # most of the rest: tables of hooks without a hook
+                elif name != _COMPILED:
                     held[name] = _copied(value, memo)
-                else:  # most of what a module holds: tables of hooks without a hook
-                    held[name] = memo[id(value)] = kind()
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(
