@@ -103,6 +103,8 @@ def hold_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     Raises:
         SurgeryError: no such parameter, or a mask of another shape; nothing was changed.
     """
+    if not masks:
+        return
     parameters = dict(model.named_parameters(remove_duplicate=False))
     first = first_names(model)
     by_module: dict[str, list[tuple[str, Tensor]]] = {}
@@ -141,12 +143,12 @@ def first_names(model: nn.Module) -> dict[str, str]:
 
 def cut_masks(model: nn.Module, kept: Mapping[str, Mapping[int, IntArray]]) -> None:
     """Cut the masks that a network holds as its parameters were cut, in place: `{parameter: {axis: indices}}`."""
-    first = first_names(model)
-    for path, module in modules_of(model):
-        for hook in _hooks(module):
-            for leaf, mask in hook.masks.items():
-                name = f"{path}.{leaf}" if path else leaf
-                hook.masks[leaf] = cut_down(mask, kept.get(first.get(name, name), {}))
+    hooked = [(path, hook) for path, module in modules_of(model) for hook in _hooks(module)]
+    first = first_names(model) if hooked else {}
+    for path, hook in hooked:
+        for leaf, mask in hook.masks.items():
+            name = f"{path}.{leaf}" if path else leaf
+            hook.masks[leaf] = cut_down(mask, kept.get(first.get(name, name), {}))
 
 
 def with_masks_of(model: nn.Module, plan: Plan) -> Plan:

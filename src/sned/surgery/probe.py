@@ -177,9 +177,8 @@ def _without_values(tensor: torch.Tensor, axes: Mapping[int, IntArray], device: 
     if not tensor.is_floating_point() or tensor.ndim == 0:
         return cut_down(tensor, axes)
     shape = [len(axes[axis]) if axis in axes else size for axis, size in enumerate(tensor.shape)]
-    return torch.empty(
-        shape, dtype=tensor.dtype, device=device
-    ).zero_()  # `zeros` on meta is worked out in Python
+    # `torch.zeros` works out in Python what it makes on the meta device.
+    return torch.empty(shape, dtype=tensor.dtype, device=device).zero_()
 
 
 def _alike(graph: Graph, op: Op) -> set[int]:

@@ -62,9 +62,12 @@ def copied(model: nn.Module) -> nn.Module:
 def detached(model: nn.Module) -> dict[int, Any]:
     """What stands in a copy for tensors that a pass left on modules, as the older weight norm does, by identity: they
     would not be copied."""
-    values = (value for _, module in modules_of(model) for value in vars(module).values())
-    held = (value for value in values if type(value) not in _COMMON)
-    left = [value for value in held if isinstance(value, torch.Tensor) and value.grad_fn is not None]
+    left = [
+        value
+        for _, module in modules_of(model)
+        for value in vars(module).values()
+        if type(value) not in _COMMON and isinstance(value, torch.Tensor) and value.grad_fn is not None
+    ]
     return {id(tensor): tensor.detach().clone() for tensor in left}
 
 
