@@ -1,3 +1,6 @@
+import gc
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,17 @@ def test_how_others_save_stays_as_it_was(before: bool, tmp_path: Path) -> None:
             assert torch.serialization.get_crc32_options() is before
     finally:
         torch.serialization.set_crc32_options(usual)
+
+
+def test_files_go_with_what_nobody_closes(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, limit=0)
+    spool.put(0, torch.ones(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.MonkeyPatch.context() as patch:
+            unraisable: list[object] = []
+            patch.setattr(sys, "unraisablehook", unraisable.append)
+            del spool
+            gc.collect()
+    assert not unraisable, "closed, not left to the collector, which warns of it"
+    assert not list(tmp_path.iterdir())

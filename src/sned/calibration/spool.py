@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ class Spool:
 
     def __init__(self, folder: Path | None = None, limit: int | None = None) -> None:
         self._place = tempfile.TemporaryDirectory(prefix="sned-", dir=folder, ignore_cleanup_errors=True)
+        weakref.finalize(self, self._place.cleanup)
         self._limit = IN_MEMORY if limit is None else limit
         self._held: dict[int, Any] = {}
         self._bytes: dict[int, int] = {}
