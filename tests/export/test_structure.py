@@ -26,6 +26,14 @@ def test_fresh_inputs_are_of_the_same_kind_and_repeatable() -> None:
     assert not torch.equal(reals, fresh(example, 3, seed=2)[0])
 
 
+def test_columns_of_ids_stay_within_their_own_tables() -> None:
+    tables = torch.nn.ModuleList([torch.nn.Embedding(12, 2), torch.nn.Embedding(40, 2)])
+    drawn = fresh(torch.tensor([[9, 36]]), 50, seed=0)
+    for column, table in enumerate(tables):
+        table(drawn[:, column])  # fails on an id that is out of range
+    assert set(drawn.flatten().tolist()) == {9, 36}
+
+
 @pytest.mark.parametrize("none", [False, -torch.inf])
 def test_a_mask_keeps_whole_rows(none: float) -> None:
     mask = torch.tensor([[True, none, none], [True, True, none]])

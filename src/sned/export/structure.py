@@ -54,8 +54,8 @@ def fresh(example: Inputs, size: int, *, seed: int) -> Inputs:
     """Other inputs of the same kind at a batch of `size`.
 
     Real numbers are drawn from a normal distribution with the mean and spread of the example's, integers from
-    the example's own values (an index stays in range); rows of booleans, or with infinity in them as masks have it, are
-    drawn whole.
+    the example's own values up to the largest of their column (last axis: columns may index tables of different
+    sizes); rows of booleans, or with infinity in them as masks have it, are drawn whole.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -67,7 +67,8 @@ def fresh(example: Inputs, size: int, *, seed: int) -> Inputs:
             return noise.to(tensor.dtype)
         if tensor.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
             picks = torch.randint(tensor.numel(), shape, generator=generator)
-            return tensor.flatten()[picks]
+            drawn = tensor.flatten()[picks]
+            return drawn if tensor.ndim < 2 else drawn.minimum(tensor.flatten(0, -2).amax(0))
         return tensor[torch.randint(tensor.shape[0], (size,), generator=generator)]
 
     return with_batch(example, batched(example), draw)
