@@ -40,6 +40,9 @@ VIEWS = frozenset({"t", "permute", "transpose", "view", "clone", "alias", "_to_c
 
 MAX_DEPTH = 64
 
+Path = dict[int, IntArray]
+"""Ops on the way up from a factor to the weights that make up for it, with the labels that are scaled."""
+
 
 @dataclass(frozen=True, eq=False)
 class Site:
@@ -98,15 +101,14 @@ class Upstream:
         self._first = first_labels
         self._shapes = shapes
         self._boxes = boxes
-        self._path: dict[int, IntArray] = {}  # ops on the way up, with the labels that are scaled
+        self._path: Path = {}
 
-    def scaling(self, op: Op) -> tuple[Site, ...] | None:
-        """Where to scale so that the first input of `op` is scaled and nothing else is; None if that cannot be done."""
+    def scaling(self, op: Op) -> tuple[tuple[Site, ...] | None, Path]:
+        """Where to scale so that the first input of `op` is scaled, and the way there; None if that cannot be done."""
         tensor = op.inputs[0]
         ids = self.labels(tensor)
         self._path = {op.index: ids}
-        sites = self.sites(tensor, ids)
-        return sites if sites is not None and self._only_on_path(sites) else None
+        return self.sites(tensor, ids), self._path
 
     def labels(self, tensor: int) -> IntArray:
         """Every label that a tensor carries."""
@@ -114,17 +116,17 @@ class Upstream:
             [np.zeros(0, np.int64), *(box.ids.ravel() for box in self._boxes.get(tensor, ()))]
         )
 
-    def _only_on_path(self, sites: Sequence[Site]) -> bool:
+    def only_on(self, path: Path, sites: Sequence[Site]) -> bool:
         """Whether no op beside the path reads what is scaled (it may read other labels of the same tensors)."""
-        scaled = self._labels_of(sites)
-        for index, carried in list(self._path.items()):
+        self._path, scaled = path, self._labels_of(sites)
+        for index, carried in list(path.items()):
             # Labels along other axes (rows of learned queries, say) do not tell what is scaled from what is not.
             own = carried[np.isin(carried, scaled)]
             ids = own if own.size else carried
             op = self._ops[index]
             for number in op.inputs:
                 for reader in self._readers.get(number, []):
-                    if reader.index not in self._path and self._reads(reader, number, ids):
+                    if reader.index not in path and self._reads(reader, number, ids):
                         return False
         return True
 
@@ -303,19 +305,44 @@ def _merged(sites: Sequence[Site]) -> tuple[Site, ...]:
     return tuple(Site(name, axis, positions) for (name, axis), positions in found.items())
 
 
+@dataclass
+class _Factor:
+    """A factor that follows from a size, in every pass of the layer that multiplies by it."""
+
+    rescale: Rescale
+    ops: list[Op]
+    path: Path
+
+
 def rescales(ops: Sequence[Op], scales: Sequence[Scale], upstream: Upstream) -> Iterator[Rescale | Lost]:
     """For every factor that follows from a size, the weights that make up for it."""
+    factors: list[_Factor] = []
     for scale in scales:
         for op in ops[scale.first_op : scale.last_op]:
             if op.name.rstrip("_") not in ("mul", "div") or not _holds(op, scale.value):
                 continue
-            sites = upstream.scaling(op)
+            sites, path = upstream.scaling(op)
+            if sites is None:
+                yield Lost(scale.formula, op)
+                continue
             power = -1 if op.name.startswith("div") else 1
-            yield (
-                Lost(scale.formula, op)
-                if sites is None
-                else Rescale(scale.formula, scale.value, power, sites)
-            )
+            _add(factors, Rescale(scale.formula, scale.value, power, sites), op, path)
+    for factor in factors:
+        if upstream.only_on(factor.path, factor.rescale.sites):
+            yield factor.rescale
+        else:
+            yield from (Lost(factor.rescale.formula, op) for op in factor.ops)
+
+
+def _add(factors: list[_Factor], rescale: Rescale, op: Op, path: Path) -> None:
+    """Add a factor, or a further pass of one: the same weights make up for it there. What multiplies by the same number
+    once more lies on the way of the first."""
+    for factor in factors:
+        if factor.rescale.key == rescale.key and all(each.index not in path for each in factor.ops):
+            factor.ops.append(op)
+            factor.path |= path
+            return
+    factors.append(_Factor(rescale, [op], path))
 
 
 def _holds(op: Op, value: float) -> bool:
