@@ -6,7 +6,7 @@ weights, so they are followed on the CPU while everything else is recorded on th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -49,7 +49,13 @@ class Values:
         return pytree.tree_map(self._without, self._run(func, args, kwargs))
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
-        """Do to the values what `func`, which made `result`, did to the tensors; or forget those that it wrote to."""
+        """Do to the values what `func`, which made `result`, did to the tensors; or forget those that it wrote to.
+
+        Raises:
+            IndexError: it indexed with values that are known and out of range, which it does not see itself.
+        """
+        for sizes, index in _indexed(func, args):
+            self._check_range(index, sizes)
         if args and isinstance(args[0], torch.Tensor) and id(args[0]) not in self._held and not _writes(func):
             return  # nearly always
         arguments = (args, tuple(kwargs.values()))
@@ -71,6 +77,17 @@ class Values:
         plain = bool(given) or all(t.numel() and not t.is_floating_point() for t in made)
         small = all(t.is_meta and t.numel() <= LIMIT for t in made)
         return bool(made) and plain and small and torch.Tag.nondeterministic_seeded not in func.tags
+
+    def _check_range(self, index: torch.Tensor, sizes: torch.Size) -> None:
+        value = self._held.get(id(index), index)
+        if index.dtype == torch.bool:
+            fits = index.shape == sizes
+        else:
+            fits = value.is_meta or bool(((value >= -sizes[0]) & (value < sizes[0])).all())
+        if not fits:
+            raise IndexError(
+                f"An index of shape {[*index.shape]} is out of range of axes of size {[*sizes]}."
+            )
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         named = {name: torch.device("cpu") if name == "device" else value for name, value in kwargs.items()}
@@ -103,6 +120,27 @@ def _asks(func: Any) -> bool:
 @cache
 def _writes(func: Any) -> bool:
     return bool(func._schema.is_mutable)
+
+
+@cache
+def _indexes(func: Any) -> str:
+    """Whether the op looks up or writes "at" indices of several axes, or "along" one axis; "" for neither."""
+    name = func._schema.name.removeprefix("aten::").rstrip("_")
+    along = ("index_", "gather", "scatter")
+    return "at" if name in ("index", "index_put") else "along" if name.startswith(along) else ""
+
+
+def _indexed(func: Any, args: tuple[Any, ...]) -> Iterator[tuple[torch.Size, torch.Tensor]]:
+    """The indices that an op takes, with the sizes of the axes of each: of a mask several."""
+    kind = _indexes(func)
+    if kind == "along" and args[0].ndim:
+        yield torch.Size([args[0].shape[args[1]]]), args[2]
+    axis = 0
+    for index in args[1] if kind == "at" else ():
+        width = index.ndim if index is not None and index.dtype == torch.bool else 1
+        if index is not None:
+            yield args[0].shape[axis : axis + width], index
+        axis += width
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
 from sned.graph.flow import Flow
 from sned.graph.ir import Op, Ref
 from sned.graph.joins import join
-from sned.graph.labels import Box, Boxes, covering, line
+from sned.graph.labels import Box, Boxes, covering, lift, line
 from sned.graph.rules.registry import argument, rule
 
 
@@ -29,65 +32,101 @@ def index_select(flow: Flow, op: Op) -> None:
     flow.put(op, _looked_up(flow, flow.of(ref), axis, 1, "picked by an index tensor"))
 
 
-@rule(
-    "gather",
-    "take_along_dim",
-    "scatter",
-    "scatter_",
-    "scatter_add",
-    "scatter_add_",
-    "index_fill",
-    "index_add",
-)
+@rule("gather", "take_along_dim")
 def gather(flow: Flow, op: Op) -> None:
-    """Positions picked or written along one axis, which stays; the others meet."""
+    """Positions picked along one axis, which stays; the others meet."""
+    flow.put(op, _along_one_axis(flow, op))
+
+
+@rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "index_add",
+      "index_add_", "index_copy", "index_copy_", "index_reduce", "index_reduce_", "index_fill", "index_fill_")  # fmt: skip
+def scatter(flow: Flow, op: Op) -> None:
+    """Positions written or added to along one axis, which stays; the others meet. A number may be written instead."""
+    boxes, source = _along_one_axis(flow, op), op.args[3]
+    tensor = isinstance(source, Ref) and bool(flow.shape(source))
+    flow.put(op, boxes if tensor or source == 0 else lift(boxes))
+
+
+def _along_one_axis(flow: Flow, op: Op) -> Boxes:
     refs = [a for a in op.args if isinstance(a, Ref) and flow.shape(a)]
     rank = len(flow.shape(refs[0]))
     axis = int(argument(op, 1, "dim", 0)) % rank
     letters = [None if a == axis else chr(97 + a) for a in range(rank)]
     for ref in refs:
-        if (box := covering(flow.of(ref), axis)) is not None:
-            flow.freeze(flow.axis(box, axis), "picked by an index tensor")
-    operands = [(flow.of(r), flow.shape(r), letters) for r in refs if len(flow.shape(r)) == rank]
-    flow.put(op, join(flow, operands, letters))
+        _freeze_along(flow, flow.of(ref), [axis], "picked by an index tensor")
+    # What an index holds is no value of the result.
+    held = {r.id: tuple(replace(box, lifted=False) for box in flow.of(r)) for r in refs[1:2]}
+    operands = [
+        (held.get(r.id, flow.of(r)), flow.shape(r), letters) for r in refs if len(flow.shape(r)) == rank
+    ]
+    return join(flow, operands, letters, lifts=any)
 
 
 @rule("index")
 def index(flow: Flow, op: Op) -> None:
-    """`x[i, :, j]`: indexed axes stay, the others pass; where the new axes stand follows PyTorch's rule."""
-    ref, indices = op.args[0], list(op.args[1])
-    rank = len(flow.shape(ref))
-    picked = [axis for axis, i in enumerate(indices) if i is not None]
-    bools = [flow.tensors[indices[a].id].dtype == "bool" for a in picked]
-    if any(bools):
-        flow.freeze_boxes(flow.of(ref), "picked by a mask")
-        return
-    made = max(len(flow.shape(indices[a])) for a in picked)
-    adjacent = picked == list(range(picked[0], picked[-1] + 1))
-    place = picked[0] if adjacent else 0
-    boxes = flow.of(ref)
-    for axis in picked:
-        if (box := covering(boxes, axis)) is not None:
-            flow.freeze(flow.axis(box, axis), "picked by an index tensor")
-    rest = [axis for axis in range(rank) if axis not in picked]
-    where = {}
-    for number, axis in enumerate(rest):
-        where[axis] = number if number < place else number + made
-    flow.put(op, _without(flow, boxes, set(picked), where, len(rest) + made))
+    """`x[i, :, j]`: indexed axes stay, the others pass."""
+    boxes, rank = flow.of(op.args[0]), len(flow.shape(op.args[0]))
+    picked, made, where = _indexed(flow, op.args[1], rank)
+    _freeze_along(flow, boxes, picked, "picked by an index tensor")
+    flow.put(op, _without(flow, boxes, set(picked), where, len(where) + made))
 
 
-@rule("index_put", "index_put_", "masked_scatter", "slice_scatter", "select_scatter", "copy")
+@rule("index_put", "index_put_")
+def index_put(flow: Flow, op: Op) -> None:
+    """`x[i, :, j] = y`: indexed axes stay, and what is written along them; the others meet."""
+    ref, values = op.args[0], op.args[2]
+    rank, of_values = len(flow.shape(ref)), len(flow.shape(values))
+    picked, made, where = _indexed(flow, op.args[1], rank)
+    letters = [None if axis in picked else chr(97 + axis) for axis in range(rank)]
+    written: list[str | None] = [None] * (len(where) + made)
+    for axis, place in where.items():
+        written[place] = letters[axis]
+    written = written[len(written) - of_values :]
+    fixed = [axis for axis, letter in enumerate(written) if letter is None]
+    _freeze_along(flow, flow.of(ref), picked, "written by index")
+    _freeze_along(flow, flow.of(values), fixed, "written by index")
+    operands = [(flow.of(ref), flow.shape(ref), letters), (flow.of(values), flow.shape(values), written)]
+    boxes = join(flow, operands, letters, lifts=any)
+    labelled = {letter for axis, letter in enumerate(written) if covering(flow.of(values), axis)}
+    flow.put(op, boxes if {letters[axis] for box in boxes for axis in box.axes} <= labelled else lift(boxes))
+
+
+@rule("masked_scatter", "slice_scatter", "select_scatter", "copy")
 def written(flow: Flow, op: Op) -> None:
-    """Values written at places: all that takes part stays, except along axes that nobody indexes."""
+    """Values written at places: all that takes part stays."""
     for ref in [a for a in op.args if isinstance(a, Ref)]:
         flow.freeze_boxes(flow.of(ref), "written by index")
     flow.put(op, flow.of(op.args[0]))
 
 
+def _indexed(flow: Flow, indices: Sequence[Ref | None], rank: int) -> tuple[list[int], int, dict[int, int]]:
+    """The axes that are indexed, how many axes their indices make, and where the other axes stand beside these, by
+    PyTorch's rule. A mask takes as many axes as it has, and makes one."""
+    picked: list[int] = []
+    made = axis = 0
+    for given in indices:
+        mask = given is not None and flow.tensors[given.id].dtype == "bool"
+        width = len(flow.shape(given)) if given is not None and mask else 1
+        if given is not None:
+            picked += range(axis, axis + width)
+            made = max(made, 1 if mask else len(flow.shape(given)))
+        axis += width
+    adjacent = picked == list(range(picked[0], picked[-1] + 1))
+    place = picked[0] if adjacent else 0
+    rest = [axis for axis in range(rank) if axis not in picked]
+    return picked, made, {axis: n if n < place else n + made for n, axis in enumerate(rest)}
+
+
+def _freeze_along(flow: Flow, boxes: Boxes, axes: Iterable[int], reason: str) -> None:
+    """What lies along these axes stays."""
+    for axis in axes:
+        if (box := covering(boxes, axis)) is not None:
+            flow.freeze(flow.axis(box, axis), reason)
+
+
 def _looked_up(flow: Flow, boxes: Boxes, axis: int, made: int, reason: str) -> Boxes:
     """Boxes after axis `axis` is replaced by `made` axes of an index."""
-    if (box := covering(boxes, axis)) is not None:
-        flow.freeze(flow.axis(box, axis), reason)
+    _freeze_along(flow, boxes, [axis], reason)
     rank = boxes[0].ids.ndim if boxes else 1
     where = {a: a if a < axis else a + made - 1 for a in range(rank)}
     return _without(flow, boxes, {axis}, where, rank + made - 1)
