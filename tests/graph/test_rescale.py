@@ -86,10 +86,10 @@ class Shared(nn.Module):
         super().__init__()
         self.before, self.q, self.kv = nn.Linear(5, 12), nn.Linear(12, 16), nn.Linear(12, 32)
         self.out, self.head = nn.Linear(16, 12), nn.Linear(12, 3)
-        self.calls, self.twice, self.beside = calls, twice, beside
+        self.heads, self.calls, self.twice, self.beside = 4, calls, twice, beside
 
     def split(self, x: Tensor) -> Tensor:
-        return x.view(x.shape[0], x.shape[1], 4, -1).transpose(1, 2)
+        return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.before(x)
@@ -108,7 +108,7 @@ class Shared(nn.Module):
 def test_a_layer_that_is_called_again_makes_up_for_its_factor_once(calls: int, twice: bool) -> None:
     model = lively(Shared(calls=calls, twice=twice))
     small, graph, plan = halved(model, SEQUENCE)
-    assert small.q.weight.shape[0] == 8, "half of the dimensions of each head"
+    assert small.q.weight.shape[0] == 4, "half of the heads, and of the dimensions inside them"
     assert distance(call(small, SEQUENCE), zeroed(model, graph, plan.removed, SEQUENCE)) < 1e-5
 
 
