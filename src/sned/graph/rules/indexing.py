@@ -38,8 +38,9 @@ def gather(flow: Flow, op: Op) -> None:
     flow.put(op, _along_one_axis(flow, op))
 
 
-@rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "index_add",
-      "index_add_", "index_copy", "index_copy_", "index_reduce", "index_reduce_", "index_fill", "index_fill_")  # fmt: skip
+@rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_",
+      "index_add", "index_add_", "index_copy", "index_copy_", "index_reduce", "index_reduce_",
+      "index_fill", "index_fill_")  # fmt: skip
 def scatter(flow: Flow, op: Op) -> None:
     """Positions written or added to along one axis, which stays; the others meet. A number may be written instead."""
     boxes, source = _along_one_axis(flow, op), op.args[3]
