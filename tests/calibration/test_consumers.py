@@ -163,3 +163,20 @@ def test_all_patches_are_taken_where_they_are_cheap() -> None:
     graph = trace(model, torch.zeros(shape))
     assert share_of(consumers(graph)[0], graph, 1024) == 1.0
     assert 0 < share_of(consumers(graph)[0], graph, 10**9) < 1.0
+
+
+class Spectral(nn.Module):
+    """A product of complex numbers between two of real ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.mix = nn.Parameter(torch.randn(8, 8, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out((torch.fft.fft(self.into(x), dim=1) @ self.mix).real)
+
+
+def test_products_of_complex_numbers_are_no_consumers() -> None:
+    found = consumers(trace(Spectral().eval(), torch.randn(2, 5, 6)))
+    assert [consumer.weight for consumer in found] == ["into.weight", "out.weight"]

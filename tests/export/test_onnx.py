@@ -155,9 +155,13 @@ def test_inputs_that_are_outputs_as_well_keep_their_names(tmp_path: Path) -> Non
     [
         (decide_on_values, r"cannot follow the model in module 'stages\.1\.?'.*`return x if x\.sum\(\) > 0"),
         (torch.linalg.eigvals, r"'aten\.linalg_eig\.default' in module 'stages\.1' has no ONNX translation"),
+        (
+            lambda x: torch.einsum("bij,bjk->bik", torch.fft.fft(x), torch.fft.fft(x)).real,
+            r"'aten\.einsum\.default' in module 'stages\.1' has no ONNX translation for complex numbers",
+        ),
         (lambda x: x + torch.rand_like(x), r"outputs differ by up to .* make it repeatable"),
     ],
-    ids=["values", "operation", "random"],
+    ids=["values", "operation", "complex", "random"],
 )
 def test_what_cannot_be_exported_is_named_and_the_file_that_was_there_stays(
     tmp_path: Path, function: Callable[[Tensor], Tensor], match: str

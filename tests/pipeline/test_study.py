@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import sned
+from sned.errors import ExportError
 from sned.export import Exported
 from sned.pipeline.study import keep, measure
 from sned.timing import Latency
@@ -139,3 +140,16 @@ def test_the_report_tells_the_batch_sizes_that_surgery_was_verified_at() -> None
     result = sned.prune(OneSize(6).eval(), images(6, 6)[0], budget=sned.Budget(macs="50%"))
     assert "at batch size 6, the only one that it takes" in result.report.checks[0].detail
     assert "at two batch sizes" in pruned(calibration=None).report.checks[0].detail
+
+
+def test_what_cannot_be_exported_is_told_before_any_input_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def export(*arguments: Any) -> Exported:
+        raise ExportError("It cannot.")
+
+    def untouched() -> Iterator[Tensor]:
+        raise AssertionError("an input was read")
+        yield torch.zeros(2, 3, 8, 8)
+
+    monkeypatch.setattr("sned.pipeline.study.export_onnx", export)
+    with pytest.raises(ExportError, match="It cannot"):
+        pruned(calibration=untouched())

@@ -224,7 +224,9 @@ class _Finder:
         )
 
     def find(self, op: Op) -> Consumer | None:
-        """An op as a consumer, None where it is none."""
+        """An op as a consumer, None where it is none: moments are of real numbers."""
+        if any(self.graph.tensors[number].dtype.startswith("complex") for number in op.inputs):
+            return None
         if op.name == "convolution":
             return self.convolution(op)
         return self.product(op) if op.name in PRODUCTS else None

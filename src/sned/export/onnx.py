@@ -294,14 +294,16 @@ def _untranslated(error: BaseException, captured: Captured) -> str:
     module = _module_of_node(captured.program, node)
     where = f" in module '{module}'" if module else ""
     if "No ONNX function found" in str(chain[-1]):
-        return f"'{target}'{where} has no ONNX translation."
+        numbers = " for complex numbers" if "complex" in str(chain[-1]) else ""
+        return f"'{target}'{where} has no ONNX translation{numbers}."
     return f"'{target}'{where}: {first_sentence(chain[-1])}"
 
 
 def _module_of_node(program: torch.export.ExportedProgram, name: str) -> str:
-    """The innermost module that a node came from; nodes are named as they are after decomposition."""
+    """The innermost module that a node came from; nodes are named as they are after decomposition, or before where ONNX
+    takes what PyTorch decomposes."""
     with quiet():
-        nodes = program.run_decompositions().graph.nodes
+        nodes = [*program.run_decompositions().graph.nodes, *program.graph.nodes]
     stacks = (node.meta.get("nn_module_stack") or {} for node in nodes if node.name == name)
     paths = [path for stack in stacks for path, _ in stack.values()]
     return str(paths[-1]) if paths else ""

@@ -136,6 +136,9 @@ def study_of(
         check_learns(dense, model)
     check_runs(graph, budget)
     rules.choices(graph)  # a wrong name is found before anything is measured
+    with timed(seconds, "export"), progress.task("exporting", total=1):
+        # First, for what cannot be exported is best known before the long work.
+        exported = export_onnx(model, example, folder / ASIDE / DENSE)
     state = state_of(graph.model)
     with timed(seconds, "calibrate"):
         limit, further = SYNTHETIC if batches is None else None, FURTHER if matches else 0
@@ -151,8 +154,6 @@ def study_of(
         costs = [
             cost_for(each, budget, progress=progress) for each in ([dense, graph] if without else [dense])
         ]
-    with timed(seconds, "export"), progress.task("exporting", total=1):
-        exported = export_onnx(model, example, folder / ASIDE / DENSE)
     weigh = saliency is None and not learnt.synthetic
     return Study(
         model,
