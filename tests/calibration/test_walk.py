@@ -131,3 +131,43 @@ def test_inputs_may_lie_in_memory_otherwise_than_the_example() -> None:
     walk = Walk(trace(model, x), state_of(model))
     expected = model(x).detach()
     torch.testing.assert_close(walked(walk, x.contiguous(memory_format=torch.channels_last), 2), expected)
+
+
+class Registers(nn.Module):
+    """Learned rows beside those of the input, in layers that see all rows of all inputs as one axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(4, 8))
+        self.by_input, self.by_row, self.head = nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([self.rows.expand(len(x), -1, -1), x], 1)
+        turned = y.transpose(0, 1)
+        first = self.by_input(y.flatten(0, 1)).view(*y.shape[:2], -1)
+        second = self.by_row(turned.flatten(0, 1)).view(*turned.shape[:2], -1)
+        return self.head((first + second.transpose(0, 1)).mean(1))
+
+
+def test_rows_that_go_are_left_out_of_axes_that_they_share_with_the_batch() -> None:
+    torch.manual_seed(0)
+    model = Registers().eval()
+    graph = trace(model, torch.randn(2, 3, 8))
+    plan, x = graph.plan({"rows": [1, 2]}), torch.randn(5, 3, 8)
+    dense, pruned = Walk(graph, state_of(model)), Walk(graph, state_of(model), plan)
+    whole, cut = dense.start(x), pruned.start(x)
+    rows = {"by_input": (5, 7, 6), "by_row": (7, 5, 6)}
+    for op in graph.ops:
+        dense.advance(whole, 5, op.index, op.index + 1)
+        pruned.advance(cut, 5, op.index, op.index + 1)
+        if op.name == "addmm" and op.module in rows:
+            number, shape = op.outputs[0], rows.pop(op.module)
+            assert number is not None
+            kept = pruned.kept(number, whole[number])
+            torch.testing.assert_close(kept, cut[number])
+            stay = (
+                whole[number].view(shape).narrow(shape.index(7), 3, 4)
+            )  # the last learned row, and the input's
+            last = cut[number].view([5 if size == 7 else size for size in shape])
+            torch.testing.assert_close(last.narrow(shape.index(7), 1, 4), stay)
+    assert not rows

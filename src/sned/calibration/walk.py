@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sned.calibration.consumers import VIEWS
 from sned.graph.example import ArgsAndKwargs, Inputs, arguments, tensors_in
-from sned.graph.ir import Graph, Op
+from sned.graph.ir import BoolArray, Graph, Op
 from sned.graph.plan import Plan
 from sned.graph.replay import Replay, State, computed, overwritten
 
@@ -90,8 +91,9 @@ class Walk:
         """What the plan leaves of a tensor of the dense network."""
         for axis in range(value.ndim):
             mask = self._keep.mask(number, axis)
-            if mask is not None and not mask.all() and value.shape[axis] == len(mask):
-                value = value[(slice(None),) * axis + (torch.from_numpy(mask).to(value.device),)]
+            if mask is not None and not mask.all():
+                stays = torch.from_numpy(_at_size(mask, value.shape[axis], self.graph.batch))
+                value = value[(slice(None),) * axis + (stays.to(value.device),)]
         return value
 
     def _args_at(self, batch: int) -> list[ArgsAndKwargs]:
@@ -116,6 +118,18 @@ class Walk:
         for number in {*op.inputs, *(n for n in op.outputs if n is not None)}:
             if self._last_use.get(number, -1) <= op.index and number not in self.graph.outputs:
                 live.pop(number, None)
+
+
+def _at_size(mask: BoolArray, size: int, batch: int) -> BoolArray:
+    """A mask of an axis that was recorded at one batch size and has `size` positions at another: where the batch is
+    merged into the axis it repeats all positions, or each of them."""
+    if len(mask) == size:
+        return mask
+    first = mask[: len(mask) // batch]
+    whole = np.array_equal(np.tile(first, batch), mask)
+    return (
+        np.tile(first, size // len(first)) if whole else np.repeat(mask[::batch], size * batch // len(mask))
+    )
 
 
 def needed_for(graph: Graph, number: int, start: int, stop: int) -> list[Op]:
