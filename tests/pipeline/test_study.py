@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import sned
 from sned.errors import ExportError
 from sned.export import Exported
-from sned.pipeline.study import keep, measure
+from sned.export.parity import Parity
+from sned.pipeline.study import keep, measure, told_apart
 from sned.timing import Latency
 from tests.calibration.test_answers import Many
 from tests.pipeline.networks import BATCHES, pruned, small
@@ -153,3 +154,31 @@ def test_what_cannot_be_exported_is_told_before_any_input_is_read(monkeypatch: p
     monkeypatch.setattr("sned.pipeline.study.export_onnx", export)
     with pytest.raises(ExportError, match="It cannot"):
         pruned(calibration=untouched())
+
+
+def test_a_size_is_kept_where_the_whole_networks_file_lacks_what_the_repaired_one_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As exporters do: what is all zero is left out, and what is equal kept once."""
+
+    def export(model: nn.Module, example: Tensor, path: Path) -> Exported:
+        kept = {tuple(p.flatten().tolist()) for p in model.parameters() if bool(p.any())}
+        size = sum(4 * len(values) + 100 for values in kept)
+        return Exported(path, size, ("x",), ("y",), True, "", Parity(0.0, 0.0, 1.0, 1), (1,))
+
+    for module in ("study", "road"):
+        monkeypatch.setattr(f"sned.pipeline.{module}.export_onnx", export)
+    model = small()
+    for layer in (model.features, model.more):
+        nn.init.zeros_(layer[0].bias)
+    report = pruned(model, budget=sned.Budget(size_bytes="60%")).report
+    assert report.after.size_bytes <= 0.6 * report.before.size_bytes
+
+
+def test_parameters_are_told_apart_once_however_many_names_they_have() -> None:
+    tied = nn.Parameter(torch.ones(3))
+    state = {"a": tied, "b": nn.Parameter(torch.ones(3)), "c": tied, "d": nn.Parameter(torch.zeros(2, 2))}
+    found = told_apart({**state, "buffer": torch.zeros(2), "e": nn.Parameter(torch.tensor(0.5))})
+    assert found.keys() == {"b", "d"}
+    assert bool(found["d"].all())
+    assert not torch.equal(found["b"], tied)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from filecmp import cmp
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ from sned.search import Found, Problem, Rules
 from sned.surgery import save, trace
 from sned.surgery import without as leave_out
 from sned.surgery.keras import is_keras
+from sned.surgery.twin import twin
 from sned.timing import Clock, processor_clock
 
 SEARCHED_SECONDS, TOLD_SECONDS = 8.0, 3.0
@@ -222,8 +224,7 @@ def anchored(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
         f"Latencies are summed over measured ops and scaled by {median_ms / predicted:.2f}, "
         "so that the whole network is predicted as it was measured."
     )
-    study = study.anchored(median_ms, study.exported.size_bytes)
-    return study, limits_for(study.budget, study.cost, study.dense_costs()), (note,)
+    return *_scaled(study, median_ms), (note,)
 
 
 def _estimated(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
@@ -239,8 +240,44 @@ def _estimated(study: Study) -> tuple[Study, dict[str, float], tuple[str, ...]]:
         notes.append(
             f"Costs are those of {study.budget.dtype}; the exported file is float32 and still to be converted."
         )
-    study = study.anchored(None, study.exported.size_bytes if study.budget.dtype == "float32" else None)
-    return study, limits_for(study.budget, study.cost, study.dense_costs()), tuple(notes)
+    return *_scaled(study, None), tuple(notes)
+
+
+def _scaled(study: Study, latency_ms: float | None) -> tuple[Study, dict[str, float]]:
+    """The cost model scaled to what is known of the whole network, and the limits that follow from it."""
+    known = {"size_bytes": float(study.exported.size_bytes)} if study.budget.dtype == "float32" else {}
+    study = study.anchored(latency_ms, _bytes_when_repaired(study) if known else None)
+    return study, limits_for(study.budget, study.cost, study.dense_costs() | known)
+
+
+def _bytes_when_repaired(study: Study) -> float:
+    """Size of the whole network's file, were no parameter all zero nor like another: the exporter leaves out the former
+    and keeps the latter once (networks that were never trained have both), and repair makes them differ."""
+    apart = told_apart(state_of(study.model))
+    if study.budget.size_bytes is None or is_keras(study.model) or not apart:
+        return study.exported.size_bytes
+    changed = twin(study.model, {**state_of(study.model), **apart})
+    with TemporaryDirectory() as folder:
+        return export_onnx(changed, study.example, Path(folder) / DENSE).size_bytes
+
+
+def told_apart(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Parameters that are all zero or like an earlier one, each with other numbers."""
+    generator = torch.Generator().manual_seed(0)
+    met: set[int] = set()
+    values: set[tuple[Any, ...]] = set()
+    changed: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, nn.Parameter) or id(tensor) in met:
+            continue
+        held = tensor.detach().cpu()
+        value = held.shape, held.dtype, hash(held.flatten().view(torch.uint8).numpy().tobytes())
+        if value in values or not held.any():
+            noise = torch.rand(held.shape, generator=generator).add(1).mul(1e-3)
+            changed[name] = tensor.detach() + noise.to(tensor)
+        met.add(id(tensor))
+        values.add(value)
+    return changed
 
 
 def once(study: Study, name: str, measured: Callable[[], float], *asked: str) -> float:
