@@ -132,6 +132,36 @@ def test_inspect_prints_every_group_and_what_has_to_stay(shell: Shell, user_file
     assert re.search(r"more .* 616 .*its input passes", table)
 
 
+STACKED = """
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.into, self.back = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.back(self.into(x).relu())
+
+
+def make_model():
+    return nn.Sequential(nn.Linear(6, 8), nn.Sequential(Block(), Block()), nn.Linear(8, 3)).eval()
+"""
+
+
+def test_inspect_lists_the_blocks_of_a_stack_that_can_go_not_the_stack(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "stacked.py").write_text(STACKED, encoding="utf-8")
+    table = shell("inspect", f"{tmp_path}/stacked.py:make_model", "--example", "2,6").out
+    offered = re.findall(r"^│ (\S+) +│ +(\d+) │ (.+?) *│$", table, re.MULTILINE)
+    assert [row for row in offered if "input" in row[2] or "added" in row[2]] == [
+        ("1.0.back", "72", "nothing is added"),
+        ("1.0", "144", "its input passes"),
+        ("1.1.back", "72", "nothing is added"),
+        ("1.1", "144", "its input passes"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sned.devices import Cost, LayerCost
     from sned.devices.cost import Basis
     from sned.graph import Graph, Group
+    from sned.graph.layers import Layer
     from sned.report.shares import Share
 
 _MEMBERS_SHOWN = 4
@@ -213,20 +214,31 @@ def _shape(graph: "Graph", parameter: str) -> tuple[int, ...]:
 
 
 def _layers(graph: "Graph") -> "Table":
-    """The outermost layers and the branches that add to a stream; the layers inside them can go too."""
+    """The outermost layers, of a mere stack of layers those in it, and the branches that add to a stream; the layers
+    inside them can go too."""
     from rich.table import Table
 
     table = Table(title="Layers that can be left out whole (sned.without)", title_justify="left")
     table.add_column("layer", overflow="fold")
     table.add_column("parameters", justify="right")
     table.add_column("in its place")
-    names = [layer.name for layer in graph.layers]
+    names = [layer.name for layer in graph.layers if not _is_stack(layer, graph.layers)]
     for layer in graph.layers:
+        if layer.name not in names:
+            continue
         outermost = not any(layer.name.startswith(f"{name}.") for name in names)
         if outermost or layer.adds:
             in_place = "nothing is added" if layer.adds else "its input passes"
             table.add_row(layer.name, f"{layer.parameters:,}", in_place)
     return table
+
+
+def _is_stack(layer: "Layer", layers: "Sequence[Layer]") -> bool:
+    """Whether a layer is others one after the other, each of which can go by itself."""
+    inside = [other for other in layers if other.name.startswith(f"{layer.name}.")]
+    parts = [each for each in inside if not any(each.name.startswith(f"{other.name}.") for other in inside)]
+    passed = [layer.call.given, *(part.call.made for part in parts)]
+    return len(parts) > 1 and [*(part.call.given for part in parts), layer.call.made] == passed
 
 
 def _frozen(graph: "Graph") -> "Table":
