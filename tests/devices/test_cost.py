@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from onnx.numpy_helper import to_array
+from torch import nn
 
 from sned.devices import Cost, Device, cold, cost_model, find_device, probe
 from sned.devices.budget import AMOUNTS
@@ -321,3 +322,22 @@ def test_a_call_wakes_the_other_threads() -> None:
     assert call_us(known, 1) == pytest.approx(3.8)
     assert call_us(known, 2) == pytest.approx(150 - 112)
     assert call_us({**known, "yardstick called": 110.0}, 2) == pytest.approx(3.8)
+
+
+class Unusual(nn.Module):
+    """Ops that the cost model has no name for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.atan(self.into(x))
+        return self.out(y.index_add_(0, torch.tensor([1, 0]), y * 2))
+
+
+def test_a_step_is_called_by_what_it_does_also_where_its_time_is_that_of_another() -> None:
+    layers = cost_model(trace(Unusual().eval(), torch.randn(2, 4)), find_device("pixel-9")).layers(
+        np.array([8.0])
+    )
+    assert [layer.kind for layer in layers] == ["call", "linear", "atan", "mul", "index_add", "linear"]

@@ -394,4 +394,7 @@ def _fields(of: Collection[str] | None) -> Collection[str]:
 
 
 def _kind(kernel: Kernel) -> str:
+    """What a step does, in a word."""
+    if kernel.called:
+        return kernel.called
     return kernel.op.lower() if kernel.kind in ("elementwise", "copy", "rows", "reduce") else kernel.kind

@@ -140,11 +140,11 @@ def _named_pointwise(b: Builder, step: Step) -> Kernel | None:
 
 def _pointwise(b: Builder, step: Step) -> Kernel:
     """An element-wise op that has no name here: bound by memory, as taking absolute values is."""
-    return b.kernel(step, "elementwise", op="Abs")
+    return b.kernel(step, "elementwise", op="Abs", called=step.op.name.strip("_"))
 
 
 def _unknown(b: Builder, step: Step) -> Kernel:
-    return b.kernel(step, "copy", op="Abs")
+    return b.kernel(step, "copy", op="Abs", called=step.op.name.strip("_"))
 
 
 # --- products of matrices -------------------------------------------------------------------------

@@ -70,6 +70,7 @@ class Kernel:
         module: path of the module that asked for it.
         inputs, output: indices into `Workload.values`; weights are not among them.
         op: the ONNX operator, for kinds that stand for many ("elementwise", "pool").
+        called: what it really is, where `op` is one that costs as much; "" where it is that.
         activation: ONNX operator of the activation folded into it; "" for none.
         extents: dimensions that a plan may change, by name.
         statics: attributes that no plan changes (kernel, stride, padding …).
@@ -84,6 +85,7 @@ class Kernel:
     inputs: tuple[int, ...]
     output: int
     op: str = ""
+    called: str = ""
     activation: str = ""
     extents: Mapping[str, Extent] = field(default_factory=dict)
     statics: Mapping[str, Static] = field(default_factory=dict)
