@@ -98,3 +98,20 @@ def same_twice() -> tuple[nn.Module, nn.Module]:
     last = ChannelsLast()
     last.load_state_dict(first.state_dict())
     return first.eval(), last.eval()
+
+
+class Routed(nn.Module):
+    """Each row goes to the expert that a router picks, so values say how many rows an expert gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.router, self.head = nn.Linear(6, 16), nn.Linear(16, 4), nn.Linear(16, 3)
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        chosen, out = self.router(x).argmax(-1), torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            (rows,) = torch.where(chosen == number)
+            out = out.index_add(0, rows, expert(x[rows]))
+        return self.head(x + out)

@@ -14,7 +14,7 @@ from sned.repair.drawn import _if_images, _is_images, _varied
 from sned.repair.match import _apart, _entering, _inputs_kept, match
 from sned.surgery import masks_of
 from sned.surgery.masks import hold_masks
-from tests.repair.networks import block, images
+from tests.repair.networks import Routed, block, images
 
 
 def distance(a: nn.Module, b: nn.Module, x: torch.Tensor) -> float:
@@ -34,6 +34,14 @@ def test_answers_on_fresh_inputs_come_closer() -> None:
     assert found.best > 0
     assert dict(found.divergences)[found.best] == min(value for _, value in found.divergences)
     assert "label-free steps" in found.note
+
+
+def test_answers_come_closer_where_values_pick_the_rows_of_layers() -> None:
+    torch.manual_seed(0)
+    dense, x = Routed().eval(), torch.randn(160, 6)
+    small = sned.apply(dense, sned.trace(dense, x[:2]).plan({"stem": list(range(0, 16, 2))}))
+    found = match(small, dense, x.split(40), steps=60, rate=1e-2)
+    assert distance(found.model, dense, x) < distance(small, dense, x)
 
 
 def test_both_networks_are_left_alone() -> None:

@@ -14,7 +14,7 @@ from sned.repair import load_state, repair
 from sned.repair.repair import PLAIN, Candidate, _best
 from sned.surgery import apply, masks_of
 from sned.surgery.masks import hold_masks
-from tests.repair.networks import block, images
+from tests.repair.networks import Routed, block, images
 
 REMOVED = {"stem": [0, 2], "conv1": [1, 2, 3]}
 
@@ -115,8 +115,24 @@ def test_what_is_not_solved_for_is_named_once() -> None:
     calibration = calibrate(graph, state_of(model), [x])
     _, report = repair(graph, state_of(model), graph.plan({}), calibration)
     assert any(
-        "other kinds of ops read it too or it is too wide: inner.weight." in note for note in report.notes
+        "other kinds of ops read it too, it is too wide, or values pick its rows: inner.weight." in note
+        for note in report.notes
     )
+
+
+def test_layers_whose_rows_are_picked_by_values_stay_as_cut_and_the_others_are_solved() -> None:
+    torch.manual_seed(0)
+    model, x = Routed().eval(), torch.randn(200, 6)
+    graph = trace(model, x[:2])
+    plan = graph.plan({"stem": list(range(0, 16, 2))})
+    state, report = repair(graph, state_of(model), plan, calibrate(graph, state_of(model), [x]))
+    assert {"stem", "router", "head"} <= {solved.name for solved in report.consumers}
+    [note] = [note for note in report.notes if "Not solved for" in note]
+    assert "values pick its rows: experts." in note
+    kept = slice_state(state_of(model), plan)
+    left = [f"experts.{n}.weight" for n in range(4) if f"experts.{n}.weight" in note]
+    assert left
+    assert all(torch.equal(state[name], kept[name]) for name in left)
 
 
 def test_few_inputs_do_both_and_that_is_said() -> None:

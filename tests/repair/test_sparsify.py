@@ -17,7 +17,7 @@ from sned.errors import BudgetError, CalibrationError, ModelError, PlanError
 from sned.graph.trace import state_of
 from sned.repair import sparsify
 from sned.surgery import masks_of
-from tests.repair.networks import block, images
+from tests.repair.networks import Routed, block, images
 
 
 def distance(a: nn.Module, b: nn.Module, x: torch.Tensor) -> float:
@@ -177,23 +177,6 @@ def test_what_stays_dense_is_named_and_counted() -> None:
 def test_a_time_to_match_is_more_than_none(seconds: Any) -> None:
     with pytest.raises(BudgetError, match=f"more than 0 seconds, got {seconds!r}"):
         sparsify(block(), images(8)[:2], sparsity=0.5, calibration=unread(), match_seconds=seconds)
-
-
-class Routed(nn.Module):
-    """Each row goes to the expert that a router picks, so values say how many rows an expert gets."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.router, self.head = nn.Linear(6, 16), nn.Linear(16, 4), nn.Linear(16, 3)
-        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x).relu()
-        chosen, out = self.router(x).argmax(-1), torch.zeros_like(x)
-        for number, expert in enumerate(self.experts):
-            (rows,) = torch.where(chosen == number)
-            out = out.index_add(0, rows, expert(x[rows]))
-        return self.head(x + out)
 
 
 def test_rows_that_a_router_picks_are_told_of() -> None:

@@ -311,10 +311,12 @@ def _floating(graph: Graph, output: Any) -> list[Tensor]:
 
 
 def _pairs(given: Features, wanted: Features) -> Iterator[tuple[Tensor, Tensor]]:
-    """What enters the layers that both networks call equally often: one may be left out in some places."""
+    """What enters the layers that both networks call equally often, on equally many rows: one may be left out in some
+    places, and rows may have gone, or be picked by values."""
     for name, features in given.items():
         if len(features) == len(wanted.get(name, ())):
-            yield from zip(features, wanted[name], strict=True)
+            pairs = zip(features, wanted[name], strict=True)
+            yield from ((mine, theirs) for mine, theirs in pairs if mine.shape == theirs.shape)
 
 
 def _inputs_kept(model: Any, dense: Any) -> Kept:

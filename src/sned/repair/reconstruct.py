@@ -153,9 +153,11 @@ def reconstruct(
                 continue
             target = Target(task.consumer, task.following, len(task.index), pruned)
             scene = _Scene(task, target, pruned, columns, options)
-            scene.reach(front, graph)
-            solved[task.consumer.op] = scene.solve()
-            slot.offer(partial(_held, solved, pruned))
+            if scene.reach(front, graph):
+                solved[task.consumer.op] = scene.solve()
+                slot.offer(partial(_held, solved, pruned))
+            elif options.thin is not None:
+                raise _other_rows(task.consumer)
             trim()
             advance(1)
     slot.close(partial(_held, solved, pruned))
@@ -231,22 +233,26 @@ class _Scene:
         self._index = task.index.to(weight.device).long()
         self._start = weight.flatten()[self._index].double()
 
-    def reach(self, front: Front, graph: Graph) -> None:
+    def reach(self, front: Front, graph: Graph) -> bool:
         """Bring the networks here; sum up what enters the consumer and should come out, and keep the columns of both
-        where they are looked at again."""
-        consumer = self._task.consumer
+        where they are looked at again. False where both are not of the same rows: values say which come here."""
+        consumer, alike = self._task.consumer, True
         self._columns.clear()
         inputs = front.inputs_at(consumer.op)
         share = share_of(consumer, graph, inputs)
         for number, dense, pruned in front.to(consumer.op, inputs, self._task.following):
             x = self._pruned.value(consumer.input, pruned, front.size(number))
             for piece in self._pieces(number, x, self._target.wanted(dense, pruned), share):
-                _check_rows(consumer, piece)
+                alike = alike and piece.x.shape[-1] == piece.values[0].shape[-1]
+                if not alike:
+                    continue
                 self._sums.add(piece.x, piece.values[0])
                 if self._looks:
                     columns = piece.x, piece.values[0], self._target.goal(*piece.values)
                     self._columns.put(len(self._columns), columns)
-        self._moment = self._sums.moment()
+        if alike:
+            self._moment = self._sums.moment()
+        return alike
 
     def solve(self) -> Solved:
         """Put the best weights and bias of the consumer into the state."""
@@ -348,15 +354,12 @@ class _Scene:
         self._state[self._free] = value if mask is None else value * mask.to(value.device)
 
 
-def _check_rows(consumer: Consumer, piece: Columns) -> None:
-    """Inputs and targets are of the same rows, unless values say which rows come here."""
-    made, wanted = piece.x.shape[-1], piece.values[0].shape[-1]
-    if made != wanted:
-        raise ModelError(
-            f"The rows that enter a layer must not depend on values, but {consumer.name!r} gets {made} in the changed "
-            f"network and {wanted} in the dense one, from the same inputs (a router that picks rows for experts does "
-            "that). Let each expert take all rows and weigh its answers, or prune without calibration inputs."
-        )
+def _other_rows(consumer: Consumer) -> ModelError:
+    return ModelError(
+        f"The rows that enter a layer must not depend on values, but {consumer.name!r} gets others in the changed "
+        "network than in the dense one, from the same inputs (a router that picks rows for experts does that). Let "
+        "each expert take all rows and weigh its answers, or prune without calibration inputs."
+    )
 
 
 def _thinned(

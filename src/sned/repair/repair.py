@@ -242,7 +242,8 @@ def _notes(
     left = {c.weight: None for c in calibration.consumers if c.weight not in solved}
     if left:
         notes.append(
-            f"Not solved for, because other kinds of ops read it too or it is too wide: {few_of(left)}."
+            "Not solved for, because other kinds of ops read it too, it is too wide, or values pick its rows: "
+            f"{few_of(left)}."
         )
     if start == 0:
         notes.append(
