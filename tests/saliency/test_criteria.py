@@ -294,15 +294,25 @@ def test_reconstruction_takes_a_copy_before_anything_else() -> None:
     assert scores.error["0"][1] < 0.01 * scores.error["0"][2]
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("norm", "removed"),
+    [
+        (nn.utils.parametrizations.weight_norm, "parametrize.remove_parametrizations(layer, 'weight')"),
+        (nn.utils.weight_norm, "remove_weight_norm(layer)"),
+    ],
+    ids=["parametrised", "older"],
+)
 @pytest.mark.parametrize("name", ["reconstruction", "wanda"])
-def test_weights_that_are_worked_out_in_each_pass_are_told(name: str) -> None:
-    norm = nn.utils.parametrizations.weight_norm
+def test_weights_that_are_worked_out_in_each_pass_are_told(
+    name: str, norm: Callable[[nn.Module], nn.Module], removed: str
+) -> None:
     x = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
     notes = score(
         name, make(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), norm(nn.Linear(8, 3))), x, inputs=x)
     ).notes
     assert notes[0] == "no layer reads the units of 0: L2 magnitude was used there"
-    assert "`torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')`" in notes[1]
+    assert f"`torch.nn.utils.{removed}`" in notes[1]
     plain = make(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), x, inputs=x)
     assert score(name, plain).notes == ()
 

@@ -19,8 +19,8 @@ Example = Annotated[
         "--example",
         "-e",
         metavar="SHAPE|FILE:NAME",
-        help="What the model is called with: a shape with its batch, 1,3,32,32, or file.py:example for "
-        "a tensor, a tuple of arguments or a dict of keyword arguments.",
+        help="What the model is called with: a shape with its batch, 1,3,32,32, for normal numbers, or file.py:example "
+        "for a tensor (of ids, say), a tuple of arguments or a dict of keyword arguments.",
     ),
 ]
 Weights = Annotated[

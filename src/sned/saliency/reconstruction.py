@@ -71,13 +71,23 @@ def unread_note(graph: Graph, groups: Sequence[str]) -> tuple[str, ...]:
     if not groups:
         return ()
     note = f"no layer reads the units of {', '.join(groups)}: L2 magnitude was used there"
-    if not any("parametrizations." in name for name in graph.parameters):
+    if (removed := _removed_by(graph)) is None:
         return (note,)
     advice = (
         "weights that a parametrisation works out in each pass are not repaired; where no training follows, take it "
-        "off first: `torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')`"
+        f"off first: `torch.nn.utils.{removed}`"
     )
     return note, advice
+
+
+def _removed_by(graph: Graph) -> str | None:
+    """What takes a parametrisation of PyTorch off a layer, in the older API a weight norm; None where there is none."""
+    names = graph.parameters
+    if any("parametrizations." in name for name in names):
+        return "parametrize.remove_parametrizations(layer, 'weight')"
+    if any(name.endswith(".weight_g") and f"{name[:-1]}v" in names for name in names):
+        return "remove_weight_norm(layer)"
+    return None
 
 
 def _curve(evidence: Evidence, group: Group) -> tuple[IntArray, FloatArray]:
