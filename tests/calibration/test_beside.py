@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sned import apply, plan, prune, trace
+from sned import apply, plan, trace
 from sned.calibration import calibrate
-from sned.devices import Budget
 from sned.errors import CalibrationError
 from sned.graph.trace import state_of
 from tests.graph.oracle import call, distance
@@ -65,8 +64,10 @@ def test_the_first_inputs_are_looked_at_and_the_last(last: int) -> None:
 
 
 def test_random_inputs_of_other_lengths_are_refused_too() -> None:
+    model = Packed().eval()
+    graph = trace(model, (X[:4], torch.tensor([7, 5, 5, 2])))
     with pytest.raises(CalibrationError, match=REFUSED):
-        prune(Packed().eval(), (X[:4], torch.tensor([7, 5, 5, 2])), budget=Budget(macs="70%"))
+        calibrate(graph, state_of(model), None)
 
 
 def test_what_the_refusal_advises_works() -> None:

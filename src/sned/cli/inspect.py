@@ -237,8 +237,11 @@ def _is_stack(layer: "Layer", layers: "Sequence[Layer]") -> bool:
     """Whether a layer is others one after the other, each of which can go by itself."""
     inside = [other for other in layers if other.name.startswith(f"{layer.name}.")]
     parts = [each for each in inside if not any(each.name.startswith(f"{other.name}.") for other in inside)]
-    passed = [layer.call.given, *(part.call.made for part in parts)]
-    return len(parts) > 1 and [*(part.call.given for part in parts), layer.call.made] == passed
+    calls = [part.call for part in parts if part.call is not None]
+    if layer.call is None or len(calls) < 2:
+        return False
+    passed = [layer.call.given, *(call.made for call in calls)]
+    return [*(call.given for call in calls), layer.call.made] == passed
 
 
 def _frozen(graph: "Graph") -> "Table":
