@@ -136,15 +136,16 @@ def thin(
 
 def _thinnable(calibration: Calibration, pattern: Pattern) -> list[str]:
     """The weights that one op alone reads, with enough inputs to choose among."""
+    fewest = max(pattern.of, pattern.columns, 2)
     found = [
         consumer.weight
         for consumer in calibration.consumers
-        if not consumer.shared
-        and consumer.channels >= max(pattern.of, pattern.columns, 2)
-        and consumer.width <= WIDEST
+        if not consumer.shared and consumer.channels >= fewest and consumer.width <= WIDEST
     ]
     if not found:
         raise PlanError(
-            "No weight of this network can be thinned: none is read by one op alone with inputs to spare."
+            f"No weight of this network can be thinned: none is read by one op alone and has {fewest} inputs or more. "
+            "Ask for a pattern of fewer columns, untie weights that several ops share, or remove units instead "
+            "(`sned.prune`)."
         )
     return found
