@@ -51,14 +51,17 @@ def test_rows_are_stored_and_joined_from_batches_as_one_pass_has_them(network: n
     torch.testing.assert_close(found.outputs(70, 80)[1], flat[280:320], atol=1e-6, rtol=1e-5)
 
 
-def test_batches_of_a_network_of_one_size_are_told_apart() -> None:
+@pytest.mark.parametrize("of_one_size", [True, False])
+def test_batches_of_a_network_that_answers_once_for_all_rows_are_told_apart(of_one_size: bool) -> None:
+    """Whether it takes one size alone, or any: there would be nothing to compare otherwise."""
+
     class Mean(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.wide, self.head = nn.Linear(4, 8), nn.Linear(8, 5)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.wide(x.reshape(3, 4)).relu().mean(0))
+            return self.head(self.wide(x.reshape(3, 4) if of_one_size else x).relu().mean(0))
 
     torch.manual_seed(0)
     model = Mean().eval()

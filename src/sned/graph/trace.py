@@ -341,7 +341,8 @@ def _devices(model: nn.Module) -> tuple[str, str]:
 
 
 def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
-    """The pass at two batch sizes, merged; or, where the model takes no other batch size, at the example's own.
+    """The pass at two batch sizes, merged; or, where the model takes no other batch size, or answers once for all rows
+    together, at the example's own.
 
     A model that reads values (`.item()`, routing, a mask that is asked whether it is all ones) cannot run on meta
     tensors; then it runs on real ones. Returns the recording, whether any batch size will do, and the device used.
@@ -367,7 +368,7 @@ def _both(model: nn.Module, example: Example) -> tuple[Recording, bool, str]:
                 return replace(only, rows=rows_of_one_size(only, example.batch)), False, device
             first, second = recordings
             merged = merge(first, second)
-            if merged is not None and _holds(merged, first, model, example, device):
+            if merged is not None and any(merged.rows) and _holds(merged, first, model, example, device):
                 return merged, True, device
     shapes = ", ".join(str(leaf.shape) for leaf in example.leaves())
     raise ModelError(
