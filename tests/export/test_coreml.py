@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import sned
 from sned.errors import UserError
@@ -63,6 +64,43 @@ def test_operations_mean_what_they_mean_in_pytorch(tmp_path: Path, name: str) ->
     x = torch.randn(1, 4, 8, 8)
     exported = sned.export(Of(name), x, to="coreml", out=tmp_path / "m.mlpackage", runs=0)
     torch.testing.assert_close(exported.module()(x), FUNCTIONS[name](x), atol=1e-4, rtol=1e-4)
+
+
+RECURRENT: dict[str, Any] = {
+    "lstm": lambda: nn.LSTM(6, 8, batch_first=True),
+    "deep lstm of two directions": lambda: nn.LSTM(6, 8, 2, bidirectional=True),
+    "gru without biases": lambda: nn.GRU(6, 8, bias=False),
+    "deep gru of two directions": lambda: nn.GRU(6, 8, 2, bidirectional=True, batch_first=True),
+    "plain layer of two directions": lambda: nn.RNN(6, 8, bidirectional=True, nonlinearity="relu"),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers_give_their_steps_and_their_states(tmp_path: Path, name: str) -> None:
+    model, x = RECURRENT[name]().eval(), torch.randn(2, 3, 6)
+    exported = sned.export(model, x, to="coreml", out=tmp_path / "m.mlpackage", runs=0)
+    own = pytree.tree_leaves(model(x))
+    torch.testing.assert_close(pytree.tree_leaves(exported.module()(x)), own, atol=1e-5, rtol=1e-5)
+
+
+class Stepping(nn.Module):
+    """Cells that the network steps through by itself, from states that enter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.long, self.gated = nn.LSTMCell(4, 4), nn.GRUCell(4, 4)
+
+    def forward(self, x: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, ...]:
+        for step in x.unbind(1):
+            hidden, cell = self.long(step, (hidden, cell))
+            cell = self.gated(hidden, cell)
+        return hidden, cell
+
+
+def test_cells_are_stepped_through(tmp_path: Path) -> None:
+    model, x = Stepping().eval(), (torch.randn(2, 3, 4), torch.randn(2, 4), torch.randn(2, 4))
+    exported = sned.export(model, x, to="coreml", out=tmp_path / "m.mlpackage", runs=0)
+    torch.testing.assert_close(exported.module()(*x), model(*x), atol=1e-5, rtol=1e-5)
 
 
 def test_a_system_too_old_for_a_form_is_told(tmp_path: Path) -> None:

@@ -53,3 +53,34 @@ def test_pixel_unshuffle_makes_channels_of_blocks() -> None:
         expected[0, place, row // factor, column // factor] = x[0, channel, row, column]
     given = {"x": x, "downscale_factor": torch.tensor(factor)}
     np.testing.assert_array_equal(OPERATIONS["pixel_unshuffle"](given).numpy(), expected)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+@pytest.mark.parametrize("every", [True, False])
+def test_an_lstm_goes_through_its_gates_step_by_step(direction: str, every: bool) -> None:
+    rng, steps, rows, width, hidden = np.random.default_rng(0), 4, 2, 3, 5
+    ways = ["", "_back"] if direction == "bidirectional" else [""]
+    sizes = {"weight_ih": (4 * hidden, width), "weight_hh": (4 * hidden, hidden), "bias": (4 * hidden,)}
+    weights = {name + way: rng.standard_normal(size) for way in ways for name, size in sizes.items()}
+    x = rng.standard_normal((steps, rows, width))
+    h, c = rng.standard_normal((2, rows, len(ways) * hidden))
+    expected, last_h, last_c = np.empty((steps, rows, len(ways) * hidden)), h.copy(), c.copy()
+    for number, way in enumerate(ways):
+        order = range(steps) if direction != "reverse" and not way else reversed(range(steps))
+        own = slice(number * hidden, (number + 1) * hidden)
+        for step, row in product(order, range(rows)):
+            gates = (
+                weights["weight_ih" + way] @ x[step, row]
+                + weights["weight_hh" + way] @ last_h[row, own]
+                + weights["bias" + way]
+            )
+            i, f, o = 1 / (1 + np.exp(-gates[: 3 * hidden].reshape(3, hidden)))
+            last_c[row, own] = f * last_c[row, own] + i * np.tanh(gates[3 * hidden :])
+            last_h[row, own] = o * np.tanh(last_c[row, own])
+            expected[step, row, own] = last_h[row, own]
+    given = {**weights, "x": x, "initial_h": h, "initial_c": c, "output_sequence": np.array(every)}
+    made = OPERATIONS["lstm"](
+        {"direction": direction, **{key: torch.from_numpy(value) for key, value in given.items()}}
+    )
+    for got, right in zip(made, (expected if every else last_h[None], last_h, last_c), strict=True):
+        np.testing.assert_allclose(got.numpy(), right, rtol=1e-12)

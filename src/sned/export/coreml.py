@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._decomp import get_decompositions
 
 from sned.errors import ExportError, UserError
 from sned.export.capture import Captured, first_sentence, quiet
@@ -92,7 +91,7 @@ def _system(order: Order, levels: int) -> str:
 def _convert(level: Captured, order: Order, system: str) -> Any:
     import coremltools
 
-    _register_alias()
+    _teach()
     bytes_ = [tensor.dtype for tensor in level.example if tensor.dtype in (torch.uint8, torch.int8)]
     if bytes_:
         raise ExportError(
@@ -183,7 +182,10 @@ def _share(block: Any, instead: dict[str, str]) -> None:
 
 def _apart() -> dict[Any, Any]:
     """How ops are taken apart that the converter lacks, or of which it does not see the type that is asked for: those
-    that make tensors like others, or choose a number."""
+    that make tensors like others, or choose a number.
+
+    Recurrent layers but the LSTM go step by step: Core ML's GRU adds its biases elsewhere than PyTorch's.
+    """
     aten = torch.ops.aten
 
     def where(condition: torch.Tensor, given: torch.Tensor, other: float) -> torch.Tensor:
@@ -198,7 +200,11 @@ def _apart() -> dict[Any, Any]:
         aten.zeros_like.default: partial(full_like, number=0),
         aten.ones_like.default: partial(full_like, number=1),
     }
-    made = get_decompositions([aten.new_ones.default, aten.new_zeros.default, aten.new_full.default])
+    plain = (aten.new_ones.default, aten.new_zeros.default, aten.new_full.default, aten.unsafe_split.Tensor)
+    layers = (aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+    cells = (aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell)
+    table = torch.export.default_decompositions()
+    made = {op: table[op] for op in (*plain, *layers, *(cell.default for cell in cells))}
     return {**made, **like, aten.where.ScalarOther: where}
 
 
@@ -212,21 +218,22 @@ def _spell_out(program: torch.export.ExportedProgram) -> None:
             node.args = (*node.args, node.args[1])
 
 
-def _register_alias() -> None:
-    """Teach the converter `alias`, which the exporter of PyTorch leaves in its programs."""
-    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
-    from coremltools.converters.mil.frontend.torch.torch_op_registry import (
-        _TORCH_OPS_REGISTRY,
-        register_torch_op,
-    )
-
-    if "alias" in _TORCH_OPS_REGISTRY:
-        return
+def _teach() -> None:
+    """Teach the converter what PyTorch leaves in its programs: `alias`, and an LSTM of three outputs."""
+    from coremltools.converters.mil.frontend.torch import ops
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
 
     def alias(context: Any, node: Any) -> None:
-        context.add(_get_inputs(context, node, expected=1)[0], torch_name=node.name)
+        context.add(ops._get_inputs(context, node, expected=1)[0], torch_name=node.name)
 
-    register_torch_op(alias)
+    def lstm(context: Any, node: Any) -> None:
+        named = copy.copy(node)
+        named.outputs = [f"{node.name}_{part}" for part in ("steps", "hidden", "cell")]
+        ops.lstm(context, named)
+        context.add(tuple(context[name] for name in named.outputs), torch_name=node.name)
+
+    _TORCH_OPS_REGISTRY.set_func_by_name(alias, "alias")
+    _TORCH_OPS_REGISTRY.set_func_by_name(lstm, "lstm.input")
 
 
 class CoreMlReading:

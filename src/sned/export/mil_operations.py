@@ -226,6 +226,29 @@ def _attention(a: Arguments) -> Tensor:
     )
 
 
+def _lstm(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Every step or the last one, then the last hidden state and the last cell; in two directions side by side."""
+    ways = ("", "_back") if a["direction"] == "bidirectional" else ("",)
+    states = zip(ways, *(a[key].chunk(len(ways), -1) for key in ("initial_h", "initial_c")), strict=True)
+    run = [_lstm_way(a, way, hidden, cell) for way, hidden, cell in states]
+    steps, hidden, cell = (torch.cat(parts, -1) for parts in zip(*run, strict=True))
+    return (steps if a.get("output_sequence") else hidden[None]), hidden, cell
+
+
+def _lstm_way(a: Arguments, way: str, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    back = way == "_back" or a["direction"] == "reverse"
+    entering = functional.linear(a["x"], a[f"weight_ih{way}"], a.get(f"bias{way}"))
+    steps = []
+    for step in entering.flip(0) if back else entering:
+        gates = step + functional.linear(hidden, a[f"weight_hh{way}"])
+        taken, kept, given, new = gates.chunk(4, -1)
+        cell = kept.sigmoid() * cell + taken.sigmoid() * new.tanh()
+        hidden = given.sigmoid() * cell.tanh()
+        steps.append(hidden)
+    made = torch.stack(steps)
+    return made.flip(0) if back else made, hidden, cell
+
+
 def _matmul(a: Arguments) -> Tensor:
     x, y = a["x"], a["y"]
     return torch.matmul(x.mT if bool(a.get("transpose_x")) else x, y.mT if bool(a.get("transpose_y")) else y)
@@ -289,6 +312,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "conv_transpose": _conv_transpose,
     "linear": lambda a: functional.linear(a["x"], a["weight"], a.get("bias")),
     "matmul": _matmul,
+    "lstm": _lstm,
     "scaled_dot_product_attention": _attention,
     "layer_norm": _layer_norm,
     "batch_norm": _batch_norm,
@@ -359,6 +383,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "gather": _gather,
     "gather_nd": _gather_nd,
     "gather_along_axis": lambda a: torch.gather(a["x"], _int(a.get("axis")), a["indices"].long()),
+    "reverse": lambda a: a["x"].flip(_ints(a["axes"])),
     "tile": lambda a: a["x"].repeat(_ints(a["reps"])),
     "fill": lambda a: torch.full(_ints(a["shape"]), torch.as_tensor(a["value"]).item()),
     "fill_like": lambda a: torch.full_like(a["ref_tensor"], torch.as_tensor(a["value"]).item()),
