@@ -126,27 +126,6 @@ def test_a_value_beyond_16_bits_shows(tmp_path: Path) -> None:
         sned.export(model, torch.ones(1, 4), to="coreml", quantize="fp16", out=tmp_path / "m.mlpackage")
 
 
-def test_equal_constants_are_written_once(tmp_path: Path) -> None:
-    from coremltools.proto import Model_pb2
-
-    convolutions = [nn.Conv2d(4, 4, 3, padding=1) for _ in range(3)]
-    x = torch.randn(1, 4, 8, 8)
-    exported = sned.export(
-        nn.Sequential(*convolutions).eval(), x, to="coreml", out=tmp_path / "m.mlpackage", runs=0
-    )
-    assert exported.max_abs_diff < 1e-4
-    spec = Model_pb2.Model()
-    spec.ParseFromString((tmp_path / "m.mlpackage/Data/com.apple.CoreML/model.mlmodel").read_bytes())
-    (block,) = spec.mlProgram.functions["main"].block_specializations.values()
-    constants = [
-        op.attributes["val"].SerializeToString(deterministic=True)
-        for op in block.operations
-        if op.type == "const"
-    ]
-    assert len(set(constants)) == len(constants)
-    assert len([op for op in block.operations if op.type == "conv"]) == 3
-
-
 class Named(nn.Module):
     """Arguments that are called as operations are."""
 

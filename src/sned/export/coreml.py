@@ -20,6 +20,7 @@ import torch
 
 from sned.errors import ExportError, UserError
 from sned.export.capture import Captured, first_sentence, quiet
+from sned.export.coreml_file import compact, is_sparse
 from sned.export.parity import Array
 from sned.export.target import FP16, FP32, INT8, NONE_SPARSE, Order, Target
 
@@ -31,12 +32,6 @@ SYSTEMS = ("iOS15", "iOS16", "iOS17", "iOS18")
 
 _SMALL = 512
 """Weights of fewer elements are left as they are: they would not get smaller."""
-
-_DEBUG = "executorch_debug_handle_mapping.json"
-"""What the converter leaves beside a package's manifest; no runtime reads it."""
-
-_PROGRAM = Path("Data/com.apple.CoreML/model.mlmodel")
-"""The graph of a package."""
 
 _BLIND = "Apple's runtime was not run: the saved program was read back and evaluated from its own graph and weights."
 
@@ -59,10 +54,8 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
                 together.add_function(str(package), src_function_name=DEFAULT, target_function_name=name)
             together.default_function_name = first
             coremltools.utils.save_multifunction(together, str(order.path))
-    (order.path / _DEBUG).unlink(missing_ok=True)
-    _share_constants(order.path)
-    packed = b"constexpr_sparse" in (order.path / _PROGRAM).read_bytes()
-    zeros = (TARGET.sparse if packed else NONE_SPARSE,) if order.sparse else ()
+    compact(order.path)
+    zeros = (TARGET.sparse if is_sparse(order.path) else NONE_SPARSE,) if order.sparse else ()
     return (f"For {system} and later.", _BLIND, *zeros)
 
 
@@ -144,40 +137,6 @@ def _compressed(model: Any, order: Order) -> Any:
         joint = {"joint_compression": True} if order.sparse else {}
         model = optimize.linear_quantize_weights(model, config, **joint)
     return model
-
-
-def _share_constants(package: Path) -> None:
-    """Write each constant of a function once: the converter gives every operation settings of its own."""
-    from coremltools.proto import Model_pb2
-
-    path = package / _PROGRAM
-    model = Model_pb2.Model()
-    model.ParseFromString(path.read_bytes())
-    for function in model.mlProgram.functions.values():
-        for block in function.block_specializations.values():
-            _share(block, {})
-    path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def _share(block: Any, instead: dict[str, str]) -> None:
-    """Those of a block: `instead` says by which name another one, that is equal, goes."""
-    names: dict[bytes, str] = {}
-    kept = []
-    for op in block.operations:
-        for argument in op.inputs.values():
-            for binding in argument.arguments:
-                if binding.name in instead:
-                    binding.name = instead[binding.name]
-        for inner in op.blocks:
-            _share(inner, dict(instead))
-        if op.type == "const" and (name := op.outputs[0].name) not in block.outputs:
-            value = op.attributes["val"].SerializeToString(deterministic=True)
-            instead[name] = names.setdefault(value, name)
-            if instead[name] != name:
-                continue
-        kept.append(copy.deepcopy(op))
-    del block.operations[:]
-    block.operations.extend(kept)
 
 
 def _apart() -> dict[Any, Any]:
