@@ -76,6 +76,19 @@ def test_the_runtime_runs_the_same_kernels(path: Path) -> None:
     assert before["Convolution", "u8"] == 2
 
 
+def test_what_is_so_by_default_goes_unsaid(path: Path) -> None:
+    text = path.read_text()
+    assert 'auto_broadcast="numpy"' in text
+    assert 'auto_pad="explicit"' in text
+    compact(path)
+    made = {
+        op.get_type_name(): op.get_attributes() for op in openvino.Core().read_model(path).get_ordered_ops()
+    }
+    assert made["Add"]["auto_broadcast"] == "numpy"
+    assert made["Convolution"]["auto_pad"] == "explicit"
+    assert not any(word in path.read_text() for word in ("numpy", "explicit", "<data/>", ", "))
+
+
 def test_any_batch_is_taken_still(path: Path) -> None:
     compact(path)
     model = openvino.Core().read_model(path)

@@ -7,6 +7,10 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 
+_DEFAULTS = {"auto_broadcast": "numpy", "auto_pad": "explicit"}
+"""Settings that an operation has where its description says nothing else."""
+
+
 def compact(path: Path) -> None:
     """Rewrite a description of a graph so that it says each thing once.
 
@@ -58,9 +62,17 @@ def _share_numbers(layers: Element, edges: Element, weights: bytes) -> None:
 
 
 def _shorten(layer: Element, answers: set[tuple[str | None, str | None]]) -> None:
-    """Leave out what follows from other layers; names that programs ask for stay: those of inputs and outputs."""
+    """Leave out what follows from other layers, or is so by default; names that programs ask for stay: those of inputs
+    and outputs."""
     if layer.get("type") not in ("Parameter", "Result"):
-        layer.set("name", layer.attrib["id"])
+        layer.set("name", "")
+    for told in layer.findall("data"):
+        for setting, value in dict(told.attrib).items():
+            told.set(setting, value.replace(", ", ","))
+            if _DEFAULTS.get(setting) == value:
+                del told.attrib[setting]
+        if not told.attrib:
+            layer.remove(told)
     for port in layer.iterfind("*/port"):
         for size in port.findall("dim"):
             port.remove(size)
