@@ -69,6 +69,13 @@ def test_an_operation_that_the_runtime_lacks_is_named_with_its_module(tmp_path: 
         )
 
 
+def test_the_convolution_that_is_meant_is_named_and_not_the_first(tmp_path: Path) -> None:
+    available("litert")
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3, 2, 1, groups=4))
+    with pytest.raises(ExportError, match=r"'aten\.convolution\.default' in module '2' has no LiteRT"):
+        sned.export(model.eval(), torch.rand(1, 3, 8, 8), to="litert", out=tmp_path / "m.tflite")
+
+
 def test_core_ml_takes_no_bytes(tmp_path: Path) -> None:
     available("coreml")
     pixels = torch.ones(2, 4, dtype=torch.uint8)

@@ -73,8 +73,8 @@ class Captured:
             nodes = [*self.program.graph.nodes, *self.program.run_decompositions().graph.nodes]
         called = [node for node in nodes if node.op == "call_function"]
         for names in (_full_names, _bare_names):
-            # The longest name first: "add" is in many words.
-            for node in sorted(called, key=lambda node: -len(_base(node))):
+            # What was called at a line that is told first, then the longest name: "add" is in many words.
+            for node in sorted(called, key=lambda node: (not _told(node, told), -len(_base(node)))):
                 # "mean:0" is a tensor.
                 if any(
                     re.search(rf"(?<![a-z]){re.escape(name)}(?![a-z_]|:\d)", told) for name in names(node)
@@ -281,6 +281,12 @@ def scope(node: torch.fx.Node) -> str:
     """The innermost module that a node came from; empty for the model itself."""
     paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     return re.sub(r"^L\['self'\]\.?", "", str(paths[-1])) if paths else ""
+
+
+def _told(node: torch.fx.Node, text: str) -> bool:
+    """Whether a text has one of the lines, "FILE:LINE", by which a node was called."""
+    lines = re.findall(r'File "(.+?)", line (\d+)', node.meta.get("stack_trace") or "")
+    return any(re.search(rf"{re.escape(file)}:{line}\b", text) for file, line in lines)
 
 
 def _base(node: torch.fx.Node) -> str:
