@@ -6,7 +6,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-
 _DEFAULTS = {"auto_broadcast": "numpy", "auto_pad": "explicit"}
 """Settings that an operation has where its description says nothing else."""
 
