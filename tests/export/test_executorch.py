@@ -112,3 +112,15 @@ def test_weights_that_are_worked_out_or_kept_in_buffers_are_weights(tmp_path: Pa
     with torch.no_grad():
         wanted, got = model(unseen), made.module()(unseen)
     assert float((got - wanted).norm() / wanted.norm()) < (1e-5 if precision == FP32 else 0.05)
+
+
+def test_weights_lie_close_together(tmp_path: Path) -> None:
+    from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
+
+    model, path = nn.Sequential(*(nn.Linear(5, 5) for _ in range(4))).eval(), tmp_path / "m.pte"
+    sned.export(model, torch.randn(1, 5), to="executorch", out=path, runs=0)
+    pieces = _flatbuffer_to_program(path.read_bytes()).segments
+    ends = [piece.offset + piece.size for piece in pieces]
+    assert len(pieces) > 8
+    assert all(piece.offset % 16 == 0 for piece in pieces)
+    assert all(piece.offset - end < 16 for piece, end in zip(pieces[1:], ends, strict=False))

@@ -22,16 +22,21 @@ DEFAULT = "forward"
 """What the runtime calls the only method of a file."""
 
 
+_ALIGNED = 16
+"""Weights begin at multiples of so many bytes, as XNNPACK wants them; at those of 128 if nothing is said."""
+
+
 def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
     with quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
+        from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
 
     try:
         with quiet(), torch.no_grad():
             programs = {name or DEFAULT: _coarser(name, level, order) for name, level in levels.items()}
             lowered = to_edge_transform_and_lower(programs, partitioner=[XnnpackPartitioner()])
-            order.path.write_bytes(lowered.to_executorch().buffer)
+            laid = lowered.to_executorch(ExecutorchBackendConfig(segment_alignment=_ALIGNED))
+            order.path.write_bytes(laid.buffer)
     except Exception as error:
         origin = next(filter(None, (level.origin(error) for level in levels.values())), "")
         reason = f"{origin} has no ExecuTorch kernel." if origin else first_sentence(error)
