@@ -281,6 +281,33 @@ def custom_layer() -> Made:
 
 
 @keras.saving.register_keras_serializable("tests")
+class Positions(layers.Layer):
+    """Tokens and where they stand, counted up to sizes of inputs and of its own that no dtype is given for."""
+
+    def __init__(self, length: int, count: int, width: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.length, self.count, self.width = length, count, width
+        self.tokens = layers.Embedding(count, width)
+        self.places = layers.Embedding(length, width)
+        self.ends = layers.Embedding(length, width)
+
+    def call(self, x: Any) -> Any:
+        places = ops.arange(start=0, stop=ops.shape(x)[-1], step=1)
+        ends = ops.minimum(self.length - 1, ops.arange(self.length))
+        return self.tokens(x) + self.places(places) + self.ends(ends)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "length": self.length, "count": self.count, "width": self.width}
+
+
+@case
+def positions() -> Made:
+    x = inputs = keras.Input((7,), dtype="int32")
+    x = Positions(7, 11, 8)(x)
+    return keras.Model(inputs, layers.Dense(3)(layers.Dense(10, activation="relu")(x))), tokens()
+
+
+@keras.saving.register_keras_serializable("tests")
 class Classifier(keras.Model):
     """A subclassed model whose sizes are arguments."""
 

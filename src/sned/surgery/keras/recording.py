@@ -50,6 +50,7 @@ from sned.surgery.keras.twin import (
     Twin,
     Unmade,
     check_alike,
+    dtypes_told,
     factors_traced,
     make_twin,
     shapes_traced,
@@ -121,7 +122,7 @@ def record(model: Any, example: Example, backend: str = "torch") -> Graph:
     with factors_traced(), shapes_traced():
         twin = make_twin(sized(config), model, example)
     check_alike(model, twin.model)
-    with within_keras(), in_single_precision(twin.model):
+    with within_keras(), dtypes_told(), in_single_precision(twin.model):
         run = recorded(Forward.of(twin.model, state), example)
     found = _placed(run, twin, config)
     shapes = _shapes_in_order(twin)
@@ -139,7 +140,7 @@ def recorded_plainly(model: Any, example: Example) -> Graph:
     state = {name: tensor.detach() for name, tensor in Holder(model).named_tensors()}
     twin = make_twin(configuration(model), model, example)
     check_alike(model, twin.model)
-    with within_keras(), in_single_precision(twin.model):
+    with within_keras(), dtypes_told(), in_single_precision(twin.model):
         run = recorded(Forward.of(twin.model, state), example)
     return _plain(build(replace(run, outputs_last=True)))
 

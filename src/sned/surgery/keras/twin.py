@@ -16,10 +16,11 @@ from typing import Any
 
 import keras
 import torch
+from keras.src.backend.common import dtypes
 
 from sned.errors import ModelError
 from sned.graph.example import Example
-from sned.graph.provenance import Attribute, Sized, functions_opened, opened_float
+from sned.graph.provenance import Attribute, Sized, SizedFloat, functions_opened, opened_float
 from sned.surgery.keras.configuration import reason_of, rebuilt
 from sned.surgery.keras.naming import share_constants, variables_of
 from sned.surgery.keras.outside import within_keras
@@ -43,7 +44,12 @@ def make_twin(config: Mapping[str, Any], like: Any, example: Example) -> Twin:
         ModelError: the model computes with another library.
     """
     made: list[tuple[Any, Shape]] = []
-    with within_keras(), keras.StatelessScope(initialize_variables=False), _variables_noted(made):
+    with (
+        within_keras(),
+        dtypes_told(),
+        keras.StatelessScope(initialize_variables=False),
+        _variables_noted(made),
+    ):
         try:
             model = rebuilt(config, like)
             if not model.built or len(variables_of(model)) < len(variables_of(like)):
@@ -145,6 +151,19 @@ def factors_traced() -> Iterator[None]:
                 held["float"] = opened_float
                 stack.callback(held.pop, "float")
         yield
+
+
+@contextmanager
+def dtypes_told() -> Iterator[None]:
+    """Let ops of Keras take numbers that remember their sources for plain ones (`arange(shape(x)[1])`): without a dtype
+    of their own, they go by their class."""
+    original = dtypes._dtype_and_weaktype
+    plain = {Sized: int, SizedFloat: float}
+    dtypes._dtype_and_weaktype = lambda kind: original(plain.get(kind, kind))
+    try:
+        yield
+    finally:
+        dtypes._dtype_and_weaktype = original
 
 
 def check_alike(model: Any, twin: Any) -> None:
