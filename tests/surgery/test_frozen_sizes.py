@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ast import literal_eval
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -135,17 +136,19 @@ def test_a_tensor_that_holds_a_size_freezes_it() -> None:
 class RootOfFloat(nn.Module):
     """A factor whose formula is lost, as other code than PyTorch's may lose it."""
 
-    def __init__(self) -> None:
+    def __init__(self, write: Callable[[float], Any] = float) -> None:
         super().__init__()
         self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 12), nn.Linear(12, 3)
+        self.write = write
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)
-        return self.c(self.b(y * float(str(y.shape[-1])) ** -0.5).relu())
+        return self.c(self.b(y * self.write(float(str(y.shape[-1])) ** -0.5)).relu())
 
 
-def test_a_factor_that_changes_with_a_size_freezes_it() -> None:
-    small = right(RootOfFloat(), SEQUENCE)
+@pytest.mark.parametrize("write", [float, torch.tensor], ids=["a number", "a tensor"])
+def test_a_factor_that_changes_with_a_size_freezes_it(write: Callable[[float], Any]) -> None:
+    small = right(RootOfFloat(write), SEQUENCE)
     assert small.a.weight.shape == (8, 5)
     assert small.b.weight.shape == (6, 8)
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sned.errors import SurgeryError
 from sned.graph.ir import Graph, Op, leaves
@@ -355,6 +356,8 @@ def _strayed(graph: Graph, recording: Recording, sizes: Sizes) -> int | None:
             theirs, theirs.args, lambda n: recording.tensors[n].shape
         ):
             return mine.index
+        if any(_written_anew(*pair) for pair in _constants(mine, theirs, graph, recording)):
+            return mine.index
         whole = mine.pointwise or mine.name == "native_group_norm"  # elsewhere shapes tell
         wanted = _numbers_in(sizes.arguments(mine)[0], whole=whole)
         for old, new in zip(wanted, _numbers_in(theirs.args, whole=whole), strict=False):
@@ -391,6 +394,20 @@ def _bounds(op: Op, args: tuple[Any, ...], shape: Callable[[int], tuple[int, ...
 def _numbers_in(args: Any, *, whole: bool) -> Iterator[float]:
     """The factors among arguments; whole numbers too, where asked."""
     return (n for n in leaves(args, int | float if whole else float) if not isinstance(n, bool))
+
+
+def _constants(mine: Op, theirs: Op, graph: Graph, recording: Recording) -> Iterator[tuple[Tensor, Tensor]]:
+    """The tensors with values of their own that an op reads in both passes."""
+    before, after = graph.recorded.main.constants, recording.constants
+    for old, new in zip(mine.inputs, theirs.inputs, strict=False):
+        if old in before and new in after:
+            yield before[old], after[new]
+
+
+def _written_anew(old: Tensor, new: Tensor) -> bool:
+    """Whether the code wrote other values into a tensor of the same shape, such as a factor worked out from a size."""
+    alike = (old.shape, old.dtype) == (new.shape, new.dtype) and not (old.is_meta or new.is_meta)
+    return alike and not torch.allclose(old, new, rtol=1e-6, atol=0, equal_nan=True)
 
 
 def _kind(op: Op) -> str:
