@@ -112,7 +112,7 @@ def divided(p: np.ndarray, q: np.ndarray, temperature: float) -> float:
 
 
 @pytest.mark.parametrize("head", ["nested", "ops", "binary", "labels", "quantity", "both"])
-def test_each_output_is_taken_for_what_its_answers_are(head: str) -> None:
+def test_each_output_is_taken_for_what_its_answers_are(head: str, capfd: pytest.CaptureFixture[str]) -> None:
     teacher, student = headed(16, head), headed(8, head)
     distiller = sned.keras.Distiller(student, teacher, temperature=3.0, weight=1.0)
     x = inputs(16)
@@ -126,6 +126,10 @@ def test_each_output_is_taken_for_what_its_answers_are(head: str) -> None:
     assert told(distiller, x) == pytest.approx(expected, rel=1e-4)
     distiller.compile("adam")
     distiller.fit(x, verbose=0)  # compiled, where the backend compiles
+    assert all(np.isfinite(weight).all() for weight in student.get_weights())
+    assert (
+        "inference failed" not in capfd.readouterr().err
+    )  # TensorFlow's word for branches that it cannot type
 
 
 @pytest.mark.parametrize("from_logits", [True, False])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -92,29 +92,27 @@ class Distiller(keras.Model):  # type: ignore[misc]
         both = [ops.cast(x, "float32") for x in (wanted, got)]
         several = len(wanted.shape) > 1 and wanted.shape[-1] > 1
 
-        temperature = self.temperature
-
-        def squares() -> Any:
-            return ops.mean(ops.square(both[0] - both[1]))
-
-        if temperature is None:
-            return squares()
-
-        def divergence(logits: Callable[[Any], Any]) -> Callable[[], Any]:
-            return lambda: _divergence(logits(both[0]), logits(both[1]), temperature)
-
+        if self.temperature is None:
+            return _squares(*both)
         if self.from_logits:
-            return divergence(_itself if several else _odds)()
+            return self._divergence(_itself if several else _odds, both)
         shares = ops.logical_and(*map(_between_0_and_1, both)) if self.from_logits is None else True
         if several:
             shares = ops.logical_and(shares, ops.logical_not(_sum_to_1(both[0])))
-        return ops.cond(shares, divergence(_log_odds), divergence(_logits) if several else squares)
+        other = self._divergence(_logits, both) if several else _squares(*both)
+        # Not `cond`, of which TensorFlow prints that its type inference failed.
+        return ops.where(shares, self._divergence(_log_odds, both), other)
+
+    def _divergence(self, logits: Callable[[Any], Any], both: Sequence[Any]) -> Any:
+        """`T² * KL(p_T(wanted) || p_T(got))`, averaged; of logits, classes last."""
+        temperature = self.temperature
+        assert temperature is not None
+        teacher, student = (ops.log_softmax(logits(x) / temperature) for x in both)
+        return temperature**2 * ops.mean(ops.sum(ops.exp(teacher) * (teacher - student), axis=-1))
 
 
-def _divergence(wanted: Any, got: Any, temperature: float) -> Any:
-    """`T² * KL(p_T(wanted) || p_T(got))`, averaged; of logits, classes last."""
-    teacher, student = (ops.log_softmax(x / temperature) for x in (wanted, got))
-    return temperature**2 * ops.mean(ops.sum(ops.exp(teacher) * (teacher - student), axis=-1))
+def _squares(wanted: Any, got: Any) -> Any:
+    return ops.mean(ops.square(wanted - got))
 
 
 def _itself(x: Any) -> Any:
@@ -123,7 +121,7 @@ def _itself(x: Any) -> Any:
 
 def _logits(x: Any) -> Any:
     """Logits of classes; the logarithm of what are probabilities."""
-    return ops.cond(_sum_to_1(x), lambda: _log(x), lambda: x)
+    return ops.where(_sum_to_1(x), _log(x), x)
 
 
 def _log(x: Any) -> Any:
