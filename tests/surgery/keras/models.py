@@ -308,6 +308,24 @@ def positions() -> Made:
 
 
 @keras.saving.register_keras_serializable("tests")
+class Finite(layers.Layer):
+    """A branch that values decide on."""
+
+    def call(self, x: Any) -> Any:
+        return ops.cond(ops.all(ops.isfinite(x)), lambda: x, lambda: ops.zeros_like(x))
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+
+@case
+def steered() -> Made:
+    inputs = keras.Input((6,))
+    x = Finite()(layers.Dense(10, activation="relu")(inputs))
+    return keras.Model(inputs, layers.Dense(3)(x)), sequence(1, 6)[:, 0]
+
+
+@keras.saving.register_keras_serializable("tests")
 class Classifier(keras.Model):
     """A subclassed model whose sizes are arguments."""
 

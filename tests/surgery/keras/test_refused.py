@@ -55,8 +55,26 @@ class Named(layers.Layer):
         return x * 2
 
 
+class Sampling(layers.Layer):
+    """A layer that draws random numbers, in inference too."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.seeds = keras.random.SeedGenerator(0)
+
+    def call(self, x: Any) -> Any:
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.seeds)
+
+
 def values(model: Any) -> list[np.ndarray]:
     return [np.array(keras.ops.convert_to_numpy(held.variable.value)) for held in variables_of(model)]
+
+
+def test_what_draws_random_numbers_in_inference_is_named() -> None:
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, layers.Dense(3)(Sampling(name="noise")(layers.Dense(8)(inputs))))
+    with pytest.raises(ModelError, match="'noise' draws random numbers in inference too"):
+        sned.trace(model, np.ones((2, 6), "float32"))
 
 
 def test_sizes_in_the_code_stay_with_the_reason() -> None:

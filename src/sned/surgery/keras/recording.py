@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import torch
 
+from sned.errors import ModelError
 from sned.graph.build import build
 from sned.graph.example import Example
 from sned.graph.ir import Graph
@@ -27,7 +28,7 @@ from sned.graph.provenance import (
     Use,
 )
 from sned.graph.recording import Recorded, Recording
-from sned.graph.replay import sizes_of
+from sned.graph.replay import overload, sizes_of
 from sned.graph.sizes import Sizes
 from sned.graph.trace import recorded
 from sned.surgery.attributes import Unrepaired, check_sizes, solved
@@ -122,8 +123,7 @@ def record(model: Any, example: Example, backend: str = "torch") -> Graph:
     with factors_traced(), shapes_traced():
         twin = make_twin(sized(config), model, example)
     check_alike(model, twin.model)
-    with within_keras(), dtypes_told(), in_single_precision(twin.model):
-        run = recorded(Forward.of(twin.model, state), example)
+    run = _run(twin.model, state, example)
     found = _placed(run, twin, config)
     shapes = _shapes_in_order(twin)
 
@@ -140,9 +140,29 @@ def recorded_plainly(model: Any, example: Example) -> Graph:
     state = {name: tensor.detach() for name, tensor in Holder(model).named_tensors()}
     twin = make_twin(configuration(model), model, example)
     check_alike(model, twin.model)
-    with within_keras(), dtypes_told(), in_single_precision(twin.model):
-        run = recorded(Forward.of(twin.model, state), example)
+    run = _run(twin.model, state, example)
     return _plain(build(replace(run, outputs_last=True)))
+
+
+def _run(model: Any, state: Mapping[str, torch.Tensor], example: Example) -> Recorded:
+    """What a model does.
+
+    Raises:
+        ModelError: it draws random numbers, so that no other one could be held against it.
+    """
+    with within_keras(), dtypes_told(), in_single_precision(model):
+        run = recorded(Forward.of(model, state), example)
+    read = set(run.main.outputs)
+    for op in reversed(run.main.ops):
+        if not read.isdisjoint(op.outputs):  # recurrent layers draw masks that nothing reads
+            read.update(op.inputs)
+            if torch.Tag.nondeterministic_seeded in overload(op.target).tags:
+                raise ModelError(
+                    f"A Keras model must answer the same each time, but the layer {op.module!r} draws random numbers "
+                    "in inference too. Prune the model up to that layer and the one behind it apart "
+                    "(`keras.Model(model.inputs, …)`), and put them together again afterwards."
+                )
+    return run
 
 
 def _plain(graph: Graph) -> Graph:
@@ -261,7 +281,9 @@ def _rehearse(
         raise Unrepaired(None, f"Keras cannot make the model without some of it ({failure})", elsewhere=True)
     state = {
         name: torch.zeros(
-            sizes.shape(number), dtype=getattr(torch, graph.tensors[number].dtype), device="meta"
+            sizes.shape(number),
+            dtype=getattr(torch, graph.tensors[number].dtype),
+            device=graph.recorded.device,
         )
         for name, number in graph.parameters.items()
     }
