@@ -279,7 +279,17 @@ def test_several_inputs_are_told_from_labels() -> None:
     assert [tuple(t.shape) for t in both] == [(2, 3), (2, 4)]
 
 
-@pytest.mark.parametrize("given", [5, ["text"], [({"a": None}, 1)]])
+def test_several_inputs_come_as_the_example_has_them() -> None:
+    one, two = np.ones((40, 3), "float32"), np.ones((40, 4), "float32")
+    for given in ([((one, two), np.zeros(40))], [((one, two),)], [(one, two)], [[one, two]]):
+        ((found,),) = batches(given, [one, two])
+        assert type(found) is list
+        assert [tuple(t.shape) for t in found] == [(40, 3), (40, 4)]
+    whole = [found for (found,) in batches([one, two], [one[:2], two[:2]])]
+    assert [tuple(t.shape) for found in whole for t in found] == [(32, 3), (32, 4), (8, 3), (8, 4)]
+
+
+@pytest.mark.parametrize("given", [5, ["text"], [({"a": None}, 1)], {"a": None}])
 def test_calibration_of_the_wrong_kind_is_refused(given: Any) -> None:
     with pytest.raises(CalibrationError, match=r"[Cc]alibration"):
         list(batches(given, images()))

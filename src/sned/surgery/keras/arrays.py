@@ -58,7 +58,7 @@ def batches(given: Any, example: Any) -> Iterator[Any]:
 
     Args:
         given: a `tf.data.Dataset`, a `keras.utils.PyDataset`, a PyTorch `DataLoader`, any iterable of batches, or an
-            array (a dict of arrays) with all inputs.
+            array with all inputs (for several inputs a list or dict of arrays, as `model.predict` takes them).
         example: inputs of the model. A batch that is no nest like it is read as Keras reads it: inputs, perhaps labels,
             perhaps weights; these are left aside.
 
@@ -70,13 +70,16 @@ def batches(given: Any, example: Any) -> Iterator[Any]:
     """
     wanted = _structure(example)
     try:
-        for number, batch in enumerate(_iterated(given)):
+        for number, batch in enumerate(_iterated(given, wanted)):
             is_inputs = (
                 _structure(batch) == wanted
                 or not isinstance(batch, tuple | list)
                 or len(batch) not in (1, 2, 3)
             )
-            yield (tensors(batch if is_inputs else batch[0], f"Calibration batch {number}"),)
+            inputs = tensors(batch if is_inputs else batch[0], f"Calibration batch {number}")
+            if _structure(inputs) == wanted:  # a dataset yields tuples where the example has lists
+                inputs = keras.tree.pack_sequence_as(example, keras.tree.flatten(inputs))
+            yield (inputs,)
     except ExampleError as error:
         raise CalibrationError(str(error)) from error
 
@@ -88,12 +91,14 @@ def _structure(nest: Any) -> Any:
     return [_structure(value) for value in nest] if isinstance(nest, tuple | list) else None
 
 
-def _iterated(given: Any) -> Iterable[Any]:
+def _iterated(given: Any, wanted: Any) -> Iterable[Any]:
     if isinstance(given, keras.utils.PyDataset):
         return (
             (given[i] for i in range(given.num_batches)) if given.num_batches is not None else _endless(given)
         )
-    if _is_array(given) or (isinstance(given, dict) and all(map(_is_array, given.values()))):
+    listed = isinstance(given, tuple | list) and _structure(given) != wanted
+    flat = [] if listed else keras.tree.flatten(given)
+    if flat and all(map(_is_array, flat)):
         return _cut(given)
     try:
         return iter(given)  # type: ignore[no-any-return]
