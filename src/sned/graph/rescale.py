@@ -34,8 +34,9 @@ NORMS = {
 PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2), "convolution": (0, 1)}
 """Products, and where their factors stand among the arguments."""
 
-VIEWS = frozenset({"t", "permute", "transpose", "view", "clone", "alias", "_to_copy", "expand", "split", "slice",
-                   "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "detach"})  # fmt: skip
+VIEWS = frozenset({"t", "permute", "transpose", "view", "unsqueeze", "squeeze", "clone", "alias", "_to_copy", "expand",
+                   "split", "slice", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes",
+                   "detach"})  # fmt: skip
 """Ops between a parameter and the product that reads it, or a part of it."""
 
 MAX_DEPTH = 64
@@ -198,10 +199,12 @@ class Upstream:
         found = self._all(others, ids, depth)
         if found is None or len(others) == 2:
             return found
-        (bias,) = [b for b in biases if b is not None]
+        ((bias, read),) = [(b, t) for t, b in zip(tensors, biases, strict=True) if b is not None]
         shape = self._shapes[self._numbers[bias]]
         main = found[0]
-        if len(shape) != 1 or main.positions is None or self._size(main.parameter, main.axis) != shape[0]:
+        if main.positions is None:
+            return (main, Site(bias, 0, None)) if len(found) == 1 and self._entire(read, bias) else None
+        if len(shape) != 1 or self._size(main.parameter, main.axis) != shape[0]:
             return None
         return (*found, Site(bias, 0, main.positions))
 
@@ -225,14 +228,24 @@ class Upstream:
             found = self.sites(left, self.labels(left), depth + 1)
             return found if bias is None or found is None else self._with_all_of(bias, found)
         axis = self._axis_of(weight, ids)
-        if axis is None:
-            return None
+        if axis is None:  # axes that were merged ahead of the product, such as heads and what is inside them
+            return (Site(weight, 0, None),) if bias is None and self._whole(op, right, weight, ids) else None
         first = self._first[(weight, axis)]
         positions = np.unique(ids[(ids >= first) & (ids < first + self._size(weight, axis))]) - first
         if bias is None:
             return (Site(weight, axis, positions),)
         biases = self._vector(bias, positions)
         return None if biases is None else (Site(weight, axis, positions), *biases)
+
+    def _whole(self, op: Op, right: int, weight: str, ids: IntArray) -> bool:
+        """Whether all that a product makes is scaled, and it reads all of its weight."""
+        made = op.outputs[0]
+        scaled = made is not None and bool(np.isin(self.labels(made), ids).all())
+        return scaled and self._entire(right, weight)
+
+    def _entire(self, tensor: int, parameter: str) -> bool:
+        """Whether a view of a parameter holds all of it."""
+        return math.prod(self._shapes[tensor]) == math.prod(self._shapes[self._numbers[parameter]])
 
     def _bias(self, op: Op) -> int | None:
         """The tensor that a product adds."""
@@ -271,7 +284,7 @@ class Upstream:
             op = self._producer.get(tensor)
             if op is None or op.name not in VIEWS:
                 return None
-            self._path.setdefault(op.index, np.zeros(0, np.int64))
+            self._path.setdefault(op.index, self.labels(tensor))
             tensor = op.inputs[0]
         return self._parameters[tensor]
 

@@ -74,3 +74,15 @@ def test_both_directions_lose_the_same_units() -> None:
         few = answers(sned.apply(model, plan), inputs)
         if group.exact:
             close(few, answers(zeroed(made("masked")[0], graph, plan), inputs))
+
+
+def test_dimensions_inside_heads_go_from_queries_and_keys() -> None:
+    """What attention divides by then changes, which the kernels make up for."""
+    model, inputs = made("attention_kinds")
+    graph = sned.trace(model, inputs)
+    inside = ("multi_head_attention.query.kernel", 2), ("grouped_query_attention.query.kernel", 2)
+    found = [g for g in graph.groups if any((s.parameter, s.axis) in inside for s in g.slices)]
+    plan = graph.plan({group.name: [1] for group in found})
+    assert {"multi_head_attention.query.bias", "grouped_query_attention.key.kernel"} < plan.kept.keys()
+    few = answers(sned.apply(model, plan), inputs)
+    close(few, answers(zeroed(made("attention_kinds")[0], graph, plan), inputs))
