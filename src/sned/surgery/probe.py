@@ -6,6 +6,7 @@ groups that it depends on are frozen, with the reason, and the rehearsal starts 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
@@ -28,7 +29,7 @@ from sned.surgery.masks import cut_masks
 from sned.surgery.twin import twin
 
 SHARE = 0.4
-"""How much of each group goes in the rehearsal: not a half, which literals might suit by chance."""
+"""About how much of each group goes in the rehearsal."""
 
 
 def trace(model: Any, example_inputs: Inputs) -> Graph:
@@ -97,7 +98,7 @@ def rehearsed(graph: Graph, rehearse: Rehearse | None = None) -> Graph:
     staying: dict[tuple[str, int], str] = {}
     while graph.groups:
         try:
-            rehearse(graph, some_of_each(graph))
+            rehearse(graph, graph.plan(some_of_each(graph)))
             return graph
         except Unrepaired as error:
             alike = _alike(graph, error.op) if error.op is not None else set()
@@ -124,7 +125,8 @@ def _culprits(
     rehearse: Rehearse, graph: Graph, groups: Sequence[Group], going: dict[str, Sequence[int]]
 ) -> Iterator[tuple[tuple[str, int], str]]:
     """An axis of each of the groups that cannot be cut beside those that are `going`, and why: the last resort."""
-    more = {group.name: _some(group, SHARE) for group in groups}
+    some = some_of_each(graph)
+    more = {group.name: some[group.name] for group in groups}
     try:
         rehearse(graph, graph.plan({**going, **more}))
         going.update(more)
@@ -143,13 +145,26 @@ def _culprits(
         yield from _culprits(rehearse, graph, groups[half:], going)
 
 
-def some_of_each(graph: Graph, share: float = SHARE) -> Plan:
-    """A plan that removes a share of every group, at least one unit a cell."""
-    return graph.plan({group.name: _some(group, share) for group in graph.groups})
+def some_of_each(graph: Graph) -> dict[str, list[int]]:
+    """Some units of every group, at least one a cell. Groups of one size lose unequally, in turn: a number that serves
+    two of them must not suit both by chance."""
+    met: Counter[int] = Counter()
+    found = {}
+    for group in graph.groups:
+        counts = _counts(group.cell_size)
+        found[group.name] = _last(group, counts[met[group.cell_size] % len(counts)])
+        met[group.cell_size] += 1
+    return found
 
 
-def _some(group: Group, share: float) -> list[int]:
-    count = max(1, int(group.cell_size * share))
+def _counts(size: int) -> list[int]:
+    """How many of a cell go, one group after the other: never all, nor a half, which literals might suit by chance."""
+    around = int(size * SHARE)
+    found = [n for n in (around, around - 1, around + 1, around + 2) if 0 < n < size and 2 * n != size]
+    return found or [1]
+
+
+def _last(group: Group, count: int) -> list[int]:
     return [int(u) for cell in range(group.cell_count) for u in np.flatnonzero(group.cells == cell)[-count:]]
 
 

@@ -86,3 +86,14 @@ def test_dimensions_inside_heads_go_from_queries_and_keys() -> None:
     assert {"multi_head_attention.query.bias", "grouped_query_attention.key.kernel"} < plan.kept.keys()
     few = answers(sned.apply(model, plan), inputs)
     close(few, answers(zeroed(made("attention_kinds")[0], graph, plan), inputs))
+
+
+def test_every_group_can_go_alone() -> None:
+    """Attention is as wide as what it is given, which two groups of one size would hide."""
+    model, inputs = made("attention_kinds")
+    graph = sned.trace(model, inputs)
+    for group in graph.groups:
+        plan = graph.plan({group.name: [1]})
+        few = answers(sned.apply(model, plan), inputs)
+        if group.exact:
+            close(few, answers(zeroed(made("attention_kinds")[0], graph, plan), inputs))
