@@ -107,6 +107,24 @@ def test_units_go_from_what_the_layers_leave(tmp_path: Path) -> None:
     close(answers(sned.load(None, tmp_path / "small.keras"), x), answers(small, x))
 
 
+def test_branches_beside_each_other_go_together() -> None:
+    """Of three summands all must follow from the one that is left."""
+    x = inputs = keras.Input((5, 6))
+    x = layers.Dense(8)(x)
+    for name in ("one", "two"):
+        wide = layers.Dense(12, activation="relu")(x)
+        x = layers.Add(name=name)(
+            [layers.Dense(8, name=f"{name}_a")(wide), x, layers.Dense(8, name=f"{name}_b")(x)]
+        )
+    apart = [layers.Dense(8)(x), layers.Dense(8)(x), layers.Dense(8)(x)]
+    model = lively(keras.Model(inputs, layers.Dense(3)(layers.Add(name="apart")(apart))))
+    graph = sned.trace(model, sequence())
+    assert [layer.name for layer in graph.layers if layer.adds] == ["one", "two"]
+    small = sned.apply(model, sned.without(graph, ["two"]).plan({}))
+    assert model.count_params() - small.count_params() == 9 * 12 + 13 * 8 + 9 * 8
+    close(answers(small, sequence()), answers(silenced(model, "two_a", "two_b"), sequence()))
+
+
 def test_additions_by_operators_can_go() -> None:
     model, x = made("transformer")
     graph = sned.trace(model, x)

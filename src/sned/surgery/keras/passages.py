@@ -1,7 +1,7 @@
 """Whole layers and residual branches that can be left out of a Keras model, and what is read in their place.
 
-That is a tensor that was there before: what the layer is given, or, of an addition, the summand that the other one
-follows from. The branch that nothing reads any more then goes too.
+That is a tensor that was there before: what the layer is given, or, of an addition, the summand that the others follow
+from. The branches that nothing reads any more then go too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -98,15 +99,21 @@ class _Opened:
         return 0 if shortcut is None and self._passes(call) and call.name not in self._tails else shortcut
 
     def shortcut(self, call: Call) -> int | None:
-        """Which summand of an addition the other one follows from, if they are of one shape."""
+        """Which summand of an addition all others follow from, if they are of one shape."""
         kind, given = type(self.operations[call.name]), self.wiring.reads[call]
-        if kind.__name__ != "Add" or not kind.__module__.startswith("keras.") or len(given) != 2:
+        if kind.__name__ != "Add" or not kind.__module__.startswith("keras."):
             return None
-        one, other = given
-        if one.call == other.call or not one.alike(other):
-            return None
-        follows = [a.call in self.wiring.behind(b.call) for a, b in ((one, other), (other, one))]
-        return follows.index(True) if any(follows) else None
+        found = (
+            slot
+            for slot, one in enumerate(given)
+            if (others := _others(given, slot))
+            and all(self._follows(other, one) and one.alike(other) for other in others)
+        )
+        return next(found, None)
+
+    def _follows(self, one: Made, other: Made) -> bool:
+        """Whether one tensor is worked out from what another one's call made."""
+        return one.call != other.call and other.call in self.wiring.behind(one.call)
 
     def _passes(self, call: Call) -> bool:
         """Whether a layer makes one tensor of one other of the same known shape."""
@@ -122,10 +129,10 @@ class _Opened:
         """The layers at the ends of the branches that are added, each down to the first that holds weights: to pass
         its input on would add something else, where leaving the branch out adds nothing."""
         slots = {call: self.shortcut(call) for call in self.once}
-        return {name for call, slot in slots.items() if slot is not None for name in self._tail(call, slot)}
+        ends = (_others(self.wiring.reads[call], slot) for call, slot in slots.items() if slot is not None)
+        return {name for made in chain(*ends) for name in self._tail(made.call)}
 
-    def _tail(self, call: Call, slot: int) -> Iterator[str]:
-        at = self.wiring.reads[call][1 - slot].call
+    def _tail(self, at: Call) -> Iterator[str]:
         while True:
             yield at.name
             given = {made.call for made in self.wiring.reads.get(at, ())}
@@ -142,3 +149,8 @@ class _Opened:
 
     def _weights(self, name: str) -> list[Any]:
         return list(getattr(self.operations[name], "weights", ()))
+
+
+def _others(given: tuple[Made, ...], slot: int) -> tuple[Made, ...]:
+    """The tensors but one."""
+    return given[:slot] + given[slot + 1 :]
