@@ -158,8 +158,41 @@ def test_examples_must_be_arrays_that_fit() -> None:
     model, _ = made("residual")
     with pytest.raises(ExampleError, match=r"array of numbers.*got str"):
         sned.trace(model, "images")
-    with pytest.raises(ModelError, match=r"must run on the example|failed"):
+    with pytest.raises(ExampleError, match=r"\[any, 8, 8, 3\] for '.*', got \[2, 8, 8, 4\]"):
         sned.trace(model, images(channels=4))
+    with pytest.raises(ExampleError, match=r"got \[8, 8, 3\]\. The first axis is the batch"):
+        sned.trace(model, images()[0])
+
+
+def test_an_axis_of_1_may_be_left_out_as_keras_has_it() -> None:
+    model = keras.Sequential([keras.Input((6, 1)), layers.Flatten(), layers.Dense(8), layers.Dense(3)])
+    assert [group.name for group in sned.trace(model, np.ones((2, 6), "float32")).groups] == ["dense"]
+
+
+def test_several_inputs_are_told_apart() -> None:
+    model, inputs = made("shared")
+    a, b = inputs["a"], inputs["b"]
+    for given in ({"a": a, "b": b[:, :4]}, [a, b[:, :4]]):
+        with pytest.raises(ExampleError, match=r"\[any, 6\] for 'b', got \[2, 4\]"):
+            sned.trace(model, given)
+
+
+class Wide(layers.Layer):
+    """A layer that takes but one length."""
+
+    def call(self, x: Any) -> Any:
+        return x + keras.ops.ones((5, 8))
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+
+def test_what_a_layer_says_of_inputs_that_it_does_not_take_is_told_in_a_line() -> None:
+    inputs = keras.Input((None, 6))
+    model = keras.Model(inputs, layers.Dense(3)(Wide()(layers.Dense(8)(inputs))))
+    with pytest.raises(ModelError, match=r"must run on the example inputs") as told:
+        sned.trace(model, sequence(4))
+    assert not {"\n", "\x1b"} & {*str(told.value)}
 
 
 def test_states_and_tables_that_cannot_be_followed_are_told() -> None:

@@ -5,6 +5,7 @@ What is run is a twin without values (`twin.py`); the user's model is not run an
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,6 +40,7 @@ from sned.surgery.keras.configuration import (
     number_at,
     owner,
     plainly_attending,
+    reason_of,
     sized,
 )
 from sned.surgery.keras.naming import layers_of, variables_of
@@ -95,8 +97,15 @@ class Forward(Holder):
     def forward(self, *args: Any) -> Any:
         """What the model returns, on the device of its inputs."""
         mapping = list(zip(self._variables, self.tensors(), strict=True))
-        with on_device_of(args), keras.StatelessScope(mapping, initialize_variables=False):
-            return self.keras(*args, training=self.training)
+        try:
+            with on_device_of(args), keras.StatelessScope(mapping, initialize_variables=False):
+                return self.keras(*args, training=self.training)
+        except Exception as error:
+            shortly = copy.copy(error)
+            shortly.args = (
+                reason_of(error),
+            )  # Keras adds a page of what the layers around it were called with
+            raise shortly from error
 
 
 @contextmanager

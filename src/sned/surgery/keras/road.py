@@ -102,9 +102,11 @@ def network_for(model: Any, example_inputs: Inputs) -> Network:
 
     Raises:
         ModelError: it does not run on the example.
+        ExampleError: its inputs have other shapes.
     """
     if isinstance(model, Network):
         return model
+    _check_shapes(model, example_inputs)
     if not model.built:
         try:
             model(keras.tree.map_structure(keras.ops.convert_to_tensor, example_inputs))
@@ -113,6 +115,35 @@ def network_for(model: Any, example_inputs: Inputs) -> Network:
                 f"The model must run on the example inputs, but {type(model).__name__} failed: {error}"
             ) from error
     return network_of(model)
+
+
+def _check_shapes(model: Any, example_inputs: Inputs) -> None:
+    """Refuse arrays of other shapes than the inputs of a model have; Keras adds and drops a last axis of 1."""
+    for tensor, given in _inputs_beside(model, example_inputs):
+        wanted, got = tuple(tensor.shape), tuple(getattr(given, "shape", tensor.shape))
+        taken = (wanted, (*wanted, 1), wanted[:-1] if wanted[-1:] == (1,) else wanted)
+        if not any(_fits(got, shape) for shape in taken):
+            raise ExampleError(
+                f"`example_inputs` must have the shapes that the model takes, {_shown(wanted)} for {tensor.name!r}, "
+                f"got {_shown(got)}. The first axis is the batch; a single input needs one too."
+            )
+
+
+def _inputs_beside(model: Any, example_inputs: Inputs) -> list[tuple[Any, Any]]:
+    """The inputs of a model, where it knows them, beside what is given for them."""
+    inputs = keras.tree.flatten(getattr(model, "inputs", None) or [])
+    if isinstance(example_inputs, dict):
+        return [(one, example_inputs[one.name]) for one in inputs if one.name in example_inputs]
+    given = keras.tree.flatten(example_inputs)
+    return list(zip(inputs, given, strict=True)) if len(inputs) == len(given) else []
+
+
+def _fits(shape: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(b in (None, a) for a, b in zip(shape, wanted, strict=True))
+
+
+def _shown(shape: tuple[int | None, ...]) -> str:
+    return f"[{', '.join('any' if size is None else str(size) for size in shape)}]"
 
 
 def recorded_network(model: Any, example_inputs: Inputs) -> Network:
