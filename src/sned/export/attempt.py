@@ -107,7 +107,7 @@ def _verified(job: Job, path: Path, level: str, *, dynamic: bool) -> Parity:
     batch = None if dynamic else own
     which = batched(job.example)
     subject = job.subjects[level]
-    # both see the same rows together, at the batch that the file takes: an output may come from all of them
+    # Both see the same rows together, at the batch that the file takes: an output may come from all of them.
     parts = [part for trial in trials for part in in_parts(trial, batch, which)]
     parity = compare_runs((arrays(subject.run(part)), session.run(arrays(part))) for part in parts)
     if job.tolerance is not None:

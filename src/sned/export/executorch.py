@@ -21,7 +21,6 @@ from sned.export.target import DYNAMIC, FP16, FP32, INT8, NONE_COARSER, Order, T
 DEFAULT = "forward"
 """What the runtime calls the only method of a file."""
 
-
 _ALIGNED = 16
 """Weights begin at multiples of so many bytes, as XNNPACK wants them; at those of 128 if nothing is said."""
 

@@ -101,10 +101,9 @@ class Forward(Holder):
             with on_device_of(args), keras.StatelessScope(mapping, initialize_variables=False):
                 return self.keras(*args, training=self.training)
         except Exception as error:
-            shortly = copy.copy(error)
-            shortly.args = (
-                reason_of(error),
-            )  # Keras adds a page of what the layers around it were called with
+            # Keras adds a page of what the layers around it were called with.
+            shortly, reason = copy.copy(error), reason_of(error)
+            shortly.args = (reason,)
             raise shortly from error
 
 
