@@ -5,6 +5,7 @@
     python -m benchmarks.one_shot --latency 50%                               and by latency, beside the same by MACs
     python -m benchmarks.one_shot --parameters 50% --match-seconds 240        half of the parameters
     python -m benchmarks.one_shot --network resnet20 --speed-up 1.5           also: shufflenetv2_x0_5
+    python -m benchmarks.one_shot --without layer1.3 layer2.4                 blocks left out alone, no widths cut
 
 Calibration inputs are unlabelled training images; the test set is read once, at the end, for every row. Latencies are
 medians over interleaved runs in ONNX Runtime. The data are read from SNED_DATA (see `benchmarks/data.py`).
@@ -70,6 +71,14 @@ def networks(
     example = calibration[0][:1]
     yield "dense", dense, 0.0
     share = 1 / options.speed_up
+    if options.without:
+        yield "those blocks left out", sned.prune(dense, example, without=options.without).model, 0.0
+        start = time.perf_counter()
+        result = sned.prune(
+            dense, example, without=options.without, calibration=calibration, progress=RichProgress()
+        )
+        yield "those blocks left out, repaired", result.model, time.perf_counter() - start
+        return
     budgets = {f"sned, {options.speed_up:g}x fewer MACs": sned.Budget(macs=f"{100 * share}%")}
     if options.parameters:
         budgets = {
@@ -115,6 +124,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--match-seconds", type=float, default=0.0, help="also with this long of label-free matching"
+    )
+    parser.add_argument(
+        "--without", nargs="+", default=[], help="instead leave these blocks out, and cut nothing else"
     )
     parser.add_argument("--inputs", type=int, default=1024, help="unlabelled calibration images")
     parser.add_argument(

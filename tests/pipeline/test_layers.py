@@ -46,7 +46,7 @@ BLOCK_MACS = 2 * 8 * 8 * 9 * 64
 
 def test_layers_alone_are_left_out() -> None:
     model = deep()
-    result = sned.prune(model, X, without="blocks.2", calibration=BATCHES)
+    result = sned.prune(model, X, without="blocks.2")
     assert result.plan.bypassed == ("blocks.2",)
     assert result.plan.removed == {}
     expected = deep()
@@ -58,7 +58,34 @@ def test_layers_alone_are_left_out() -> None:
     assert sum(layer.macs_before for layer in gone) == BLOCK_MACS
     assert sum(layer.macs_after for layer in report.layers) == report.after.macs
     assert all(layer.macs_after == 0 for layer in gone)
-    assert any(note.startswith("Left out, as asked: blocks.2.") for note in report.notes)
+    assert any(note.startswith("Left out, as asked: blocks.2. Search") for note in report.notes)
+
+
+def test_what_remains_answers_for_the_layers_that_are_left_out() -> None:
+    """On inputs that nothing was learnt from; the user's own weights stay."""
+    torch.manual_seed(1)
+    model, fresh = deep(), torch.randn(64, 3, 8, 8)
+    learnt = [torch.randn(64, 3, 8, 8) for _ in range(4)]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    cut, repaired = (
+        sned.prune(model, X, without=["blocks.1", "blocks.2"], calibration=given).model
+        for given in (None, learnt)
+    )
+    with torch.no_grad():
+        lost, left = ((small(fresh) - model(fresh)).square().sum() for small in (cut, repaired))
+    assert left < lost / 5
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_repair_of_what_remains_is_told(tmp_path: Path) -> None:
+    """And the units that go then are those that the repaired network needs least."""
+    result = sned.prune(
+        deep(), X, without="blocks.1", calibration=BATCHES, budget=sned.Budget(macs="60%"), out=tmp_path
+    )
+    (note,) = [note for note in result.report.notes if note.startswith("Left out")]
+    assert "blocks.1. Repair chose 'least squares" in note
+    assert "the network without them, repaired towards yours; agreement" in note
+    assert "shorten" in result.report.seconds
 
 
 def test_a_budget_counts_the_layers_that_are_left_out(tmp_path: Path) -> None:

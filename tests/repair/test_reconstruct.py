@@ -12,7 +12,7 @@ from sned.graph import Graph, Plan
 from sned.graph.replay import Replay, slice_state
 from sned.graph.trace import state_of, trace
 from sned.repair import Options, load_state, reconstruct
-from sned.surgery import apply
+from sned.surgery import apply, without
 from tests.repair.networks import block, images, same_twice
 
 
@@ -45,6 +45,39 @@ def test_a_linear_layer_gets_what_lstsq_gives() -> None:
     assert [s.name for s in solved] == ["0", "2"]
     assert solved[1].after == pytest.approx(left, rel=1e-3)
     assert solved[1].before > solved[1].after
+
+
+class Added(nn.Module):
+    """Adds a linear branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+def test_a_layer_takes_over_what_a_linear_one_that_is_left_out_did() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), Added(), nn.Linear(8, 5)).eval()
+    x = torch.randn(100, 6)
+    graph = trace(model, x[:2])
+    short, whole = without(graph, ["1"]), Replay(graph, state_of(model))
+    calibration = calibrate(short, state_of(short.model), [x], moments=False)
+    assert not calibration.moments
+    state, solved = reconstruct(
+        short, state_of(short.model), short.plan({}), calibration, whole=whole, options=Options(ridge=1e-9)
+    )
+    assert [s.name for s in solved] == ["0", "2"]
+    product = Replay(short, state, short.plan({}), cut=True).run(x)[0][0]
+    torch.testing.assert_close(product, model(x), atol=1e-4, rtol=1e-4)
+    columns = np.linalg.svd(np.c_[model[0](x).detach().numpy(), np.ones(100)])[2][:7]  # of rank 7 of 9
+    branch, last = model[1].branch, model[2]
+    both = torch.cat([last.weight @ (torch.eye(8) + branch.weight), (last(branch.bias))[:, None]], 1)
+    got = torch.cat([state["2.weight"], state["2.bias"][:, None]], 1)
+    np.testing.assert_allclose(columns @ got.detach().numpy().T, columns @ both.detach().numpy().T, atol=2e-3)
+    torch.testing.assert_close(state["0.weight"], model[0].weight.detach(), atol=1e-4, rtol=1e-4)
 
 
 class Wide(nn.Module):

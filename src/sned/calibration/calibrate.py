@@ -106,10 +106,11 @@ class Calibration:
 def calibrate(
     graph: Graph,
     state: State,
-    batches: Iterable[Any] | None,
+    batches: Iterable[Any] | Calibration | None,
     *,
     limit: int | None = None,
     further: int = 0,
+    moments: bool = True,
     progress: Progress = SILENT,
     workdir: Path | None = None,
     seed: int = 0,
@@ -121,10 +122,11 @@ def calibrate(
         graph: what `sned.trace` made.
         state: parameters and buffers of the dense network by name.
         batches: yields inputs as the model takes them (tensors or NumPy arrays, alone or in tuples or dicts),
-            any batch size, no labels; floats of another width are converted. None: random inputs like the
-            example.
+            any batch size, no labels; floats of another width are converted. Or another calibration, for the inputs
+            that it read. None: random inputs like the example.
         limit: inputs to learn from at most; None for 1,024 of a large network to 4,096 of a small one.
         further: inputs to read beyond them at most, and no more than `FURTHER_BYTES` of them; kept to train on.
+        moments: whether to learn what enters each consumer; without them it serves `repair` alone.
         progress: shown while it runs.
         workdir: where large input sets are spooled to; a temporary folder when None.
         seed: of the random inputs, and of the choice of patches where not all are taken.
@@ -148,7 +150,7 @@ def calibrate(
     few = min(ROWS, count) if graph.batched else graph.batch
     for start in sorted({0, count - few}):  # the first may be the very inputs that were recorded
         check_recorded(replay, next(kept.batches(few, start, start + few)))
-    watcher = _Watcher(graph, found, count, seed)
+    watcher = _Watcher(graph, found if moments else (), count, seed)
     if resume.folder is not None:
         resume = resume.keyed(identity(graph, state, kept.digest(), count, size, seed))
     outputs = _pass(replay, kept, count, size, watcher, resume, progress, workdir)
@@ -255,8 +257,15 @@ def _limit(graph: Graph, macs: float, asked: int | None) -> int:
 
 
 def _inputs(
-    graph: Graph, batches: Iterable[Any] | None, limit: int, further: int, workdir: Path | None, seed: int
+    graph: Graph,
+    batches: Iterable[Any] | Calibration | None,
+    limit: int,
+    further: int,
+    workdir: Path | None,
+    seed: int,
 ) -> tuple[KeptInputs, bool]:
+    if isinstance(batches, Calibration):
+        return batches._inputs, batches.synthetic
     if batches is None:
         size = graph.example.batch if not graph.batched else 32
         random = synthetic_batches(graph.example, limit, batch=size, seed=seed)

@@ -12,6 +12,7 @@ from sned.errors import BudgetError
 from sned.export import export_onnx
 from sned.pipeline.asked import Evaluate, axis_of, default_search, shared_out_by
 from sned.pipeline.loss import within_loss
+from sned.pipeline.making import repaired_by
 from sned.pipeline.study import Study, anchored, keep, measure, once, timed
 from sned.report.compose import Whole
 from sned.saliency import CRITERIA, Evidence, Scores, criterion_named
@@ -148,12 +149,15 @@ def _measured_share(study: Study, found: Found) -> float:
 
 def _left_out(study: Study) -> tuple[str, ...]:
     """Which layers are gone altogether, and what that means for the figures."""
-    names = ", ".join(study.graph.bypassed)
-    note = (
-        f"Left out, as asked: {names}. Search, repair and trade-off curve hold answers against the network without "
-        "them; agreement, accuracy and all figures before are those of yours."
+    names, told = ", ".join(study.graph.bypassed), study.shortened
+    if not names:
+        return ()
+    repaired = "" if told is None else ", repaired towards yours"
+    first = "" if told is None else f" {repaired_by(told)}"
+    return (
+        f"Left out, as asked: {names}.{first} Search, repair and trade-off curve then hold answers against the network "
+        f"without them{repaired}; agreement, accuracy and all figures before are those of yours.",
     )
-    return (note,) if names else ()
 
 
 def _ranked_by(study: Study) -> str:

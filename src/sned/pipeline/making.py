@@ -34,16 +34,15 @@ def made(
         state, told = repair(study.graph, study.state, found.plan, study.calibration, progress=study.progress)
         fill(small.model, study.graph, found.plan, state)
     watch("after repair", small.model)
-    return small, _repaired(told)
+    return small, (repaired_by(told), *told.notes)
 
 
-def _repaired(told: RepairReport) -> tuple[str, ...]:
-    """What repair did, in a sentence, and what it has to say."""
+def repaired_by(told: RepairReport) -> str:
+    """What repair did, in a sentence."""
     before, after = told.before.key, told.after.key
     return (
         f"Repair chose '{told.chosen}' of {len(told.candidates)}: on {told.judged} inputs held out, answers are "
-        f"{after:.3g} from the dense network's, {before:.3g} as cut.",
-        *told.notes,
+        f"{after:.3g} from the dense network's, {before:.3g} as cut."
     )
 
 

@@ -169,7 +169,8 @@ def prune(
         search_by: how much goes where; by default "uniform" for a sparsity, "manual" for rules alone, "global" for
             a criterion that only ranks units (without calibration), else "knapsack".
         rules: groups to protect, counts to keep to: `sned.search.Rules`, a dict with its fields, or a TOML file of it.
-        without: layers and residual branches to leave out altogether, by their names in `graph.layers`.
+        without: layers and residual branches to leave out altogether, by their names in `graph.layers`. With
+            calibration inputs what remains is repaired first, towards the answers of the whole network.
         match_seconds: time to spend, after repair, on gradient steps towards the dense network's answers and features
             on the calibration inputs; no labels are needed. None for no such steps.
         finetune: what `sned.finetune` takes, `data` among it: the repaired network is trained so, by default with the

@@ -28,7 +28,9 @@ from sned.graph.trace import state_of
 from sned.measure import Latency, measure_onnx
 from sned.memory import trim
 from sned.pipeline.asked import checked
+from sned.pipeline.shortening import mended
 from sned.progress import Progress
+from sned.repair import RepairReport
 from sned.repair.match import FURTHER, check_enough, check_learns
 from sned.report.compose import Whole
 from sned.saliency import Evidence, Scores, score
@@ -83,6 +85,7 @@ class Study:
     weigh: bool
     asked_for_saliency: bool
     labelled: bool
+    shortened: RepairReport | None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -132,7 +135,7 @@ def study_of(
     _check_weights(model)
     with timed(seconds, "trace"), progress.task("tracing", total=1):
         dense = trace(model, example)
-        graph = leave_out(dense, without) if without else dense
+        graph = leave_out(dense, without)
     check_groups(graph)
     if matches:
         check_learns(dense, model)
@@ -141,11 +144,16 @@ def study_of(
     with timed(seconds, "export"), progress.task("exporting", total=1):
         # First, for what cannot be exported is best known before the long work.
         exported = export_onnx(model, example, folder / ASIDE / DENSE)
+    limit, further = SYNTHETIC if batches is None else None, FURTHER if matches else 0
+    inputs: Iterable[Any] | Calibration | None = batches
+    shortened: RepairReport | None = None
+    if without and batches is not None:
+        with timed(seconds, "shorten"):
+            graph, inputs, shortened = mended(dense, graph, batches, further, progress, resume)
     state = state_of(graph.model)
     with timed(seconds, "calibrate"):
-        limit, further = SYNTHETIC if batches is None else None, FURTHER if matches else 0
         learnt = calibrate(
-            graph, state, batches, limit=limit, further=further, progress=progress, resume=resume
+            graph, state, inputs, limit=limit, further=further, progress=progress, resume=resume
         )
     if matches:
         check_enough(learnt)
@@ -174,6 +182,7 @@ def study_of(
         weigh,
         saliency is not None,
         labels is not None,
+        shortened,
         seconds,
     )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from sned.calibration import Calibration
+from sned.calibration import Calibration, Consumer
 from sned.calibration.spool import Spool, bytes_of
 from sned.calibration.walk import Live, Walk
 from sned.memory import BUDGET, trim
@@ -20,6 +21,27 @@ SHARE = 0.8
 
 FEWEST = 32
 """Inputs that take part however large their activations are; what `HELD` has no room for goes to files."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a consumer stands in one of the networks.
+
+    Attributes:
+        op: its index in `Graph.ops`.
+        output: the tensor that it gives.
+        other, sum: as in `Following`.
+    """
+
+    op: int
+    output: int
+    other: int | None
+    sum: int
+
+    @staticmethod
+    def of(consumer: Consumer, following: Following) -> Place:
+        """The place of a consumer, from what follows it."""
+        return Place(consumer.op, consumer.output, following.other, following.sum)
 
 
 class Front:
@@ -47,36 +69,32 @@ class Front:
     def __exit__(self, *told: object) -> None:
         self._spool.__exit__(*told)
 
-    def inputs_at(self, op: int) -> int:
-        """How many inputs take part at an op: brings the first batch there to see how much it holds."""
-        self._spool.put(0, cut := self._brought(0, op))
+    def inputs_at(self, dense: Place, pruned: Place) -> int:
+        """How many inputs take part at a consumer: brings the first batch there to see how much it holds."""
+        self._spool.put(0, cut := self._brought(0, dense, pruned))
         batch = self._calibration.batch
         able = SHARE * HELD * self.size(0) // max(bytes_of(cut), 1)
         return min(self._count, max(int(able) // batch, -(-FEWEST // batch)) * batch)
 
-    def to(self, op: int, inputs: int, following: Following) -> Iterator[tuple[int, Live, Live]]:
-        """Bring the first `inputs` to an op, the dense network past it and the pruned one up to it.
+    def to(self, dense: Place, pruned: Place, inputs: int) -> Iterator[tuple[int, Live, Live]]:
+        """Bring the first `inputs` to a consumer, the dense network past it and the pruned one up to it.
 
         Yields:
             The number of a batch and both cuts, the other side of the sum that follows among them; not to be changed.
         """
-        dense, pruned = self._walks
-        other, stop = following.other, following.sum
+        past, upto = self._walks
         for number in range(-(-inputs // self._calibration.batch)):
-            a, b = self._brought(number, op)
-            if other is None:
-                yield number, a, b
-            else:
-                size = self.size(number)
-                yield (
-                    number,
-                    {**a, other: dense.ahead(a, size, other, op + 1, stop)},
-                    {**b, other: pruned.ahead(b, size, other, op, stop)},
-                )
+            a, b = self._brought(number, dense, pruned)
+            size = self.size(number)
+            yield (
+                number,
+                _with_other(past, a, size, dense, dense.op + 1),
+                _with_other(upto, b, size, pruned, pruned.op),
+            )
             self._spool.put(number, (a, b))
             trim()
 
-    def _brought(self, number: int, op: int) -> tuple[Live, Live]:
+    def _brought(self, number: int, past: Place, upto: Place) -> tuple[Live, Live]:
         dense, pruned = self._walks
         if number in self._at:
             a, b = self._spool.take(number)
@@ -84,9 +102,9 @@ class Front:
             (inputs,) = self._calibration.batches(*self._range(number))
             a, b = dense.start(inputs), pruned.start(inputs)
         at = self._at.get(number, (0, 0))
-        dense.advance(a, self.size(number), at[0], op + 1)
-        pruned.advance(b, self.size(number), at[1], op)
-        self._at[number] = op + 1, op
+        dense.advance(a, self.size(number), at[0], past.op + 1)
+        pruned.advance(b, self.size(number), at[1], upto.op)
+        self._at[number] = past.op + 1, upto.op
         return a, b
 
     def _range(self, number: int) -> tuple[int, int]:
@@ -97,3 +115,10 @@ class Front:
         """Inputs in a batch."""
         first, stop = self._range(number)
         return stop - first
+
+
+def _with_other(walk: Walk, live: Live, size: int, place: Place, start: int) -> Live:
+    """A cut ahead of op `start`, the other side of the sum that follows a consumer among it."""
+    if place.other is None:
+        return live
+    return {**live, place.other: walk.ahead(live, size, place.other, start, place.sum)}

@@ -26,17 +26,18 @@ in the moments that all positions enter, and in majorisation in place of their a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sned.calibration import Calibration, Consumer
 from sned.calibration.calibrate import patch_seed
-from sned.calibration.consumers import layout
+from sned.calibration.consumers import consumers, layout
 from sned.calibration.moments import WIDEST, CrossMoment, Moment, Sums
 from sned.calibration.patches import Columns, chunks, share_of
 from sned.calibration.resume import Resume, Slot
@@ -47,12 +48,12 @@ from sned.calibration.walk import Walk
 from sned.errors import ModelError
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan
-from sned.graph.replay import State, keep_of
+from sned.graph.replay import Replay, State, keep_of
 from sned.graph.sizes import Sizes
 from sned.memory import trim
 from sned.progress import SILENT, Progress
 from sned.repair.following import Following, followings
-from sned.repair.front import Front
+from sned.repair.front import Front, Place
 from sned.repair.targets import Target, free_parameter
 from sned.saliency.mending import mended_together
 
@@ -103,8 +104,14 @@ class _Task:
 
     consumer: Consumer
     following: Following
+    dense: Place
     index: Tensor = field(repr=False)
     masks: Mapping[str, Tensor] = field(repr=False)
+
+    @property
+    def places(self) -> tuple[Place, Place]:
+        """Where it stands in the dense and in the pruned network."""
+        return self.dense, Place.of(self.consumer, self.following)
 
 
 def reconstruct(
@@ -113,6 +120,7 @@ def reconstruct(
     plan: Plan,
     calibration: Calibration,
     *,
+    whole: Replay | None = None,
     count: int | None = None,
     options: Options = STANDARD,
     progress: Progress = SILENT,
@@ -125,6 +133,8 @@ def reconstruct(
         state: its parameters and buffers by name.
         plan: what is removed, and the masks that the solved weights keep to.
         calibration: gives the inputs.
+        whole: what each consumer is to answer like, where that is not the dense network itself: one with the same
+            weights, by name, and more layers.
         count: how many of its inputs to use, from the first; all when None.
         options: see `Options`.
         progress: shown while it runs.
@@ -135,9 +145,10 @@ def reconstruct(
     """
     units = {group.index: plan.removed.get(group.name, ()) for group in graph.groups}
     start = {**state, **mended_together(graph, units, calibration, state)}
-    dense, pruned = Walk(graph, state), Walk(graph, start, plan)
+    dense = Walk(graph, state) if whole is None else Walk(whole.graph, whole.state)
+    pruned = Walk(graph, start, plan)
     pruned.state.update({name: t.detach().clone() for name, t in pruned.state.items()})
-    slot = _slot(calibration.resume, plan, count, options)
+    slot = _slot(calibration.resume, dense.graph, plan, count, options)
     solved = _restored(slot.found, calibration, pruned)
     if solved:
         calibration.resume.resumed("repair of layers", len(solved), len(calibration.consumers))
@@ -148,10 +159,10 @@ def reconstruct(
     ):
         if solved:
             advance(len(solved))
-        for task in _tasks(graph, plan, calibration):
+        for task in _tasks(graph, plan, calibration, dense.graph):
             if task.consumer.op in solved:
                 continue
-            target = Target(task.consumer, task.following, len(task.index), pruned)
+            target = Target(task.consumer, task.following, len(task.index), task.dense, pruned)
             scene = _Scene(task, target, pruned, columns, options)
             if scene.reach(front, graph):
                 solved[task.consumer.op] = scene.solve()
@@ -164,11 +175,11 @@ def reconstruct(
     return pruned.state, tuple(solved.values())
 
 
-def _slot(resume: Resume, plan: Plan, count: int | None, options: Options) -> Slot:
+def _slot(resume: Resume, dense: Graph, plan: Plan, count: int | None, options: Options) -> Slot:
     """Where what was solved so far is kept; not where a function says what becomes of the weights."""
     if options.thin is not None:
         return Slot(None)
-    return resume.slot("repair", plan.to_json(), count, options.ridge, options.rounds)
+    return resume.slot("repair", dense.fingerprint, plan.to_json(), count, options.ridge, options.rounds)
 
 
 def _held(solved: Mapping[int, Solved], pruned: Walk) -> dict[str, Tensor]:
@@ -201,18 +212,41 @@ def _restored(found: Mapping[str, Tensor], calibration: Calibration, pruned: Wal
     return solved
 
 
-def _tasks(graph: Graph, plan: Plan, calibration: Calibration) -> Iterator[_Task]:
-    """The consumers that can be solved for: no other op reads their weight, one reads what they give, and they are not
-    too wide."""
+def _tasks(graph: Graph, plan: Plan, calibration: Calibration, dense: Graph) -> Iterator[_Task]:
+    """The consumers that can be solved for: no other op reads their weight, one reads what they give, the same follows
+    as in the dense network, and they are not too wide."""
     sizes = Sizes(graph, keep_of(graph, plan))
     after = followings(graph, calibration.consumers)
+    there = {c.op: (c, after[c.op]) for c in calibration.consumers}
+    if dense is not graph:
+        there = dict(_counterparts(there.values(), dense))
     masks = {name: torch.from_numpy(mask) for name, mask in plan.masks.items()}
     for consumer in calibration.consumers:
         if consumer.shared or consumer.output not in graph.read:
             continue
         index = layout(graph, sizes, consumer)
-        if index.shape[2] <= WIDEST:
-            yield _Task(consumer, after[consumer.op], index, masks)
+        if index.shape[2] <= WIDEST and consumer.op in there:
+            yield _Task(consumer, after[consumer.op], Place.of(*there[consumer.op]), index, masks)
+
+
+_Placed = tuple[Consumer, Following]
+
+
+def _counterparts(placed: Iterable[_Placed], dense: Graph) -> Iterator[tuple[int, _Placed]]:
+    """By the op of each consumer, the one of the same weight in a network with more layers, where the same follows."""
+    found = consumers(dense)
+    after = followings(dense, found)
+    by_weight = {consumer.weight: (consumer, after[consumer.op]) for consumer in found}
+    for consumer, following in placed:
+        other = by_weight.get(consumer.weight)
+        if other is not None and _kind(following) == _kind(other[1]):
+            yield consumer.op, other
+
+
+def _kind(following: Following) -> tuple[Any, ...]:
+    """What follows, whatever the tensors and ops are called."""
+    summed = following.other is not None
+    return summed, len(following.line), following.order, following.low, following.high
 
 
 class _Scene:
@@ -238,9 +272,9 @@ class _Scene:
         where they are looked at again. False where both are not of the same rows: values say which come here."""
         consumer, alike = self._task.consumer, True
         self._columns.clear()
-        inputs = front.inputs_at(consumer.op)
+        inputs = front.inputs_at(*self._task.places)
         share = share_of(consumer, graph, inputs)
-        for number, dense, pruned in front.to(consumer.op, inputs, self._task.following):
+        for number, dense, pruned in front.to(*self._task.places, inputs):
             x = self._pruned.value(consumer.input, pruned, front.size(number))
             for piece in self._pieces(number, x, self._target.wanted(dense, pruned), share):
                 alike = alike and piece.x.shape[-1] == piece.values[0].shape[-1]

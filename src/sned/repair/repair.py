@@ -101,6 +101,7 @@ def repair(
     plan: Plan,
     calibration: Calibration,
     *,
+    whole: Replay | None = None,
     options: Options = STANDARD,
     progress: Progress = SILENT,
     workdir: Path | None = None,
@@ -117,6 +118,7 @@ def repair(
         state: its parameters and buffers by name.
         plan: what is removed.
         calibration: of the dense network (`calibrate`).
+        whole: the network to answer like, where layers were left out of it to make the dense one; else that one.
         options: of the least squares.
         progress: shown while it runs.
         workdir: where activations are spooled to when they are many; a temporary folder when None.
@@ -138,10 +140,18 @@ def repair(
     plan = with_masks_of(graph.model, plan)
     start = held_out(calibration, graph)
     fitted = start or calibration.count
-    judge = Judge(graph, plan, calibration, start)
+    judge = Judge(graph, plan, calibration, start, whole)
     cut = {name: t.detach() for name, t in slice_state(state, plan).items() if name not in graph.aliases}
     solved, consumers = reconstruct(
-        graph, state, plan, calibration, count=fitted, options=options, progress=progress, workdir=workdir
+        graph,
+        state,
+        plan,
+        calibration,
+        whole=whole,
+        count=fitted,
+        options=options,
+        progress=progress,
+        workdir=workdir,
     )
     solved = {name: t for name, t in solved.items() if name not in graph.aliases}
     tried = list(_candidates(graph, plan, calibration, fitted, cut, solved))
@@ -212,15 +222,17 @@ def statistics_inputs(graph: Graph, calibration: Calibration, fitted: int) -> in
 
 
 class Judge:
-    """Compares a candidate with the dense network on the inputs held out."""
+    """Compares a candidate with the dense network, or with the whole one, on the inputs held out."""
 
-    def __init__(self, graph: Graph, plan: Plan, calibration: Calibration, start: int) -> None:
+    def __init__(
+        self, graph: Graph, plan: Plan, calibration: Calibration, start: int, whole: Replay | None = None
+    ) -> None:
         self._graph = graph
         self._plan = plan
         self._calibration = calibration
         able = whole_batches(graph, calibration.within(MACS, *JUDGED_INPUTS))
         self._range = start, min(start + able, calibration.count)
-        self._dense = calibration.outputs(*self._range)
+        self._dense = calibration.outputs(*self._range) if whole is None else self._answers(whole)
 
     @property
     def count(self) -> int:
@@ -228,10 +240,12 @@ class Judge:
         return self._range[1] - self._range[0]
 
     def __call__(self, candidate: State) -> Divergence:
-        replay = Replay(self._graph, candidate, self._plan, cut=True)
+        return divergence(self._dense, self._answers(Replay(self._graph, candidate, self._plan, cut=True)))
+
+    def _answers(self, replay: Replay) -> list[Tensor]:
         with torch.no_grad():
             runs = [replay.run(inputs)[0] for inputs in self._calibration.batches(*self._range)]
-        return divergence(self._dense, joined(self._graph, runs))
+        return joined(replay.graph, runs)
 
 
 def _notes(

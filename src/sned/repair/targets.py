@@ -10,6 +10,7 @@ from torch import Tensor
 from sned.calibration import Consumer
 from sned.calibration.walk import Live, Walk
 from sned.repair.following import Following, Norm, Step
+from sned.repair.front import Place
 
 FAINT = 1e-3
 """A BatchNorm factor below this share of the largest is taken for zero: nothing is made up through it."""
@@ -33,11 +34,15 @@ class Target:
         consumer: whose outputs are wanted.
         following: what comes after it.
         parts: of the consumer in the pruned network.
+        dense: where it stands in the dense network.
         pruned: the pruned network; its norm is read as it is now, before it is solved for.
     """
 
-    def __init__(self, consumer: Consumer, following: Following, parts: int, pruned: Walk) -> None:
+    def __init__(
+        self, consumer: Consumer, following: Following, parts: int, dense: Place, pruned: Walk
+    ) -> None:
         self._consumer = consumer
+        self._dense = dense
         self._following = following
         self._parts = parts
         self._pruned = pruned
@@ -81,14 +86,14 @@ class Target:
     def wanted(self, dense: Live, pruned: Live) -> tuple[Tensor, ...]:
         """What to aim at without regard to the clamp, and the other side of the sum where there is one; both shaped as
         the output in the pruned network."""
-        output = self._pruned.kept(self._consumer.output, dense[self._consumer.output])
+        output = self._pruned.kept(self._consumer.output, dense[self._dense.output])
         if self._fixed is not None:
             output = output - self._along(self._fixed, output)
         other, order = self._following.other, self._following.order
-        if other is None:
+        if other is None or self._dense.other is None:
             return (output,)
         here = pruned[other]
-        lacking = self._pruned.kept(other, dense[other]) - here
+        lacking = self._pruned.kept(other, dense[self._dense.other]) - here
         if order is not None:
             back = sorted(range(len(order)), key=order.__getitem__)
             here, lacking = here.permute(back), lacking.permute(back)

@@ -50,7 +50,8 @@ class Bypass(nn.Module):
 def without(graph: Graph, names: Sequence[str]) -> Graph:
     """The graph of the network without some of its layers, to plan further on.
 
-    Plans made from it leave those layers out too: `sned.apply` takes them with the original model.
+    Plans made from it leave those layers out too: `sned.apply` takes them with the original model. What remains keeps
+    its weights here; `sned.prune(…, without=names)` repairs it towards the answers of the whole network.
 
     Args:
         graph: what `sned.trace` made.

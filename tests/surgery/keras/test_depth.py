@@ -324,6 +324,14 @@ def test_layers_are_left_out_on_the_short_road(tmp_path: Path) -> None:
     assert result.plan.bypassed == ("add",)
     assert result.model.count_params() < model.count_params() / 2 + 100
 
+    alone = sned.prune(model, x[:2], without=["add"], calibration=x[:40]).model
+    cut = keras.models.clone_model(model)
+    cut.set_weights(model.get_weights())
+    silenced(cut, of_kind(model, layers.BatchNormalization)[0])
+    wanted, *others = (np.asarray(answers(one, x[40:])) for one in (model, cut, alone))
+    lost, left = (np.square(other - wanted).sum() for other in others)
+    assert left < lost / 2, "what remains answers for what was left out"
+
     rest = [
         "-e",
         "2,8,8,3",
