@@ -109,13 +109,14 @@ class Builder:
         return self._tensor_of[version]
 
     def kernel(self, step: Step, kind: str, **fields: Any) -> Kernel:
-        """Make a kernel that reads the live inputs of `step` and writes its first output."""
+        """Make a kernel that reads the live inputs of `step` and writes its outputs."""
         outputs = [self._add_value(version) for version in step.outputs]
         return Kernel(
             kind=kind,
             module=step.op.module,
             inputs=tuple(self._value_of[version] for version in step.live),
             output=outputs[0],
+            further=tuple(outputs[1:]),
             parameters=self.parameters_read(step),
             **fields,
         )

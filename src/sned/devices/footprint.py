@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -26,10 +26,10 @@ def peak_elements(work: Workload, of: Sequence[FloatArray]) -> FloatArray:
     held: FloatArray = np.sum([of[value] for value in dict.fromkeys(work.inputs)], axis=0)
     peak = held
     for step, kernel in enumerate(work.kernels):
-        dying = [value for value in dict.fromkeys(kernel.inputs) if last.get(value, step) == step]
+        dying = [value for value in dict.fromkeys(kernel.inputs) if last[value] == step]
         before = held
-        if kernel.output not in kernel.inputs:
-            held = held + of[kernel.output]
+        for value in _written(kernel, last):
+            held = held + of[value]
         reused = _reused(work, kernel, dying)
         peak = np.maximum(peak, held if reused is None else np.maximum(before, held - of[reused]))
         for value in dying:
@@ -40,6 +40,11 @@ def peak_elements(work: Workload, of: Sequence[FloatArray]) -> FloatArray:
 def _last_use(work: Workload) -> dict[int, int]:
     last = {value: step for step, kernel in enumerate(work.kernels) for value in kernel.inputs}
     return {**last, **dict.fromkeys(work.outputs, len(work.kernels))}
+
+
+def _written(kernel: Kernel, last: Mapping[int, int]) -> list[int]:
+    """What a step writes; runtimes leave out what nobody reads, such as the places of a pool's maxima."""
+    return [value for value in (kernel.output, *kernel.further) if value in last]
 
 
 def _reused(work: Workload, kernel: Kernel, dying: Sequence[int]) -> int | None:
@@ -57,7 +62,7 @@ def energy_mj(
     """Millijoules of a run, for `P` plans.
 
     Formula: `E = n_mac · e_mac + Σ_l bytes_l · e_l + P_idle · t`. Each step's activations come from the nearest cache
-    that holds them, its weights from the nearest that holds all weights.
+    that holds them, its weights, as often as it reads them, from the nearest that holds all weights.
 
     Args:
         work: the network.
@@ -67,14 +72,16 @@ def energy_mj(
         latency_ms: `[P]`, during which idle power flows.
     """
     stored = work.weights_of(sizes) * figures.bytes
-    picojoules = stored * figures.byte_pj[np.searchsorted(figures.sizes, stored)]
+    weight_pj = figures.byte_pj[np.searchsorted(figures.sizes, stored)] * figures.bytes
+    last = _last_use(work)
+    picojoules: FloatArray = np.zeros(len(sizes))
     for kernel in work.kernels:
+        if kernel.weights.factor:
+            picojoules = picojoules + kernel.weights.at(sizes) * weight_pj
         if kernel.macs.factor:
             picojoules = picojoules + kernel.macs.at(sizes) * figures.mac_pj
         if kernel.kind == "reshape":
             continue
-        moved = of[kernel.output] * figures.bytes
-        for value in kernel.inputs:
-            moved = moved + of[value] * figures.bytes
+        moved = figures.bytes * np.sum([of[v] for v in (*_written(kernel, last), *kernel.inputs)], axis=0)
         picojoules = picojoules + moved * figures.byte_pj[np.searchsorted(figures.sizes, moved)]
     return np.asarray(picojoules / 1e9 + figures.idle_w * latency_ms)

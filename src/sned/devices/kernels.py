@@ -69,6 +69,7 @@ class Kernel:
             mean.
         module: path of the module that asked for it.
         inputs, output: indices into `Workload.values`; weights are not among them.
+        further: what it writes besides, such as the other parts of a split.
         op: the ONNX operator, for kinds that stand for many ("elementwise", "pool").
         called: what it really is, where `op` is one that costs as much; "" where it is that.
         activation: ONNX operator of the activation folded into it; "" for none.
@@ -84,6 +85,7 @@ class Kernel:
     module: str
     inputs: tuple[int, ...]
     output: int
+    further: tuple[int, ...] = ()
     op: str = ""
     called: str = ""
     activation: str = ""
@@ -143,12 +145,17 @@ class Workload:
         return self.sizes_of(np.array([self.group_least], dtype=np.float64))
 
     def weights_of(self, sizes: FloatArray) -> FloatArray:
-        """Elements of all weights that a run reads, `[P]` for `sizes[P, S]`."""
+        """Elements of all weights that a run reads, `[P]` for `sizes[P, S]`; what several kernels read counts once."""
         total: FloatArray = np.zeros(len(sizes))
-        for kernel in self.kernels:
-            if kernel.weights.factor:
-                total += kernel.weights.at(sizes)
+        for weights in self._distinct_weights:
+            total += weights.at(sizes)
         return total
+
+    @cached_property
+    def _distinct_weights(self) -> tuple[Extent, ...]:
+        reading = (kernel for kernel in self.kernels if kernel.weights.factor)
+        # Of a constant without a name nobody knows whether another kernel reads it.
+        return tuple({(k.parameters or k.output, k.weights): k.weights for k in reading}.values())
 
     def range(self, extent: Extent) -> tuple[int, int]:
         """Smallest and largest value of an extent under any plan."""
