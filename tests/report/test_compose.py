@@ -1,6 +1,10 @@
 """What a run is told of: plans that gain nothing, and where plans stand on the stairs of the kernels."""
 
+from math import prod
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -9,6 +13,7 @@ from sned.devices import Budget, cost_model, find_device, find_devices
 from sned.graph import Graph, trace
 from sned.report.compose import stairs
 from sned.report.html import to_html
+from sned.report.rows import rows, verdicts
 from sned.report.table import to_table
 from tests.devices.networks import Residual, sizes, trained
 
@@ -56,6 +61,26 @@ def test_a_set_is_told_of_device_by_device(graph: Graph) -> None:
         report.asked.energy
         == "an estimate from the device's data sheet, and figures for 45 nm where it has none"
     )
+
+
+def test_a_size_in_eight_bits_is_not_that_of_the_file(tmp_path: Path) -> None:
+    """As many bytes as the files, which are float32, hold numbers."""
+    budget = Budget(size_bytes="50%", dtype="int8", device="pixel-9")
+    report = sned.prune(trained(Residual()), torch.randn(1, 3, 24, 24), budget=budget, out=tmp_path).report
+    held = {name: onnx.load(tmp_path / name).graph.initializer for name in ("dense.onnx", "model.onnx")}
+    numbers = {
+        name: sum(prod(tensor.dims) for tensor in tensors if tensor.data_type == onnx.TensorProto.FLOAT)
+        for name, tensors in held.items()
+    }
+    assert (report.before.size_bytes, report.after.size_bytes) == (
+        numbers["dense.onnx"],
+        numbers["model.onnx"],
+    )
+    [verdict] = verdicts(report)
+    assert verdict.met
+    assert verdict.sentence.endswith("kB counted")
+    assert "its weights in int8, counted" in {row.how for row in rows(report)}
+    assert "onnxruntime, int8, batch 1, 1 thread" in to_html(report)
 
 
 def test_where_a_plan_stands_on_the_stairs(graph: Graph) -> None:

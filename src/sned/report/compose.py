@@ -150,6 +150,7 @@ def _asked(findings: Findings) -> Asked:
         basis=findings.cost.basis,
         origin=findings.cost.origin,
         energy=findings.cost.energy_origin,
+        dtype=budget.dtype,
     )
 
 
@@ -165,7 +166,9 @@ def _state(findings: Findings, network: Network, costs: Mapping[str, float]) -> 
         predicted_latency_ms=costs.get("latency_ms"),
         macs=costs.get("macs"),
         parameters=costs.get("parameters"),
-        size_bytes=float(network.exported.size_bytes),
+        size_bytes=float(network.exported.size_bytes)
+        if findings.budget.dtype == "float32"
+        else costs["size_bytes"],
         peak_memory_bytes=costs.get("peak_memory_bytes"),
         energy_mj=costs.get("energy_mj"),
         on_devices={name: value for name, value in costs.items() if name.startswith(_ON_EACH)},

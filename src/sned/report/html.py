@@ -100,7 +100,7 @@ def _asked(report: Report) -> list[tuple[str, str]]:
         ("Device", asked.device),
         (
             "Runtime",
-            f"{asked.runtime}, batch {asked.batch}, {asked.threads} thread{'s'[: asked.threads != 1]}",
+            f"{asked.runtime}, {asked.dtype}, batch {asked.batch}, {asked.threads} thread{'s'[: asked.threads != 1]}",
         ),
         ("Calibration", asked.calibration),
     ]

@@ -32,6 +32,7 @@ class Asked:
         basis: what predicted latencies stand on: "measured", "calibrated" or "estimated".
         origin: the same in words.
         energy: what energies stand on, in words.
+        dtype: of weights and activations; the exported file is float32 whatever it is.
     """
 
     model: str
@@ -48,6 +49,7 @@ class Asked:
     basis: str = "measured"
     origin: str = ""
     energy: str = ""
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class State:
         predicted_latency_ms: by the cost model.
         macs: multiply-accumulates a run.
         parameters: numbers that training sets.
-        size_bytes: of the exported file.
+        size_bytes: of the exported file; of the weights, where another type of numbers than the file's was asked for.
         peak_memory_bytes: of activations, predicted.
         energy_mj: a run, estimated.
         on_devices: of a set of devices, predictions by "latency_ms@pixel-9".
