@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from sned.cli.inputs import load_model
-from sned.cli.prune import _expanded, command
+from sned.cli.prune import _budget, _expanded, command
 from sned.devices import Budget
+from sned.errors import BudgetError
 from sned.graph import Plan
 from sned.report import from_json
 from tests.cli.conftest import USER_FILE, Shell
@@ -58,6 +59,13 @@ def test_every_field_of_a_budget_is_a_flag() -> None:
 )
 def test_amounts_may_be_short(text: str, value: object) -> None:
     assert _expanded(text) == value
+
+
+@pytest.mark.parametrize("name", ["latency_ms", "energy_mj"])
+def test_millions_are_no_milliseconds(name: str) -> None:
+    with pytest.raises(BudgetError, match=f"`{name}` must be a number above 0.*got '5m'"):
+        _budget(**{name: "5m"})
+    assert _budget(macs="5m").macs == 5e6
 
 
 def test_prune_writes_everything_and_shows_the_table(shell: Shell, user_file: Path, tmp_path: Path) -> None:

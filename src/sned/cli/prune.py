@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sned.report import Report
 
 _SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_COUNTED = ("size_bytes", "macs", "parameters", "peak_memory_bytes")
+"""Amounts that come in millions. Of others an "m" would be taken for milli: a latency of 5m is refused."""
+
 _AMOUNT = "What may remain: a number, 50%, or 2x (a half)."
 _ASKED = "Budget"
 _CHOICE = "What goes"
@@ -224,14 +227,11 @@ def show_report(report: "Report", out: Path | None, *, as_json: bool) -> None:
 def _budget(**fields: Any) -> "Budget":
     from sned.devices import Budget
 
-    return Budget(**{name: _expanded(value) for name, value in fields.items() if value is not None})
+    given = {name: value for name, value in fields.items() if value is not None}
+    return Budget(**given | {name: _expanded(given[name]) for name in _COUNTED if name in given})
 
 
-def _expanded(value: Any) -> Any:
+def _expanded(value: str) -> float | str:
     """ "40M" → 40000000.0; all else as it is, for `Budget` to judge."""
-    found = (
-        re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kmgt])b?", value.strip(), re.IGNORECASE)
-        if isinstance(value, str)
-        else None
-    )
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kmgt])b?", value.strip(), re.IGNORECASE)
     return float(found[1]) * _SUFFIXES[found[2].lower()] if found else value
