@@ -22,6 +22,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 Runtime = Literal["onnxruntime", "litert", "litert-micro", "coreml", "executorch", "openvino"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
+# No cache and no memory that holds a network is smaller: such a figure is one of kilobytes.
+Bytes = Annotated[int, Field(ge=1024)]
 Dtype = Literal["float32", "float16", "int8"]
 Level = Literal["L1", "L2", "L3", "L4", "L5", "memory"]
 
@@ -66,7 +68,7 @@ class Cache(_Strict):
     """A data cache: its level (1 is nearest), its bytes, and how many cores share it."""
 
     level: Annotated[int, Field(ge=1, le=5)]
-    size_bytes: Count
+    size_bytes: Bytes
     shared_by: Count | None = None
 
 
@@ -114,9 +116,9 @@ class Device(_Strict):
     clusters: Annotated[tuple[Cores, ...], Field(min_length=1)] | None = None
     simd: tuple[str, ...] | None = None
     caches: tuple[Cache, ...] | None = None
-    memory_bytes: Count | None = None
-    memory_bandwidth_gb_s: Annotated[Positive, Field(lt=100_000)] | None = None
-    flash_bytes: Count | None = None
+    memory_bytes: Bytes | None = None
+    memory_bandwidth_gb_s: Annotated[Positive, Field(lt=10_000)] | None = None
+    flash_bytes: Bytes | None = None
     accelerator: str | None = None
     energy: Energy | None = None
     idle_power_w: Positive | None = None
