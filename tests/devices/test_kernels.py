@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sned.devices.kernel_rules import workload
 from sned.devices.kernels import Extent, Workload
+from sned.devices.layout import launches
 from sned.graph import trace
 from sned.graph.replay import Replay, slice_state
 from sned.graph.trace import state_of
@@ -157,3 +158,25 @@ def test_every_value_has_the_elements_of_its_tensor(name: str) -> None:
     for value in work.values:
         ratio = float(value.batch.at(work.dense)[0]) / max(1, value.shape[0] if value.shape else 1)
         assert float(value.elements.at(work.dense)[0]) == np.prod(value.shape) * ratio
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3)])
+def test_a_recurrent_layer_runs_as_one_op(kind: type[nn.RNNBase], gates: int) -> None:
+    """As in the exported file. The first step's state is zero: nothing is multiplied with it."""
+    inputs, units, steps = 6, 10, 7
+    work = workload(trace(kind(inputs, units, batch_first=True), torch.randn(2, steps, inputs)), batch=3)
+    run = [
+        (launch.family.recipe, *(int(width[0]) for width in launch.widths))
+        for launch in launches(work, work.dense, 1)
+    ]
+    wide = gates * units
+    assert sorted(run) == [("gemm", 3 * (steps - 1), units, wide), ("gemm", 3 * steps, inputs, wide)]
+    macs = 3 * wide * (steps * inputs + (steps - 1) * units)
+    assert sum(kernel.macs.at(work.dense)[0] for kernel in work.kernels) == macs
+    assert work.weights_of(work.dense)[0] == wide * (inputs + units)
+
+
+def test_a_recurrent_layer_that_is_exported_step_by_step_runs_so() -> None:
+    work = workload(trace(nn.RNN(6, 10, batch_first=True), torch.randn(2, 7, 6)))
+    products = [launch for launch in launches(work, work.dense, 1) if launch.family.recipe == "gemm"]
+    assert len(products) >= 7

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sned.devices.kernels import Extent, Kernel, Size, Value, Workload
+from sned.devices.kernels import NOTHING, Extent, Kernel, Size, Value, Workload
 from sned.graph.ir import Graph, Op
 
 Rule = Callable[["Builder", "Step"], "Kernel | None"]
@@ -69,7 +69,7 @@ class Builder:
             if i in graph.read and name not in self.folded
         ]
         return Workload(
-            kernels=tuple(self.kernels),
+            kernels=tuple(in_one_op(self.kernels, graph.recurrent)),
             values=tuple(self.values),
             inputs=tuple(self._value_of[v] for v in inputs),
             outputs=tuple(self._value_of[v] for v in outputs if v in self._value_of),
@@ -206,3 +206,19 @@ class Builder:
         self._value_of[version] = len(self.values)
         self.values.append(Value(batch, channels, inner, rank if fixed else 2, self.shape(tensor)))
         return self._value_of[version]
+
+
+def in_one_op(kernels: Sequence[Kernel], layers: frozenset[str]) -> Iterator[Kernel]:
+    """Let layers run as one op: each of their products once, of the rows of all steps; all else goes along."""
+    steps = Counter((k.module, k.parameters) for k in kernels if k.module in layers and k.kind == "linear")
+    for kernel in kernels:
+        if kernel.module not in layers:
+            yield kernel
+            continue
+        rows = steps.pop((kernel.module, kernel.parameters), 0) if kernel.kind == "linear" else 0
+        if rows == 0:
+            yield replace(kernel, along=True, macs=NOTHING)
+        else:
+            yield replace(
+                kernel, macs=kernel.macs * rows, extents={**kernel.extents, "m": kernel.extents["m"] * rows}
+            )

@@ -79,6 +79,7 @@ class Kernel:
         weights: elements of the weight that it reads each time, as the runtime stores it.
         biased: whether it adds a constant, that of a folded BatchNorm included.
         parameters: names of the parameters that it reads, those of a folded BatchNorm included.
+        along: whether it is a part of what another kernel does, and takes no time of its own.
     """
 
     kind: str
@@ -95,6 +96,7 @@ class Kernel:
     weights: Extent = NOTHING
     biased: bool = False
     parameters: tuple[str, ...] = ()
+    along: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,7 +79,8 @@ def launches(workload: Workload, sizes: FloatArray, block: int) -> list[Launch]:
     """
     layout = Layout(workload, sizes, block)
     for index, kernel in enumerate(workload.kernels):
-        LAYOUT_RULES.get(kernel.kind, _plain)(layout, index, kernel)
+        if not kernel.along:
+            LAYOUT_RULES.get(kernel.kind, _plain)(layout, index, kernel)
     for value in workload.outputs:
         layout.read(value, plain=layout.everywhere)
     layout.reorders()

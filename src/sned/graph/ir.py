@@ -225,6 +225,13 @@ class Graph:
 
         return layers(self) if self.told is None else self.told
 
+    @cached_property
+    def recurrent(self) -> frozenset[str]:
+        """Paths of the layers that are recorded step by step, and are one op of an exported file."""
+        from sned.graph.modules import recurrent
+
+        return recurrent(self.model)
+
     @property
     def groups(self) -> tuple[Group, ...]:
         """The groups that can lose units, in the order in which the network first uses them."""

@@ -23,6 +23,12 @@ def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             waiting += reversed(held)
 
 
+def recurrent(model: object) -> frozenset[str]:
+    """Paths of the layers that are recorded step by step, and are one op of an exported file."""
+    held = modules_of(model) if isinstance(model, nn.Module) else ()
+    return frozenset(path for path, module in held if isinstance(module, nn.LSTM | nn.GRU))
+
+
 def modes_of(model: nn.Module) -> dict[nn.Module, bool]:
     """Whether each module is in training mode, the outer ones first."""
     return {module: module.training for _, module in modules_of(model)}
