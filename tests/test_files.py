@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sned.errors import WriteError
-from sned.files import atomic_path, atomic_write_text, check_place, size_of, staged_path
+from sned.files import atomic_path, atomic_write_text, check_place, check_writable, size_of, staged_path
 
 DISK_IS_FULL = Path("/dev/full")
 
@@ -116,6 +116,25 @@ def test_no_permission(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match=r"permission denied\. Choose a folder"), \
             atomic_path(tmp_path / "x") as beside:  # fmt: skip
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(beside))
+
+
+def test_whether_a_file_can_be_written_is_found_out_by_trying(tmp_path: Path) -> None:
+    target = tmp_path / "folder" / "plan.json"
+    check_writable(target)
+    assert list(target.parent.iterdir()) == []
+    target.write_text("old")
+    check_writable(target)
+    assert target.read_text() == "old"
+    with pytest.raises(WriteError, match="a folder stands at that place"):
+        check_writable(target.parent)
+    with pytest.raises(WriteError, match="a file stands where one of its folders should be"):
+        check_writable(target / "plan.json")
+
+
+def test_a_full_disk_is_found_out_by_trying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sned.files._free_bytes", lambda path: 0)
+    with pytest.raises(WriteError, match="the disk is full"):
+        check_writable(tmp_path / "plan.json")
 
 
 def test_a_file_that_grows_too_large(tmp_path: Path) -> None:

@@ -41,6 +41,20 @@ def check_place(path: str | Path, *, folder: bool = False) -> None:
         raise WriteError(f"Could not write '{final}': {reason}")
 
 
+class _Trial(Exception):
+    """Ends an attempt to write."""
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out before any work is done whether a file can be written at `path`; what stands there stays.
+
+    Raises:
+        WriteError: it cannot; as `atomic_path` says it.
+    """
+    with suppress(_Trial), atomic_path(path):
+        raise _Trial
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it becomes `path` on success and is removed on any failure.

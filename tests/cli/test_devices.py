@@ -10,6 +10,7 @@ from sned.devices import Device, find_device, read_device
 from sned.devices.calibration import Calibration, find_calibration, read_calibration, save_calibration
 from sned.devices.probe import environment
 from sned.devices.store import Store
+from sned.errors import WriteError
 from tests.cli.conftest import Shell
 from tests.devices.calibrations import made_up
 
@@ -92,6 +93,34 @@ def test_ctrl_c_says_that_times_are_kept(shell: Shell, monkeypatch: pytest.Monke
     ended = shell("devices", "calibrate", "host")
     assert ended.code == 130
     assert "Stopped. What was timed is kept, and the same command goes on from there." in ended.err
+
+
+def test_nothing_is_timed_that_cannot_be_kept(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("sned.devices.calibrate.calibrate_host", lambda **_: pytest.fail("it was timed"))
+    refused = shell("devices", "calibrate", "host", "--out", tmp_path)
+    assert "a folder stands at that place" in refused.err
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    refused = shell("devices", "calibrate", "host")
+    assert refused.code == 2
+    assert "a file stands where one of its folders should be" in refused.err
+
+
+def test_a_calibration_is_written_where_it_was_asked_for_even_if_the_cache_is_full(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = read_calibration(written(tmp_path / "made.json", find_device("host")))
+
+    def full(_: Calibration) -> None:
+        raise WriteError("the disk is full")
+
+    monkeypatch.setattr("sned.devices.calibrate.calibrate_host", lambda **_: made)
+    monkeypatch.setattr("sned.devices.calibration.save_calibration", full)
+    refused = shell("devices", "calibrate", "host", "--out", tmp_path / "out.json")
+    assert refused.code == 2
+    assert read_calibration(tmp_path / "out.json") == made
 
 
 @pytest.mark.parametrize(("busy", "told"), [(0.05, False), (0.4, True)])

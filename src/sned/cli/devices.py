@@ -9,7 +9,7 @@ import typer
 from sned.cli.options import Json, Threads
 from sned.cli.output import help_of, progress, say, show, show_json
 from sned.cli.stopping import stoppable
-from sned.errors import DeviceError, WriteError
+from sned.errors import DeviceError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -115,19 +115,18 @@ def calibrate(
 
     sned devices calibrate my-board.toml --from my-board.json
     """
-    from sned.devices.calibration import save_calibration
+    from sned.devices.calibration import calibration_path, save_calibration
     from sned.devices.model import version_notes
     from sned.devices.profile import find_one
+    from sned.files import atomic_write_text, check_writable
 
     device = find_one(name, why="A calibration is of one device")
-    if out is not None and out.is_dir():
-        raise WriteError(f"Could not write '{out}': a folder stands at that place. Choose another name.")
+    for place in filter(None, (calibration_path(device.name, "onnxruntime", threads), out)):
+        check_writable(place)
     made = _made(device, threads, seconds, from_, again=again)
-    path = save_calibration(made)
-    if out is not None:
-        from sned.files import atomic_write_text
-
+    if out is not None:  # first: the other may meet a disk that has become full
         atomic_write_text(out, made.model_dump_json(exclude_none=True))
+    path = save_calibration(made)
     for note in version_notes(device, made):
         say(note)
     if json:
