@@ -196,8 +196,8 @@ def one(kind: str, **statics: object) -> dict[str, object]:
         ({"cold": {**COLD, "age_us": [3, 9], "aged": [2, 1]}}, "`aged` must not fall"),
         ({"fit": {"samples": -5, "within_10": 0, "within_20": 0, "median_error": 0}}, r"`fit.samples`"),
         ({"format": "other"}, "`format`: input should be 'sned-calibration'"),
-        ({"version": 1}, "`version`: input should be 3"),
-        ({"call_us": -1}, "`call_us`: input should be greater than or equal to 0"),
+        ({"version": 1}, "`version`: input should be 3, got 1. The format .* another version has to be made again"),
+        ({"call_us": -1}, "`call_us`: input should be greater than or equal to 0, got -1. The format is in .*md.$"),
         ({"samples": []}, "`samples`: tuple should have at least 30 items"),
         ({"extra": 1}, "`extra`: extra inputs are not permitted"),
         ({"samples": [{"op": "gem", "widths": {}, "us": 1}] * 30}, "got 'gem'. Did you mean 'gemm'"),
@@ -239,6 +239,18 @@ def test_samples_of_any_number_of_axes_and_of_every_operator() -> None:
 def test_calibrations_of_what_a_device_is_not(phone: Device, changes: dict[str, Any], text: str) -> None:
     with pytest.raises(DeviceError, match=text):
         belonging(made_up(phone, count=60).model_copy(update=changes), phone)
+
+
+@pytest.mark.parametrize(("factor", "text"), [(1e-3, "0.003"), (1e3, r"3.*e\+03")])
+def test_times_in_another_unit_are_refused(phone: Device, factor: float, text: str) -> None:
+    """In milliseconds and nanoseconds; the made-up times are three times and more what the profile says."""
+    made = made_up(phone, count=60)
+    other = [sample.model_copy(update={"us": sample.us * factor}) for sample in made.samples]
+    assert belonging(made, phone) == made
+    with pytest.raises(
+        DeviceError, match=rf"must be microseconds, .* 'raspberry-pi-5' are {text}\d* times what its"
+    ):
+        belonging(made.model_copy(update={"samples": tuple(other)}), phone)
 
 
 def test_a_calibration_of_another_computer_is_not_of_this_machine(

@@ -18,17 +18,25 @@ from sned.devices.cold import NEAR, Cold
 from sned.devices.company import Company, Way
 from sned.devices.demand import OPERATIONS
 from sned.devices.design import Shape
+from sned.devices.figures import figures
 from sned.devices.fitted import Timed
 from sned.devices.kernels import Static
 from sned.devices.layout import Family
 from sned.devices.probe import Fetching, environment
 from sned.devices.profile import Device, Dtype, Name, Runtime
+from sned.devices.roofline import Roofline
 from sned.devices.store import cache_folder
 from sned.errors import DeviceError, close_names
 from sned.files import atomic_write_text
 
 VERSION: Final = 3
 FEWEST_SAMPLES = 30
+FAR = 200.0
+"""Times more or less than a profile says at the median: what is further away is in milliseconds or nanoseconds."""
+
+ENOUGH = 200
+"""Samples to see that by."""
+
 HOST = "host"
 
 _CONV = ("kernel", "stride", "padding", "dilation", "spatial", "output", "activation")
@@ -307,14 +315,20 @@ def parse_calibration(held: Any, *, origin: str = "calibration") -> Calibration:
     try:
         return Calibration.model_validate(held)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "file"
-        wrong = first["msg"].removeprefix("Value error, ")
-        wrong = wrong[:1].lower() + wrong[1:]
-        raise DeviceError(
-            f"'{origin}' is not a calibration of version {VERSION}: `{place}`: {wrong}. "
-            "The format is in docs/calibration-format.md; a calibration of an older version has to be made again."
-        ) from error
+        raise DeviceError(_worded(error, origin)) from error
+
+
+def _worded(error: ValidationError, origin: str) -> str:
+    """The first thing that is wrong, in a sentence."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"]) or "file"
+    wrong = first["msg"].removeprefix("Value error, ")
+    got = f", got {first['input']!r}" if isinstance(first["input"], int | float | str | None) else ""
+    older = " A calibration of another version has to be made again." if place == "version" else ""
+    return (
+        f"'{origin}' is not a calibration of version {VERSION}: `{place}`: {wrong[:1].lower()}{wrong[1:]}{got}. "
+        f"The format is in docs/calibration-format.md.{older}"
+    )
 
 
 def belonging(calibration: Calibration, device: Device) -> Calibration:
@@ -322,7 +336,7 @@ def belonging(calibration: Calibration, device: Device) -> Calibration:
 
     Raises:
         DeviceError: it is of another device, of a runtime or of more threads than the device has, or of another
-            processor than this machine's where that is the device.
+            processor than this machine's where that is the device; or its times are in another unit.
     """
     c = calibration
     if c.device not in (device.name, HOST):
@@ -346,7 +360,21 @@ def belonging(calibration: Calibration, device: Device) -> Calibration:
             f"A calibration of 'host' must be of this machine ({here}), got one of another ({c.processor}). "
             "Run `sned devices calibrate host` here, or name the device that the file is of."
         )
+    _check_unit(c, device)
     return c.model_copy(update={"device": device.name})
+
+
+def _check_unit(c: Calibration, device: Device) -> None:
+    """Refuse times that are further from the profile than any device is."""
+    roofline = Roofline(figures(device, threads=c.threads, dtype=c.dtype, block=c.block), c.block)
+    timed = [sample.timed() for sample in c.samples[:: 1 + len(c.samples) // ENOUGH]]
+    told = [roofline.launch_us(t.shape.family, t.shape.columns, np.zeros(1))[0] for t in timed]
+    ratio = float(np.median(np.array([t.microseconds for t in timed]) / told))
+    if not 1 / FAR < ratio < FAR:
+        raise DeviceError(
+            f"Times in a calibration must be microseconds, but half of those of '{device.name}' are {ratio:.2g} times "
+            "what its profile says, or further from it. Write them in microseconds, or correct the profile."
+        )
 
 
 def calibration_path(
