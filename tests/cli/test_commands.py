@@ -89,6 +89,18 @@ def test_measure_tells_what_goes_into_denormal_numbers(
     assert {name: file["denormal_share"] for name, file in json.loads(ended.out)["files"].items()} == shares
 
 
+def test_measure_says_where_threads_have_no_cores(
+    exported: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sned.devices.machine.cores", lambda: 1)
+    told = {
+        threads: " ".join(shell("measure", exported, "--runs", "1", "--threads", threads).err.split())
+        for threads in ("1", "2")
+    }
+    assert "2 threads take turns on 1 core. Give `--threads` 1 at most" in told["2"]
+    assert "take turns" not in told["1"]
+
+
 def test_measure_takes_arrays(exported: Path, shell: Shell, tmp_path: Path) -> None:
     np.savez(tmp_path / "feeds.npz", x=np.zeros((4, 3, 8, 8), np.float32))
     ended = shell("measure", exported, "--inputs", tmp_path / "feeds.npz", "--runs", "5", "--json")

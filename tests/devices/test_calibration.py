@@ -139,7 +139,7 @@ def test_a_calibration_from_elsewhere_is_used(phone: Device, graph: Graph, tmp_p
 
 def test_a_basis_that_is_not_to_be_had(phone: Device, graph: Graph, tmp_path: Path) -> None:
     with pytest.raises(
-        DeviceError, match="no calibration of 'raspberry-pi-5' for onnxruntime, 1 threads and float32"
+        DeviceError, match="no calibration of 'raspberry-pi-5' for onnxruntime, 1 thread and float32"
     ):
         cost_model(graph, phone, basis="calibrated", calibrations=tmp_path)
     with pytest.raises(

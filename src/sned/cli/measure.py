@@ -61,6 +61,7 @@ def command(
     else:
         show(_table(times, sizes, feeds))
     _say_denormals(lost)
+    _say_crowded(threads)
     if any(latency.noisy for latency in times.values()):
         say(
             "The machine was busy: the 90th percentile lies far above the median. Measure again when it is "
@@ -78,6 +79,17 @@ def _say_denormals(lost: Mapping[str, float]) -> None:
                 "first session of your program with the entry `session.set_denormal_as_zero` set to 1: results stay "
                 "the same, and that time is gone."
             )
+
+
+def _say_crowded(threads: int) -> None:
+    from sned.devices.machine import cores
+
+    most = cores()
+    if threads > most:
+        say(
+            f"These times mean little: {threads} threads take turns on {most} core{'s'[: most != 1]}. Give `--threads` "
+            f"{most} at most."
+        )
 
 
 def _names(files: list[Path]) -> dict[str, Path]:

@@ -87,8 +87,8 @@ def cost_model(
     if basis == "calibrated":
         if held is None:
             raise DeviceError(
-                f"There is no calibration of '{device.name}' for {runtime}, {threads} threads and {dtype}. Run "
-                f"`sned devices calibrate {device.name}`, or leave the basis out."
+                f"There is no calibration of '{device.name}' for {runtime}, {threads} thread{'s'[: threads != 1]} "
+                f"and {dtype}. Run `sned devices calibrate {device.name}`, or leave the basis out."
             )
         return _calibrated(work, device, belonging(held, device), dtype)
     if basis == "measured":
