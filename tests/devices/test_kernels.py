@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sned.devices import cost_model, find_device
 from sned.devices.kernel_rules import workload
 from sned.devices.kernels import Extent, Workload
 from sned.devices.layout import launches
@@ -174,6 +175,13 @@ def test_a_recurrent_layer_runs_as_one_op(kind: type[nn.RNNBase], gates: int) ->
     macs = 3 * wide * (steps * inputs + (steps - 1) * units)
     assert sum(kernel.macs.at(work.dense)[0] for kernel in work.kernels) == macs
     assert work.weights_of(work.dense)[0] == wide * (inputs + units)
+
+
+def test_a_recurrent_layer_is_told_by_its_products() -> None:
+    graph = trace(nn.LSTM(6, 10, batch_first=True), torch.randn(2, 7, 6))
+    layers = cost_model(graph, find_device("pixel-9")).layers(sizes(graph))
+    assert [layer.kind for layer in layers] == ["call", "linear", "linear"]
+    assert sum(layer.parameters for layer in layers) == 4 * 10 * (6 + 10 + 2)
 
 
 def test_a_recurrent_layer_that_is_exported_step_by_step_runs_so() -> None:

@@ -189,6 +189,8 @@ class Cost:
         seen: set[str] = set()
         made = [LayerCost("", "call", self._call_us * self.scale / 1e3, 0.0, 0.0, "overhead")]
         for index, kernel in enumerate(self.work.kernels):
+            if kernel.along:
+                continue
             first = [
                 n for n in dict.fromkeys(kernel.parameters) if n in self.work.parameters and n not in seen
             ]
