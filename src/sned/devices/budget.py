@@ -46,7 +46,10 @@ def _amount(value: Any, info: ValidationInfo) -> float | str | None:
 def _number(value: Any, rule: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real | str):
         raise BudgetError(f"{rule}; got {value!r}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
     if not math.isfinite(number) or number <= 0:
         raise BudgetError(f"{rule}; got {value!r}.")
     return number
