@@ -1,5 +1,8 @@
 """What XNNPACK is given: split networks and means in its own terms, so that none of it is left to slow kernels."""
 
+import json
+import struct
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from torch import Tensor, nn
 
 import sned
 from sned.errors import ExportError
+from sned.export import export_levels
 from sned.export.target import DYNAMIC, FP32, INT8
 
 pytest.importorskip("executorch")
@@ -124,3 +128,63 @@ def test_weights_lie_close_together(tmp_path: Path) -> None:
     assert len(pieces) > 8
     assert all(piece.offset % 16 == 0 for piece in pieces)
     assert all(piece.offset - end < 16 for piece, end in zip(pieces[1:], ends, strict=False))
+
+
+def test_constants_have_short_names_and_two_of_one_name_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from executorch.exir._serialize._flatbuffer_program import _flatbuffer_to_program
+
+    torch.manual_seed(0)
+    models = {name: nn.Sequential(*(nn.Linear(5, 5) for _ in range(10))).eval() for name in ("one", "two")}
+    x, path = torch.randn(1, 5), tmp_path / "m.pte"
+    export_levels(models, x, to="executorch", out=path)
+    names = [entry.key for entry in _flatbuffer_to_program(path.read_bytes()).named_data]
+    assert len(names) == len(set(names)) == 40
+    assert {len(name) for name in names} == {12}
+    monkeypatch.setattr("sned.export.executorch._NAME_BYTES", 1)
+    with pytest.raises(ExportError, match=r"Duplicate key \w\w with different data"):
+        export_levels(models, x, to="executorch", out=tmp_path / "n.pte")
+    assert not (tmp_path / "n.pte").exists()
+
+
+class Shuffled(nn.Module):
+    """Two convolutions with a channel shuffle between them, by axes that are swapped or ordered anew."""
+
+    def __init__(self, *, swapped: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.swapped = swapped
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        parts = x.view(x.shape[0], 2, 4, *x.shape[2:])
+        parts = parts.transpose(1, 2) if self.swapped else parts.permute(0, 2, 1, -2, 4)
+        return self.second(parts.reshape(x.shape))
+
+
+@pytest.mark.parametrize("swapped", [True, False])
+def test_channels_are_shuffled_in_8_bits(tmp_path: Path, swapped: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Shuffled(swapped=swapped).eval(), torch.randn(32, 3, 6, 6)
+    made = sned.export(
+        model, x[:1], to="executorch", quantize=INT8, calibration=[x], out=tmp_path / "m.pte", runs=0
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(made.module()(x), model(x), atol=0.05, rtol=0)
+    assert operations(made.path).count("XNNConvert") == 2  # where the network begins and where it ends
+
+
+def operations(path: Path) -> list[str]:
+    """What XNNPACK runs, read by the tools of ExecuTorch."""
+    from executorch.exir._serialize._flatbuffer import _flatc_decompile
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    [delegate] = deserialize_pte_binary(path.read_bytes()).program.backend_delegate_data
+    start, size = struct.unpack("<II", delegate.data[10:18])
+    graph, schema = path.with_name("graph.bin"), path.with_name("schema.fbs")
+    graph.write_bytes(delegate.data[start : start + size])
+    schema.write_bytes(files("executorch.backends.xnnpack.serialization").joinpath("schema.fbs").read_bytes())
+    _flatc_decompile(str(path.parent), str(schema), str(graph))
+    told = json.loads(graph.with_suffix(".json").read_text().replace(": inf", ": Infinity"))
+    return [node["xnode_union_type"] for node in told["xnodes"]]

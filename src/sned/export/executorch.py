@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,9 @@ DEFAULT = "forward"
 _ALIGNED = 16
 """Weights begin at multiples of so many bytes, as XNNPACK wants them; at those of 128 if nothing is said."""
 
+_NAME_BYTES = 6
+"""Of the digest that names a constant, two digits each."""
+
 
 def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
     with quiet():
@@ -33,7 +40,8 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
     try:
         with quiet(), torch.no_grad():
             programs = {name or DEFAULT: _coarser(name, level, order) for name, level in levels.items()}
-            lowered = to_edge_transform_and_lower(programs, partitioner=[XnnpackPartitioner()])
+            with _short_names():
+                lowered = to_edge_transform_and_lower(programs, partitioner=[XnnpackPartitioner()])
             laid = lowered.to_executorch(ExecutorchBackendConfig(segment_alignment=_ALIGNED))
             order.path.write_bytes(laid.buffer)
     except Exception as error:
@@ -47,6 +55,23 @@ def _write(levels: Mapping[str, Captured], order: Order) -> tuple[str, ...]:
     coarse = any("dequantize" in str(node.target) for node in nodes) or order.precision not in (INT8, DYNAMIC)
     remark = _REMARKS.get(order.precision, ()) if coarse else (NONE_COARSER,)
     return (*(_left_out(lowered, name or DEFAULT) for name in levels), *remark)
+
+
+@contextmanager
+def _short_names() -> Iterator[None]:
+    """Let XNNPACK name each constant by a digest of 12 digits instead of 64.
+
+    A name stands in the file twice: in a small network of 8 bits that is a tenth of it. Different constants of one name
+    are refused where they are put together.
+    """
+    from executorch.backends.xnnpack.operators import node_visitor
+
+    usual = node_visitor.hashlib
+    node_visitor.hashlib = SimpleNamespace(sha256=partial(hashlib.blake2b, digest_size=_NAME_BYTES))
+    try:
+        yield
+    finally:
+        node_visitor.hashlib = usual
 
 
 _REMARKS: Mapping[str, tuple[str, ...]] = {
@@ -137,7 +162,8 @@ def _plain_weights(graph: Any) -> bool:
 
 
 def _spell_out(graph: torch.fx.GraphModule) -> None:
-    """What XNNPACK takes for what it does not: slices for a split into parts, a mean that keeps its axes."""
+    """What XNNPACK takes for what it does not: slices for a split into parts, a mean that keeps its axes, axes that are
+    turned by a copy, lest a reshape behind them makes one, in floats."""
     aten = torch.ops.aten
     for node in list(graph.graph.nodes):
         with graph.graph.inserting_before(node):
@@ -145,6 +171,8 @@ def _spell_out(graph: torch.fx.GraphModule) -> None:
                 _sliced(node)
             elif node.target == aten.mean.dim and node.args[2:] != (True,):
                 _kept(node)
+            elif node.target in (aten.transpose.int, aten.permute.default):
+                _copied(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
@@ -164,6 +192,12 @@ def _kept(mean: Any) -> None:
     kept.meta["val"] = given.meta["val"].mean(axes, keepdim=True)
     shape = list(mean.meta["val"].shape)
     _instead(mean, mean.graph.call_function(torch.ops.aten.view.default, (kept, shape)))
+
+
+def _copied(turned: Any) -> None:
+    given, *how = turned.args
+    order = list(turned.target(torch.empty(*range(turned.meta["val"].ndim), device="meta"), *how).shape)
+    _instead(turned, turned.graph.call_function(torch.ops.aten.permute_copy.default, (given, order)))
 
 
 def _instead(old: torch.fx.Node, new: torch.fx.Node) -> None:
