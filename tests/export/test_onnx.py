@@ -279,6 +279,31 @@ def test_half_precision_may_be_off_by_its_own_rounding(tmp_path: Path) -> None:
     assert result.max_rel_diff < 5e-3
 
 
+def test_a_tensor_that_two_ops_want_in_32_bits_is_cast_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    limits = torch.randn(1, 4)
+
+    def between(x: Tensor) -> Tensor:
+        x = x * 2 + 1
+        return torch.maximum(x, limits) - torch.minimum(x, limits)
+
+    x = torch.randn(5, 4)
+    made = sned.export(Of(between), x, quantize="fp16", out=tmp_path / "m.onnx", runs=0)
+    torch.testing.assert_close(made.module()(x), (x * 2 + 1 - limits).abs(), atol=0.01, rtol=0.01)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8-dynamic"])
+def test_an_lstm_that_projects_its_state_goes_step_by_step(tmp_path: Path, quantize: str | None) -> None:
+    torch.manual_seed(0)
+    model = nn.LSTM(6, 16, 2, batch_first=True, bidirectional=True, proj_size=5).eval()
+    x = torch.randn(4, 7, 6)
+    made = sned.export(model, x, quantize=quantize, out=tmp_path / "m.onnx", runs=0)
+    with torch.no_grad():
+        steps, (hidden, cell) = model(x[:3])
+    for got, wanted in zip(made.module()(x[:3]), (steps, hidden, cell), strict=True):
+        assert float((got - wanted).norm() / wanted.norm()) < (1e-5 if quantize is None else 0.05)
+
+
 def test_what_the_quantiser_left_alone_is_not_called_8_bits(tmp_path: Path) -> None:
     model, x = Deep(nn.GRU(4, 4, batch_first=True)), torch.rand(2, 3, 4)
     words = {"calibration": [x], "quantize": "int8", "out": tmp_path / "m.onnx", "runs": 0}

@@ -127,8 +127,6 @@ def _coarser(
         quantize_dynamic,
         quantize_static,
     )
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-    from onnxruntime.transformers.onnx_model import OnnxModel
 
     ready, made = plain.with_name("ready.onnx"), plain.with_name("made.onnx")
     try:
@@ -136,10 +134,7 @@ def _coarser(
             if order.precision == FP32:
                 return onnx.load(plain)
             if order.precision == FP16:
-                halves = OnnxModel(convert_float_to_float16(onnx.load(plain), keep_io_types=True))
-                halves.topological_sort()  # the converter puts its casts at the end
-                sorted_graph: onnx.ModelProto = halves.model
-                return sorted_graph
+                return _halves(plain)
             _prepare(plain, ready)
             if order.precision == DYNAMIC:
                 quantize_dynamic(
@@ -170,6 +165,21 @@ def _coarser(
             f"ONNX Runtime's quantiser cannot make '{order.precision}' of this model: {first_sentence(error)} "
             "Export it without `quantize`, or to another runtime."
         ) from error
+
+
+def _halves(plain: Path) -> onnx.ModelProto:
+    """The graph in 16-bit floats between inputs and outputs of 32."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    made: onnx.ModelProto = convert_float_to_float16(onnx.load(plain), keep_io_types=True)
+    # The converter casts a tensor once for each op that wants it in 32 bits, under one name, and at the end; it tells a
+    # constant that it left in 32 bits as one in 16.
+    once = {tuple(node.output): node for node in made.graph.node}
+    del made.graph.node[:], made.graph.value_info[:]
+    made.graph.node.extend(once.values())
+    OnnxModel(made).topological_sort()
+    return made
 
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
@@ -262,7 +272,11 @@ def _convert(captured: Captured, opset_version: int | None) -> ONNXProgram:
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
-                captured.program, (), dynamo=True, output_names=captured.outputs, opset_version=opset_version
+                _stepwise(captured.program),
+                (),
+                dynamo=True,
+                output_names=captured.outputs,
+                opset_version=opset_version,
             )
     except Exception as error:
         raise ExportError(
@@ -279,6 +293,15 @@ def _convert(captured: Captured, opset_version: int | None) -> ONNXProgram:
             "instead. Leave `opset` out, or ask for another one from 18 on."
         )
     return program
+
+
+def _stepwise(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The recorded pass, step by step through an LSTM that projects its state: the operator of ONNX does not."""
+    lstm = torch.ops.aten.lstm.input
+    states = [node.args[1] for node in program.graph.nodes if node.target == lstm]
+    if all(hidden.meta["val"].shape == cell.meta["val"].shape for hidden, cell in states):
+        return program
+    return program.run_decompositions({lstm: torch.export.default_decompositions()[lstm]})
 
 
 def _untranslated(error: BaseException, captured: Captured) -> str:
