@@ -115,6 +115,29 @@ class Tied(nn.Module):
         return self.head(torch.relu(self.layer(self.table(ids))))
 
 
+class Named(nn.Module):
+    """Scores and the class of the largest, which the quantiser leaves in floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        scores = self.body(x)
+        return {"scores": scores, "class": scores.argmax(1)}
+
+
+def test_an_output_in_8_bits_that_is_read_in_floats_comes_out_all_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Named().eval(), torch.randn(32, 6)
+    made = export(
+        model, x[:1], to="litert", quantize="int8", calibration=[x], out=tmp_path / "m.tflite", runs=0
+    )
+    scores, best = made.module()(x)
+    torch.testing.assert_close(scores, model(x)["scores"], atol=0.05, rtol=0)
+    assert torch.equal(best, scores.argmax(1))
+
+
 def test_a_table_is_held_in_8_bits_once(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, path = Tied().eval(), tmp_path / "tied.tflite"

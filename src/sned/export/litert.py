@@ -161,7 +161,23 @@ def coarser(plain: Path, levels: Mapping[str, Level], order: Order, last: Mappin
         result = made.quantize()
     coarse = plain.with_name("coarse.tflite")
     result.export_model(str(coarse), overwrite=True)
-    return flatbuffer.read_model(str(coarse))
+    model = flatbuffer.read_model(str(coarse))
+    _follow_ends(flatbuffer.read_model(str(plain)), model)
+    return model
+
+
+def _follow_ends(before: Any, model: Any) -> None:
+    """Let signatures name what enters and leaves the graph.
+
+    The quantiser widens an output that an operation reads in floats as well, and leaves its signature at what was there
+    before, which the runtime does not hand out.
+    """
+    for old, new in zip(before.signatureDefs, model.signatureDefs, strict=True):
+        was, now = before.subgraphs[old.subgraphIndex], model.subgraphs[new.subgraphIndex]
+        for ends in ("inputs", "outputs"):
+            places = [int(place) for place in getattr(was, ends)]
+            for entry, told in zip(getattr(new, ends), getattr(old, ends), strict=True):
+                entry.tensorIndex = int(getattr(now, ends)[places.index(int(told.tensorIndex))])
 
 
 def _ranges(plain: Path, made: Any, samples: Mapping[str, Sequence[Mapping[str, Array]]]) -> Any:
