@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -182,3 +183,35 @@ def test_parameters_are_told_apart_once_however_many_names_they_have() -> None:
     assert found.keys() == {"b", "d"}
     assert bool(found["d"].all())
     assert not torch.equal(found["b"], tied)
+
+
+class Loss(nn.Module):
+    """What training asks of a network: one number for all inputs, with the scores beside it or without."""
+
+    def __init__(self, *, scores: bool) -> None:
+        super().__init__()
+        self.body, self.scores = small(), scores
+
+    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        scores = self.body(x)
+        loss = nn.functional.cross_entropy(scores, labels)
+        return (loss, scores) if self.scores else (loss,)
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_a_network_that_returns_a_loss_alone_is_said_to_be_compared_with_nothing(scores: bool) -> None:
+    batches = [(x, torch.arange(len(x)) % 4) for x in BATCHES]
+    given = {"budget": sned.Budget(macs="50%"), "calibration": batches}
+    example = tuple(tensor[:2] for tensor in batches[0])
+    told = "returns no answer to each input .* Return the logits as well"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if scores:
+            result = sned.prune(Loss(scores=True).eval(), example, **given)
+            assert not any("no answer" in note for note in result.report.notes)
+            return
+        with pytest.raises(UserWarning, match=told):  # before the long work
+            sned.prune(Loss(scores=False).eval(), example, **given)
+    with pytest.warns(UserWarning, match=told):
+        result = sned.prune(Loss(scores=False).eval(), example, **given)
+    assert "no answer to each input" in result.report.notes[0]

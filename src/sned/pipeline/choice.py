@@ -13,7 +13,7 @@ from sned.export import export_onnx
 from sned.pipeline.asked import Evaluate, axis_of, default_search, shared_out_by
 from sned.pipeline.loss import within_loss
 from sned.pipeline.making import repaired_by
-from sned.pipeline.study import Study, anchored, keep, measure, once, timed
+from sned.pipeline.study import Study, anchored, keep, measure, once, timed, unanswered
 from sned.report.compose import Whole
 from sned.saliency import CRITERIA, Evidence, Scores, criterion_named
 from sned.search import Found, Problem, curve, remeasured, search
@@ -61,6 +61,7 @@ def choose(study: Study, search_by: str | None, evaluate: Evaluate | None, base:
             found, more = within_loss(study, problem, name, found, base, evaluate)
             said = (*said, *more)
         notes = (
+            *unanswered(study.whole.graph),
             *_left_out(study),
             _ranked_by(study),
             *_labels_unused(study),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -137,6 +138,8 @@ def study_of(
         dense = trace(model, example)
         graph = leave_out(dense, without)
     check_groups(graph)
+    for said in unanswered(dense):
+        warnings.warn(said, stacklevel=3)
     if matches:
         check_learns(dense, model)
     check_runs(graph, budget)
@@ -211,6 +214,16 @@ def check_groups(graph: Graph) -> None:
         raise ModelError(
             f"Nothing in this network can be removed ({reasons}). `sned inspect` shows every reason."
         )
+
+
+def unanswered(graph: Graph) -> tuple[str, ...]:
+    """What is to be known of a network of whose outputs none has rows."""
+    if any(graph.rows):
+        return ()
+    return (
+        "This network returns no answer to each input (a loss of them all, say), so that what pruning changes in its "
+        "answers is compared with nothing: not to choose what goes, not for agreement. Return the logits as well.",
+    )
 
 
 def scored(evidence: Evidence, saliency: str | None) -> Scores:
