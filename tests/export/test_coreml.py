@@ -69,6 +69,7 @@ def test_operations_mean_what_they_mean_in_pytorch(tmp_path: Path, name: str) ->
 RECURRENT: dict[str, Any] = {
     "lstm": lambda: nn.LSTM(6, 8, batch_first=True),
     "deep lstm of two directions": lambda: nn.LSTM(6, 8, 2, bidirectional=True),
+    "lstm that projects its state": lambda: nn.LSTM(6, 8, batch_first=True, proj_size=3),
     "gru without biases": lambda: nn.GRU(6, 8, bias=False),
     "deep gru of two directions": lambda: nn.GRU(6, 8, 2, bidirectional=True, batch_first=True),
     "plain layer of two directions": lambda: nn.RNN(6, 8, bidirectional=True, nonlinearity="relu"),

@@ -96,6 +96,28 @@ def test_coarser_files_are_smaller_and_stay_close(tmp_path: Path, to: str, preci
     assert file.size_bytes < fine or to == "onnx"  # of so small a network the text of the graph is the most
 
 
+def test_onnx_files_have_the_inputs_by_the_names_of_the_model(tmp_path: Path) -> None:
+    import onnxruntime
+
+    file = exported(tmp_path, "shared", "onnx")
+    session = onnxruntime.InferenceSession(file.path)
+    assert [entry.name for entry in session.get_inputs()] == [*file.inputs] == ["a", "b"]
+    model, x = model_and_inputs("shared")
+    got = session.run(file.outputs, x)
+    for ours, theirs in zip(got, answers(model, x), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_name_of_an_input_that_is_used_inside_is_told_apart(tmp_path: Path) -> None:
+    first, second = keras.Input((6,), name="add"), keras.Input((6,), name="x")
+    both = layers.Add(name="both")([first, second])
+    model = keras.Model([first, second], layers.Add(name="again")([both, first]))
+    x = np.ones((2, 6), np.float32)
+    file = sned.export(model, [x, 2 * x], out=tmp_path / "m.onnx", runs=0)
+    assert file.inputs == ("add_2", "x")
+    assert float(file.module()([torch.from_numpy(x), torch.from_numpy(2 * x)])[0, 0]) == 4.0
+
+
 def test_inputs_and_outputs_keep_their_names_and_structure(tmp_path: Path) -> None:
     file = exported(tmp_path, "shared", "litert")
     assert file.inputs == ("a", "b")

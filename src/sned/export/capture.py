@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from itertools import chain, count
 from pathlib import Path
@@ -54,6 +54,13 @@ class Captured:
         names = " ".join(str(node.target) for node in self.program.graph.nodes if node.op == "call_function")
         return "attention" in names or ("softmax" in names and ("matmul" in names or "bmm" in names))
 
+    @property
+    def projects(self) -> bool:
+        """Whether an LSTM in it projects its state, which the operators of most runtimes do not."""
+        lstms = self.program.graph.find_nodes(op="call_function", target=torch.ops.aten.lstm.input)
+        states = [[state.meta["val"].shape for state in node.args[1]] for node in lstms]
+        return any(hidden != cell for hidden, cell in states)
+
     def positional(self, change: Callable[[int, Tensor], Tensor] = lambda place, tensor: tensor) -> nn.Module:
         """The forward pass as a module that takes its tensors one after the other and gives a flat tuple.
 
@@ -61,6 +68,12 @@ class Captured:
             change: what becomes of each tensor that enters, given its place (a transposition, a cast).
         """
         return _Positional(self.module, self.program.example_inputs, change)
+
+    def renamed(self, inputs: Iterable[str]) -> "Captured":
+        """The same pass, with other names of what enters, apart from those inside."""
+        inside = {node.name for node in self.program.graph.nodes} - {*self.inputs}
+        names = _distinct(inputs, inside)
+        return replace(self, inputs=names, outputs=_distinct(self.outputs, names))
 
     def origin(self, error: BaseException) -> str:
         """Which operation of which module a converter failed on, going by the texts of its exceptions.

@@ -94,7 +94,7 @@ def _convert(level: Captured, order: Order, system: str) -> Any:
     precision = coremltools.precision.FLOAT32 if order.precision == FP32 else coremltools.precision.FLOAT16
     try:
         with torch.no_grad():
-            program = torch.export.export(level.positional(), level.example).run_decompositions(_apart())
+            program = torch.export.export(level.positional(), level.example).run_decompositions(_apart(level))
             _spell_out(program)
             return coremltools.convert(
                 program,
@@ -139,11 +139,12 @@ def _compressed(model: Any, order: Order) -> Any:
     return model
 
 
-def _apart() -> dict[Any, Any]:
+def _apart(level: Captured) -> dict[Any, Any]:
     """How ops are taken apart that the converter lacks, or of which it does not see the type that is asked for: those
     that make tensors like others, or choose a number.
 
-    Recurrent layers but the LSTM go step by step: Core ML's GRU adds its biases elsewhere than PyTorch's.
+    Recurrent layers but the LSTM go step by step, for Core ML's GRU adds its biases elsewhere than PyTorch's; so do LSTMs
+    where one projects its state.
     """
     aten = torch.ops.aten
 
@@ -160,7 +161,7 @@ def _apart() -> dict[Any, Any]:
         aten.ones_like.default: partial(full_like, number=1),
     }
     plain = (aten.new_ones.default, aten.new_zeros.default, aten.new_full.default, aten.unsafe_split.Tensor)
-    layers = (aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+    layers = (aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input, *[aten.lstm.input] * level.projects)
     cells = (aten.lstm_cell, aten.gru_cell, aten.rnn_tanh_cell, aten.rnn_relu_cell)
     table = torch.export.default_decompositions()
     made = {op: table[op] for op in (*plain, *layers, *(cell.default for cell in cells))}

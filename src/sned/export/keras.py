@@ -133,10 +133,10 @@ class KerasSubject:
 
     def capture(self, example: Inputs, *, dynamic_batch: bool) -> Level:
         """The model as Keras's exporter takes it, or recorded by `torch.export` for other exporters."""
-        if not self.own:
-            return Subject(self.module).capture(example, dynamic_batch=dynamic_batch)
-        answer = answers(self.model, _given(example))
         inputs = _input_names(self.model, len(tensors_in(example)))
+        if not self.own:
+            return Subject(self.module).capture(example, dynamic_batch=dynamic_batch).renamed(inputs)
+        answer = answers(self.model, _given(example))
         return KerasLevel(
             self.model,
             inputs,

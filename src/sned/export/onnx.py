@@ -269,12 +269,16 @@ def _read(path: Path, level: str, threads: int) -> OnnxSession:
 
 
 def _convert(captured: Captured, opset_version: int | None) -> ONNXProgram:
+    recorded, lstm = captured.program, torch.ops.aten.lstm.input
     try:
         with quiet(), torch.no_grad():
+            if captured.projects:  # step by step
+                recorded = recorded.run_decompositions({lstm: torch.export.default_decompositions()[lstm]})
             program = torch.onnx.export(
-                _stepwise(captured.program),
+                recorded,
                 (),
                 dynamo=True,
+                input_names=captured.inputs,
                 output_names=captured.outputs,
                 opset_version=opset_version,
             )
@@ -293,15 +297,6 @@ def _convert(captured: Captured, opset_version: int | None) -> ONNXProgram:
             "instead. Leave `opset` out, or ask for another one from 18 on."
         )
     return program
-
-
-def _stepwise(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The recorded pass, step by step through an LSTM that projects its state: the operator of ONNX does not."""
-    lstm = torch.ops.aten.lstm.input
-    states = [node.args[1] for node in program.graph.nodes if node.target == lstm]
-    if all(hidden.meta["val"].shape == cell.meta["val"].shape for hidden, cell in states):
-        return program
-    return program.run_decompositions({lstm: torch.export.default_decompositions()[lstm]})
 
 
 def _untranslated(error: BaseException, captured: Captured) -> str:
