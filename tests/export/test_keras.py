@@ -18,6 +18,7 @@ from keras import layers  # noqa: E402
 import sned  # noqa: E402
 from sned.errors import ExportError, UserError  # noqa: E402
 from sned.export.target import DYNAMIC, FP16, FP32, INT8  # noqa: E402
+from sned.surgery.keras.road import inputs_of, recorded_network  # noqa: E402
 from tests.surgery.keras.models import images, made, tokens  # noqa: E402
 from tests.surgery.keras.test_apply import answers  # noqa: E402
 
@@ -106,6 +107,8 @@ def test_onnx_files_have_the_inputs_by_the_names_of_the_model(tmp_path: Path) ->
     got = session.run(file.outputs, x)
     for ours, theirs in zip(got, answers(model, x), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    within = sned.export.export_onnx(recorded_network(model, x), inputs_of(x), tmp_path / "within.onnx")
+    assert within.inputs == ("a", "b")  # as `sned.prune` writes it
 
 
 def test_a_name_of_an_input_that_is_used_inside_is_told_apart(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from sned.errors import ExampleError, ExportError, ModelError
 from sned.export.structure import at_batch, batched
 from sned.graph.example import Inputs, arguments, batch_in, called, named_tensors, tensors_in
+from sned.surgery.keras import is_keras
 from sned.surgery.masks import burn_in
 from sned.surgery.twin import copied
 
@@ -204,9 +205,10 @@ class Subject:
             ) from error
         given = tuple(tensors_in((args, kwargs)))
         names = tuple(_tensor_inputs(program))
-        return Captured(
+        captured = Captured(
             program, names, _distinct(self.outputs, names), given, self.module, dynamic_batch, which
         )
+        return captured.renamed(self.module.input_names(len(names))) if is_keras(self.module) else captured
 
     def _dynamic_shapes(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], which: Iterable[bool]

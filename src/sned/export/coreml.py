@@ -143,7 +143,7 @@ def _apart(level: Captured) -> dict[Any, Any]:
     """How ops are taken apart that the converter lacks, or of which it does not see the type that is asked for: those
     that make tensors like others, or choose a number.
 
-    Recurrent layers but the LSTM go step by step, for Core ML's GRU adds its biases elsewhere than PyTorch's; so do LSTMs
+    Recurrent layers but the LSTM go step by step, for Core ML's GRU adds its biases elsewhere than PyTorch's; LSTMs too
     where one projects its state.
     """
     aten = torch.ops.aten

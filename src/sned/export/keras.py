@@ -6,7 +6,6 @@ Every file is compared with the model itself, on the backend in use.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -133,10 +132,10 @@ class KerasSubject:
 
     def capture(self, example: Inputs, *, dynamic_batch: bool) -> Level:
         """The model as Keras's exporter takes it, or recorded by `torch.export` for other exporters."""
-        inputs = _input_names(self.model, len(tensors_in(example)))
         if not self.own:
-            return Subject(self.module).capture(example, dynamic_batch=dynamic_batch).renamed(inputs)
+            return Subject(self.module).capture(example, dynamic_batch=dynamic_batch)
         answer = answers(self.model, _given(example))
+        inputs = self.module.input_names(len(tensors_in(example)))
         return KerasLevel(
             self.model,
             inputs,
@@ -218,15 +217,6 @@ def _given(example: Inputs) -> Any:
     """Inputs on the backend in use, as positional arguments."""
     args, _ = arguments(example)
     return keras.tree.map_structure(lambda t: keras.ops.convert_to_tensor(to_array(t)), args)
-
-
-def _input_names(model: Any, count: int) -> tuple[str, ...]:
-    """Names of the inputs, in order: those that the user gave them, if any."""
-    named = [tensor.name for tensor in keras.tree.flatten(getattr(model, "inputs", None) or [])]
-    given = [re.sub(r"\W", "_", name) for name in named if not name.startswith("keras_tensor")]
-    if len(set(given)) == count:
-        return tuple(given)
-    return ("input",) if count == 1 else tuple(f"input_{place}" for place in range(count))
 
 
 def _output_names(answer: Any) -> tuple[str, ...]:

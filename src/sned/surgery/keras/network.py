@@ -7,6 +7,7 @@ backend; the model itself runs on the user's own, and is held against it.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -123,6 +124,14 @@ class Network(Holder):
         state = {path: getattr(module, name) for path, module, name in self.places}
         outputs, _ = Replay(graph, state).run((args, {}), before=self.before)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def input_names(self, count: int) -> tuple[str, ...]:
+        """Names of `count` inputs, in order: those that the user gave them, if any."""
+        named = [tensor.name for tensor in keras.tree.flatten(getattr(self.keras, "inputs", None) or [])]
+        given = [re.sub(r"\W", "_", name) for name in named if not re.match("keras_tensor|input_layer", name)]
+        if len(set(given)) == count:
+            return tuple(given)
+        return ("input",) if count == 1 else tuple(f"input_{place}" for place in range(count))
 
     def inputs_kept(self, dense: Network) -> dict[str, Tensor | None]:
         """The channels of what enters each layer of `dense` that are left here, by the name of its weight; None where
