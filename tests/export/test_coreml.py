@@ -46,6 +46,12 @@ FUNCTIONS: dict[str, Any] = {
         + torch.full_like(x > 0, 0.5, dtype=x.dtype)
     ),
     "picked": lambda x: x[torch.arange(x.shape[0])[:, None], torch.tensor([[2, 0]])],
+    "rounded": lambda x: functional.threshold(x, 0.1, 0.0).round() + (x / 4).tan() + x.atan(),
+    "largest": lambda x: x.topk(3, 1).values * x.topk(3, 1).indices + x.topk(3, 1, largest=False).values,
+    "in order": lambda x: x.sort(2, descending=True).values - x.sort(2).values,
+    "of one length": lambda x: functional.normalize(x, dim=1) + x.logsumexp((2, 3), keepdim=True),
+    "in classes": lambda x: functional.one_hot(x.argmin(1), 4).float() + (x > 0).logical_xor(x > 1).any(),
+    "in a band": lambda x: x.tril(1) + x.triu(-2),
     "powers": lambda x: x**2 / (x.abs() + 1).rsqrt() + x.cumsum(1).erf(),
 }
 

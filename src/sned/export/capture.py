@@ -208,7 +208,8 @@ class Subject:
         captured = Captured(
             program, names, _distinct(self.outputs, names), given, self.module, dynamic_batch, which
         )
-        return captured.renamed(self.module.input_names(len(names))) if is_keras(self.module) else captured
+        network: Any = self.module
+        return captured.renamed(network.input_names(len(names))) if is_keras(network) else captured
 
     def _dynamic_shapes(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], which: Iterable[bool]
@@ -391,7 +392,7 @@ def _reason(error: BaseException) -> str:
     )
 
 
-def _distinct(names: list[str], taken: Iterable[str]) -> tuple[str, ...]:
+def _distinct(names: Iterable[str], taken: Iterable[str]) -> tuple[str, ...]:
     """Names that an ONNX file takes, each once, and none of those that are taken."""
     distinct: list[str] = []
     for name in (re.sub(r"\W", "_", name) for name in names):

@@ -290,6 +290,29 @@ def _upsample(a: Arguments, mode: str) -> Tensor:
     return functional.interpolate(a["x"], scale_factor=scale, mode=mode, align_corners=corners)
 
 
+def _topk(a: Arguments) -> tuple[Tensor, Tensor]:
+    found = a["x"].topk(_int(a["k"]), _int(a.get("axis"), -1), largest=not a.get("ascending", False))
+    return found.values, found.indices
+
+
+def _one_hot(a: Arguments) -> Tensor:
+    chosen = functional.one_hot(a["indices"].long(), _int(a["one_hot_vector_size"])).bool()
+    on, off = (torch.as_tensor(a.get(name, number)) for name, number in (("on_value", 1), ("off_value", 0)))
+    return torch.where(chosen.movedim(-1, _int(a.get("axis"), -1)), on, off)
+
+
+def _band_part(a: Arguments) -> Tensor:
+    kept, lower, upper = torch.ones(a["x"].shape[-2:]), _int(a.get("lower"), -1), _int(a.get("upper"), -1)
+    kept = kept if lower < 0 else kept.triu(-lower)
+    return torch.where(
+        (kept if upper < 0 else kept.tril(upper)).bool(), a["x"], torch.zeros((), dtype=a["x"].dtype)
+    )
+
+
+def _norm(x: Tensor, axes: list[int], keepdim: bool) -> Tensor:
+    return x.square().sum(axes, keepdim).sqrt()
+
+
 def _gelu(a: Arguments) -> Tensor:
     approximate = "tanh" if "TANH" in str(a.get("mode") or "EXACT") else "none"
     return functional.gelu(a["x"], approximate=approximate)
@@ -343,10 +366,14 @@ OPERATIONS: Mapping[str, Operation] = {
     "abs": _unary(torch.abs),
     "floor": _unary(torch.floor),
     "ceil": _unary(torch.ceil),
+    "round": _unary(torch.round),
     "sin": _unary(torch.sin),
     "cos": _unary(torch.cos),
+    "tan": _unary(torch.tan),
+    "atan": _unary(torch.atan),
     "sign": _unary(torch.sign),
     "clip": lambda a: a["x"].clamp(float(a["alpha"]), float(a["beta"])),
+    "linear_activation": lambda a: a["x"] * float(a["alpha"]) + float(a["beta"]),
     "threshold": lambda a: a["x"].clamp_min(float(a["alpha"])),
     "thresholded_relu": lambda a: torch.where(a["x"] >= float(a["alpha"]), a["x"], torch.zeros(())),
     "add": _binary(torch.add),
@@ -365,6 +392,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "less_equal": _binary(torch.le),
     "logical_and": _binary(torch.logical_and),
     "logical_or": _binary(torch.logical_or),
+    "logical_xor": _binary(torch.logical_xor),
     "logical_not": _unary(torch.logical_not),
     "select": lambda a: torch.where(
         torch.as_tensor(a["cond"]), torch.as_tensor(a["a"]), torch.as_tensor(a["b"])
@@ -399,6 +427,13 @@ OPERATIONS: Mapping[str, Operation] = {
     "reduce_sum": _reduced(torch.sum),
     "reduce_max": _reduced(torch.amax),
     "reduce_min": _reduced(torch.amin),
+    "reduce_l2_norm": _reduced(_norm),
+    "reduce_log_sum_exp": _reduced(torch.logsumexp),
     "reduce_argmax": lambda a: a["x"].argmax(_int(a["axis"]), keepdim=bool(a.get("keep_dims", False))),
+    "reduce_argmin": lambda a: a["x"].argmin(_int(a["axis"]), keepdim=bool(a.get("keep_dims", False))),
+    "topk": _topk,
+    "argsort": lambda a: a["x"].argsort(_int(a.get("axis"), -1), descending=not a.get("ascending", False)),
+    "one_hot": _one_hot,
+    "band_part": _band_part,
 }
 """What each operation of the format computes, for those that networks are made of."""
