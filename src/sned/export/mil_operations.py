@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-Arguments = Mapping[str, Any]
+from sned.export.mil_layers import (
+    Arguments,
+    attention,
+    batch_norm,
+    conv,
+    conv_transpose,
+    integer,
+    ints,
+    layer_norm,
+    lstm,
+    pool,
+)
+
 Operation = Callable[[Arguments], Any]
 
 KINDS = {
@@ -25,115 +37,27 @@ KINDS = {
 """Types of the format, and those that they are computed in."""
 
 
-def _ints(value: Any) -> list[int]:
-    return [int(number) for number in torch.as_tensor(value).reshape(-1)]
-
-
-def _int(value: Any, default: int = 0) -> int:
-    return default if value is None else int(value)
-
-
-def _padding(a: Arguments, spatial: int, sizes: Sequence[int], kernel: Sequence[int]) -> list[int]:
-    """What `functional.pad` is given: the last axis first."""
-    kind = a.get("pad_type") or "valid"
-    strides = _ints(a["strides"]) if a.get("strides") is not None else [1] * spatial
-    dilations = _ints(a["dilations"]) if a.get("dilations") is not None else [1] * spatial
-    pairs = []
-    for axis in range(spatial):
-        if kind == "custom":
-            pairs.append(tuple(_ints(a["pad"])[2 * axis : 2 * axis + 2]))
-            continue
-        reach = (kernel[axis] - 1) * dilations[axis] + 1
-        whole = max((-(-sizes[axis] // strides[axis]) - 1) * strides[axis] + reach - sizes[axis], 0)
-        less, more = whole // 2, whole - whole // 2
-        pairs.append({"same": (less, more), "same_lower": (more, less)}.get(kind, (0, 0)))
-    return [size for pair in reversed(pairs) for size in pair]
-
-
-def _conv(a: Arguments) -> Tensor:
-    x, weight = a["x"], a["weight"]
-    spatial = weight.dim() - 2
-    convolve = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[spatial]
-    padded = functional.pad(x, _padding(a, spatial, x.shape[2:], weight.shape[2:]))
-    made: Tensor = convolve(
-        padded,
-        weight,
-        a.get("bias"),
-        stride=_ints(a["strides"]) if a.get("strides") is not None else 1,
-        dilation=_ints(a["dilations"]) if a.get("dilations") is not None else 1,
-        groups=_int(a.get("groups"), 1),
-    )
-    return made
-
-
-def _conv_transpose(a: Arguments) -> Tensor:
-    x, weight = a["x"], a["weight"]
-    spatial = weight.dim() - 2
-    convolve = {
-        1: functional.conv_transpose1d,
-        2: functional.conv_transpose2d,
-        3: functional.conv_transpose3d,
-    }[spatial]
-    full: Tensor = convolve(
-        x,
-        weight,
-        a.get("bias"),
-        stride=_ints(a["strides"]) if a.get("strides") is not None else 1,
-        dilation=_ints(a["dilations"]) if a.get("dilations") is not None else 1,
-        groups=_int(a.get("groups"), 1),
-    )
-    pads = _ints(a["pad"]) if (a.get("pad_type") or "valid") == "custom" else [0] * 2 * spatial
-    wanted = _ints(a["output_shape"]) if a.get("output_shape") is not None else None
-    for axis in range(spatial):
-        size = full.shape[2 + axis] - pads[2 * axis] - pads[2 * axis + 1]
-        size = wanted[2 + axis] if wanted else size
-        full = functional.pad(
-            full, [0] * 2 * (spatial - 1 - axis) + [0, max(0, pads[2 * axis] + size - full.shape[2 + axis])]
-        )
-        full = full.narrow(2 + axis, pads[2 * axis], size)
-    return full
-
-
-def _pool(a: Arguments, *, largest: bool) -> Tensor:
-    x, kernel = a["x"], _ints(a["kernel_sizes"])
-    spatial = len(kernel)
-    strides = _ints(a["strides"]) if a.get("strides") is not None else kernel
-    pads = _padding(a, spatial, x.shape[2:], kernel)
-    if bool(a.get("ceil_mode", False)):
-        for place, axis in enumerate(reversed(range(spatial))):
-            size = x.shape[2 + axis] + pads[2 * place] + pads[2 * place + 1]
-            pads[2 * place + 1] += -(size - kernel[axis]) % strides[axis]
-    highest = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}[spatial]
-    mean = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}[spatial]
-    if largest:
-        return highest(functional.pad(x, pads, value=float("-inf")), kernel, strides)
-    filled = mean(functional.pad(x, pads), kernel, strides)
-    if bool(a.get("exclude_padding_from_average", False)):
-        return filled / mean(functional.pad(torch.ones_like(x), pads), kernel, strides)
-    return filled
-
-
 def _reshape(a: Arguments) -> Tensor:
     x: Tensor = a["x"]
-    return x.reshape([x.shape[axis] if size == 0 else size for axis, size in enumerate(_ints(a["shape"]))])
+    return x.reshape([x.shape[axis] if size == 0 else size for axis, size in enumerate(ints(a["shape"]))])
 
 
 def _expand_dims(a: Arguments) -> Tensor:
     x: Tensor = a["x"]
-    rank = x.dim() + len(_ints(a["axes"]))
-    for axis in sorted(axis % rank for axis in _ints(a["axes"])):
+    rank = x.dim() + len(ints(a["axes"]))
+    for axis in sorted(axis % rank for axis in ints(a["axes"])):
         x = x.unsqueeze(axis)
     return x
 
 
 def _squeeze(a: Arguments) -> Tensor:
     x: Tensor = a["x"]
-    return x.squeeze() if a.get("axes") is None else x.squeeze(tuple(_ints(a["axes"])))
+    return x.squeeze() if a.get("axes") is None else x.squeeze(tuple(ints(a["axes"])))
 
 
 def _concat(a: Arguments) -> Tensor:
     """One after the other, or (two halves of the channels, which the next layer sees mixed) taking turns."""
-    parts, axis = [torch.as_tensor(value) for value in a["values"]], _int(a["axis"])
+    parts, axis = [torch.as_tensor(value) for value in a["values"]], integer(a["axis"])
     if not a.get("interleave", False):
         return torch.cat(parts, axis)
     axis %= parts[0].ndim
@@ -141,19 +65,19 @@ def _concat(a: Arguments) -> Tensor:
 
 
 def _split(a: Arguments) -> list[Tensor]:
-    x, axis = a["x"], _int(a["axis"])
+    x, axis = a["x"], integer(a["axis"])
     sizes = (
-        _ints(a["split_sizes"])
+        ints(a["split_sizes"])
         if a.get("split_sizes") is not None
-        else x.shape[axis] // _int(a["num_splits"])
+        else x.shape[axis] // integer(a["num_splits"])
     )
     return list(torch.split(x, sizes, axis))
 
 
 def _slice_by_index(a: Arguments) -> Tensor:
     x = torch.as_tensor(a["x"])
-    begin, end, rank = _ints(a["begin"]), _ints(a["end"]), x.dim()
-    stride = _ints(a["stride"]) if a.get("stride") is not None else [1] * rank
+    begin, end, rank = ints(a["begin"]), ints(a["end"]), x.dim()
+    stride = ints(a["stride"]) if a.get("stride") is not None else [1] * rank
     from_start, to_end, single = (
         _flags(a.get(key), rank) for key in ("begin_mask", "end_mask", "squeeze_mask")
     )
@@ -173,13 +97,13 @@ def _flags(value: Any, rank: int) -> list[bool]:
 
 def _slice_by_size(a: Arguments) -> Tensor:
     x: Tensor = a["x"]
-    for axis, (begin, size) in enumerate(zip(_ints(a["begin"]), _ints(a["size"]), strict=True)):
+    for axis, (begin, size) in enumerate(zip(ints(a["begin"]), ints(a["size"]), strict=True)):
         x = x.narrow(axis, begin, size if size >= 0 else x.shape[axis] - begin)
     return x
 
 
 def _gather(a: Arguments) -> Tensor:
-    x, indices, axis = torch.as_tensor(a["x"]), torch.as_tensor(a["indices"]), _int(a.get("axis"))
+    x, indices, axis = torch.as_tensor(a["x"]), torch.as_tensor(a["indices"]), integer(a.get("axis"))
     axis %= x.dim()
     wrapped = indices.reshape(-1).long() % x.shape[axis]
     return x.index_select(axis, wrapped).reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
@@ -190,63 +114,13 @@ def _gather_nd(a: Arguments) -> Tensor:
     x, places, rows = (
         torch.as_tensor(a["x"]),
         torch.as_tensor(a["indices"]).long(),
-        _int(a.get("batch_dims", 0)),
+        integer(a.get("batch_dims", 0)),
     )
     deep = places.shape[-1]
     own = [torch.arange(size) for size in places.shape[:rows]]
     spread = [one.reshape(-1, *(1,) * (places.dim() - 2 - axis)) for axis, one in enumerate(own)]
     wrapped = [places[..., axis] % x.shape[rows + axis] for axis in range(deep)]
     return x[(*spread, *wrapped)]
-
-
-def _layer_norm(a: Arguments) -> Tensor:
-    x: Tensor = a["x"]
-    axes = [axis % x.dim() for axis in _ints(a["axes"])]
-    return functional.layer_norm(
-        x, [x.shape[axis] for axis in axes], a.get("gamma"), a.get("beta"), float(a.get("epsilon", 1e-5))
-    )
-
-
-def _batch_norm(a: Arguments) -> Tensor:
-    return functional.batch_norm(
-        a["x"],
-        a["mean"],
-        a["variance"],
-        a.get("gamma"),
-        a.get("beta"),
-        False,
-        0.0,
-        float(a.get("epsilon", 1e-5)),
-    )
-
-
-def _attention(a: Arguments) -> Tensor:
-    return functional.scaled_dot_product_attention(
-        a["query"], a["key"], a["value"], attn_mask=a.get("attn_mask")
-    )
-
-
-def _lstm(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-    """Every step or the last one, then the last hidden state and the last cell; in two directions side by side."""
-    ways = ("", "_back") if a["direction"] == "bidirectional" else ("",)
-    states = zip(ways, *(a[key].chunk(len(ways), -1) for key in ("initial_h", "initial_c")), strict=True)
-    run = [_lstm_way(a, way, hidden, cell) for way, hidden, cell in states]
-    steps, hidden, cell = (torch.cat(parts, -1) for parts in zip(*run, strict=True))
-    return (steps if a.get("output_sequence") else hidden[None]), hidden, cell
-
-
-def _lstm_way(a: Arguments, way: str, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    back = way == "_back" or a["direction"] == "reverse"
-    entering = functional.linear(a["x"], a[f"weight_ih{way}"], a.get(f"bias{way}"))
-    steps = []
-    for step in entering.flip(0) if back else entering:
-        gates = step + functional.linear(hidden, a[f"weight_hh{way}"])
-        taken, kept, given, new = gates.chunk(4, -1)
-        cell = kept.sigmoid() * cell + taken.sigmoid() * new.tanh()
-        hidden = given.sigmoid() * cell.tanh()
-        steps.append(hidden)
-    made = torch.stack(steps)
-    return made.flip(0) if back else made, hidden, cell
 
 
 def _matmul(a: Arguments) -> Tensor:
@@ -256,14 +130,14 @@ def _matmul(a: Arguments) -> Tensor:
 
 def _reduced(function: Callable[..., Tensor]) -> Operation:
     def reduce(a: Arguments) -> Tensor:
-        axes = _ints(a["axes"]) if a.get("axes") is not None else list(range(a["x"].dim()))
+        axes = ints(a["axes"]) if a.get("axes") is not None else list(range(a["x"].dim()))
         return function(a["x"], axes, keepdim=bool(a.get("keep_dims", False)))
 
     return reduce
 
 
 def _pad(a: Arguments) -> Tensor:
-    pads, mode = _ints(a["pad"]), str(a.get("mode") or "constant")
+    pads, mode = ints(a["pad"]), str(a.get("mode") or "constant")
     flat = [size for axis in reversed(range(0, len(pads), 2)) for size in pads[axis : axis + 2]]
     if mode == "constant":
         value = float(a["constant_val"]) if a.get("constant_val") is not None else 0.0
@@ -273,7 +147,7 @@ def _pad(a: Arguments) -> Tensor:
 
 
 def _crop(a: Arguments) -> Tensor:
-    (top, bottom), (left, right) = _ints(a["crop_height"]), _ints(a["crop_width"])
+    (top, bottom), (left, right) = ints(a["crop_height"]), ints(a["crop_width"])
     height, width = a["x"].shape[-2:]
     made: Tensor = a["x"][..., top : height - bottom, left : width - right]
     return made
@@ -291,18 +165,22 @@ def _upsample(a: Arguments, mode: str) -> Tensor:
 
 
 def _topk(a: Arguments) -> tuple[Tensor, Tensor]:
-    found = a["x"].topk(_int(a["k"]), _int(a.get("axis"), -1), largest=not a.get("ascending", False))
+    found = a["x"].topk(integer(a["k"]), integer(a.get("axis"), -1), largest=not a.get("ascending", False))
     return found.values, found.indices
 
 
 def _one_hot(a: Arguments) -> Tensor:
-    chosen = functional.one_hot(a["indices"].long(), _int(a["one_hot_vector_size"])).bool()
+    chosen = functional.one_hot(a["indices"].long(), integer(a["one_hot_vector_size"])).bool()
     on, off = (torch.as_tensor(a.get(name, number)) for name, number in (("on_value", 1), ("off_value", 0)))
-    return torch.where(chosen.movedim(-1, _int(a.get("axis"), -1)), on, off)
+    return torch.where(chosen.movedim(-1, integer(a.get("axis"), -1)), on, off)
 
 
 def _band_part(a: Arguments) -> Tensor:
-    kept, lower, upper = torch.ones(a["x"].shape[-2:]), _int(a.get("lower"), -1), _int(a.get("upper"), -1)
+    kept, lower, upper = (
+        torch.ones(a["x"].shape[-2:]),
+        integer(a.get("lower"), -1),
+        integer(a.get("upper"), -1),
+    )
     kept = kept if lower < 0 else kept.triu(-lower)
     return torch.where(
         (kept if upper < 0 else kept.tril(upper)).bool(), a["x"], torch.zeros((), dtype=a["x"].dtype)
@@ -331,19 +209,19 @@ def _divided(x: Tensor, y: Tensor) -> Tensor:
 
 
 OPERATIONS: Mapping[str, Operation] = {
-    "conv": _conv,
-    "conv_transpose": _conv_transpose,
+    "conv": conv,
+    "conv_transpose": conv_transpose,
     "linear": lambda a: functional.linear(a["x"], a["weight"], a.get("bias")),
     "matmul": _matmul,
-    "lstm": _lstm,
-    "scaled_dot_product_attention": _attention,
-    "layer_norm": _layer_norm,
-    "batch_norm": _batch_norm,
+    "lstm": lstm,
+    "scaled_dot_product_attention": attention,
+    "layer_norm": layer_norm,
+    "batch_norm": batch_norm,
     "instance_norm": lambda a: functional.instance_norm(
         a["x"], weight=a.get("gamma"), bias=a.get("beta"), eps=float(a.get("epsilon", 1e-5))
     ),
-    "avg_pool": lambda a: _pool(a, largest=False),
-    "max_pool": lambda a: _pool(a, largest=True),
+    "avg_pool": lambda a: pool(a, largest=False),
+    "max_pool": lambda a: pool(a, largest=True),
     "relu": _unary(torch.relu),
     "relu6": _unary(functional.relu6),
     "leaky_relu": lambda a: functional.leaky_relu(a["x"], float(a["alpha"])),
@@ -354,7 +232,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "sigmoid": _unary(torch.sigmoid),
     "sigmoid_hard": lambda a: (a["x"] * float(a["alpha"]) + float(a["beta"])).clamp(0, 1),
     "softplus": _unary(functional.softplus),
-    "softmax": lambda a: a["x"].softmax(_int(a.get("axis"), -1)),
+    "softmax": lambda a: a["x"].softmax(integer(a.get("axis"), -1)),
     "tanh": _unary(torch.tanh),
     "erf": _unary(torch.erf),
     "exp": _unary(torch.exp),
@@ -400,27 +278,27 @@ OPERATIONS: Mapping[str, Operation] = {
     "cast": lambda a: torch.as_tensor(a["x"]).to(KINDS[str(a["dtype"])]),
     "identity": lambda a: a["x"],
     "reshape": _reshape,
-    "transpose": lambda a: a["x"].permute(_ints(a["perm"])),
+    "transpose": lambda a: a["x"].permute(ints(a["perm"])),
     "expand_dims": _expand_dims,
     "squeeze": _squeeze,
     "concat": _concat,
-    "stack": lambda a: torch.stack([torch.as_tensor(value) for value in a["values"]], _int(a["axis"])),
+    "stack": lambda a: torch.stack([torch.as_tensor(value) for value in a["values"]], integer(a["axis"])),
     "split": _split,
     "slice_by_index": _slice_by_index,
     "slice_by_size": _slice_by_size,
     "gather": _gather,
     "gather_nd": _gather_nd,
-    "gather_along_axis": lambda a: torch.gather(a["x"], _int(a.get("axis")), a["indices"].long()),
-    "reverse": lambda a: a["x"].flip(_ints(a["axes"])),
-    "tile": lambda a: a["x"].repeat(_ints(a["reps"])),
-    "fill": lambda a: torch.full(_ints(a["shape"]), torch.as_tensor(a["value"]).item()),
+    "gather_along_axis": lambda a: torch.gather(a["x"], integer(a.get("axis")), a["indices"].long()),
+    "reverse": lambda a: a["x"].flip(ints(a["axes"])),
+    "tile": lambda a: a["x"].repeat(ints(a["reps"])),
+    "fill": lambda a: torch.full(ints(a["shape"]), torch.as_tensor(a["value"]).item()),
     "fill_like": lambda a: torch.full_like(a["ref_tensor"], torch.as_tensor(a["value"]).item()),
     "shape": lambda a: torch.tensor(a["x"].shape, dtype=torch.int32),
     "pad": _pad,
-    "cumsum": lambda a: a["x"].cumsum(_int(a.get("axis"))),
+    "cumsum": lambda a: a["x"].cumsum(integer(a.get("axis"))),
     "crop": _crop,
-    "pixel_unshuffle": lambda a: functional.pixel_unshuffle(a["x"], _int(a["downscale_factor"])),
-    "pixel_shuffle": lambda a: functional.pixel_shuffle(a["x"], _int(a["upscale_factor"])),
+    "pixel_unshuffle": lambda a: functional.pixel_unshuffle(a["x"], integer(a["downscale_factor"])),
+    "pixel_shuffle": lambda a: functional.pixel_shuffle(a["x"], integer(a["upscale_factor"])),
     "upsample_nearest_neighbor": lambda a: _upsample(a, "nearest"),
     "upsample_bilinear": lambda a: _upsample(a, "bilinear"),
     "reduce_mean": _reduced(torch.mean),
@@ -429,10 +307,10 @@ OPERATIONS: Mapping[str, Operation] = {
     "reduce_min": _reduced(torch.amin),
     "reduce_l2_norm": _reduced(_norm),
     "reduce_log_sum_exp": _reduced(torch.logsumexp),
-    "reduce_argmax": lambda a: a["x"].argmax(_int(a["axis"]), keepdim=bool(a.get("keep_dims", False))),
-    "reduce_argmin": lambda a: a["x"].argmin(_int(a["axis"]), keepdim=bool(a.get("keep_dims", False))),
+    "reduce_argmax": lambda a: a["x"].argmax(integer(a["axis"]), keepdim=bool(a.get("keep_dims", False))),
+    "reduce_argmin": lambda a: a["x"].argmin(integer(a["axis"]), keepdim=bool(a.get("keep_dims", False))),
     "topk": _topk,
-    "argsort": lambda a: a["x"].argsort(_int(a.get("axis"), -1), descending=not a.get("ascending", False)),
+    "argsort": lambda a: a["x"].argsort(integer(a.get("axis"), -1), descending=not a.get("ascending", False)),
     "one_hot": _one_hot,
     "band_part": _band_part,
 }
