@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sned.errors import ExportError, MeasureError, UserError
-from sned.export.capture import Captured, first_sentence, quiet
+from sned.export.capture import Captured, first_sentence, quiet, shapes_of_one_step
 from sned.export.exported import Exported
 from sned.export.onnx_file import check, compact, module_of, save, set_apart, sparse_initializers
 from sned.export.parity import Array
@@ -271,7 +271,7 @@ def _read(path: Path, level: str, threads: int) -> OnnxSession:
 def _convert(captured: Captured, opset_version: int | None) -> ONNXProgram:
     recorded, lstm = captured.program, torch.ops.aten.lstm.input
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), shapes_of_one_step():
             if captured.projects:  # step by step
                 recorded = recorded.run_decompositions({lstm: torch.export.default_decompositions()[lstm]})
             program = torch.onnx.export(
