@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from itertools import islice
@@ -17,7 +17,7 @@ from sned.graph.example import tensors_in
 from sned.graph.ir import Op, Ref, Tensor
 from sned.graph.modules import modules_of
 from sned.graph.provenance import Sized, SizedFloat
-from sned.graph.recording import Call, Recording
+from sned.graph.recording import Call, Given, Recording
 from sned.graph.values import Values
 
 
@@ -111,6 +111,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             end = len(self.recording.ops)
             self.recording.calls.append(Call(path, start, end, slot, number, out, length, alone))
 
+    def _entering(self, path: str, args: Any, kwargs: Mapping[str, Any]) -> Callable[[Any], None]:
+        """What notes a call of a module that the model does not hold, given what it returned."""
+        calls, start = self.recording.given, len(self.recording.ops)
+        place, given = len(calls), self._known_in(args)
+        named = {name: self._known_in(value) for name, value in kwargs.items()}
+
+        def note(result: Any) -> None:
+            end = len(self.recording.ops)
+            calls.insert(place, Given(path, start, end, given, named, self._known_in(result)))
+
+        return note
+
+    def _known_in(self, nest: Any) -> tuple[int | None, ...]:
+        """The numbers of the tensors in a nest; None for those that were not met."""
+        return tuple(map(self.known, tensors_in(nest)))
+
     @contextmanager
     def module_paths(self, *, returns: bool) -> Iterator[None]:
         """Follow which module is running and, where asked, what it returns; hooks would take ten times as long."""
@@ -118,8 +134,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             path, start = self._paths.get(id(module), self._stack[-1][0]), len(self.recording.ops)
-            if id(module) in self._foreign:
-                self.recording.given.append((path, tuple(map(self.known, tensors_in(args)))))
+            noted = self._entering(path, args, kwargs) if id(module) in self._foreign else None
             self._stack.append((path, start))
             try:
                 # Not what `module.compile()` made of it.
@@ -130,6 +145,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise
             finally:
                 self._stack.pop()
+            if noted is not None:
+                noted(result)
             if (calls := self.recording.asked.get(module)) is not None:
                 calls.append(() if kwargs else args)
             if returns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -42,12 +42,32 @@ class Call:
     alone: bool
 
 
+@dataclass(frozen=True)
+class Given:
+    """A call of a module that the model does not hold.
+
+    Attributes:
+        path: the module.
+        first_op, last_op: range of the ops that it made.
+        args: numbers of the tensors given by position, in order; None of one that was not met before.
+        named: of those given by name.
+        made: of those returned.
+    """
+
+    path: str
+    first_op: int
+    last_op: int
+    args: tuple[int | None, ...]
+    named: Mapping[str, tuple[int | None, ...]]
+    made: tuple[int | None, ...]
+
+
 @dataclass
 class Recording:
     """One recorded pass: ops over numbered tensors, and which numbers are parameters, inputs and outputs.
 
-    `calls` tells of modules and what they returned, `given` which tensors the modules were called with that the model
-    does not hold, `asked` which modules the user's code asked whether they are in train mode and, during a trace, with
+    `calls` tells of modules and what they returned, `given` of the calls of modules that the model does not hold, outer
+    ones first, `asked` which modules the user's code asked whether they are in train mode and, during a trace, with
     what each was called (with nothing where other code than its `forward` asked), `failed_in` in which module the pass
     ended with an error, and `device` where its tensors were.
     """
@@ -63,7 +83,7 @@ class Recording:
     scales: list[Scale] = field(default_factory=list)
     leaks: list[Formula] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    given: list[tuple[str, tuple[int | None, ...]]] = field(default_factory=list)
+    given: list[Given] = field(default_factory=list)
     asked: dict[nn.Module, list[tuple[Any, ...]]] = field(default_factory=dict)
     failed_in: str | None = None
     device: str = "meta"
@@ -125,5 +145,9 @@ def without(recording: Recording, gone: Collection[int]) -> Recording:
         scales=[replace(scale, first_op=at[scale.first_op], last_op=at[scale.last_op]) for scale in scales],
         calls=[
             replace(call, first_op=at[call.first_op], last_op=at[call.last_op]) for call in recording.calls
+        ],
+        given=[
+            replace(given, first_op=at[given.first_op], last_op=at[given.last_op])
+            for given in recording.given
         ],
     )

@@ -22,6 +22,7 @@ from sned.graph.sizes import Sizes, filled
 from sned.graph.trace import device_of
 
 State = Mapping[str, torch.Tensor]
+Instead = Callable[[Mapping[int, torch.Tensor]], Mapping[int, torch.Tensor]]
 
 
 @torch.no_grad()
@@ -124,6 +125,7 @@ class Replay:
         watch: Iterable[int] = (),
         before: Callable[[Op, dict[int, torch.Tensor]], None] | None = None,
         after: Callable[[Op, dict[int, torch.Tensor]], None] | None = None,
+        instead: Mapping[int, Instead] | None = None,
         stop: int | None = None,
     ) -> tuple[list[torch.Tensor], dict[int, torch.Tensor]]:
         """Run the recorded ops.
@@ -133,6 +135,8 @@ class Replay:
             watch: numbers of tensors to return the values of.
             before, after: called ahead of each op, and behind it, with the op and the live tensors, those that it reads
                 and makes among them; they may read and replace them.
+            instead: by the number of an op, what is done in its place: it is given the live tensors, and returns those
+                that it makes, by number.
             stop: number of the first op that is not run any more.
 
         Returns:
@@ -151,7 +155,10 @@ class Replay:
             for op in self.graph.ops[:stop]:
                 if before is not None:
                     before(op, live)
-                self._call(op, *args_at[op.index], live)
+                if instead is not None and op.index in instead:
+                    live |= instead[op.index](live)
+                else:
+                    self._call(op, *args_at[op.index], live)
                 if after is not None:
                     after(op, live)
                 for number in op.outputs:

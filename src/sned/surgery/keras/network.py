@@ -22,6 +22,7 @@ from sned.graph.plan import Plan
 from sned.graph.replay import Replay
 from sned.surgery.keras.arrays import to_array, to_tensor
 from sned.surgery.keras.naming import Held, layers_of, variables_of
+from sned.surgery.keras.recurrent import at_once
 
 
 class Handle:
@@ -122,7 +123,9 @@ class Network(Holder):
         graph = self.graph
         assert graph is not None
         state = {path: getattr(module, name) for path, module, name in self.places}
-        outputs, _ = Replay(graph, state).run((args, {}), before=self.before)
+        # What is called ahead of each op sees them all.
+        instead = at_once(graph, self.keras) if self.before is None else None
+        outputs, _ = Replay(graph, state).run((args, {}), before=self.before, instead=instead)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def input_names(self, count: int) -> tuple[str, ...]:

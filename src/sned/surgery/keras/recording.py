@@ -174,10 +174,8 @@ def _run(model: Any, state: Mapping[str, torch.Tensor], example: Example) -> Rec
 
 
 def _plain(graph: Graph) -> Graph:
-    """A graph that can cross to another process: without the model, and without calls of its layers."""
-    kept = replace(
-        graph.recorded, model=None, main=replace(graph.recorded.main, calls=[], given=[]), trained=None
-    )
+    """A graph that can cross to another process: without the model."""
+    kept = replace(graph.recorded, model=None, main=replace(graph.recorded.main, calls=[]), trained=None)
     return replace(graph, model=None, recorded=kept)
 
 
@@ -212,10 +210,10 @@ def _first_given(main: Recording, twin: Twin) -> dict[tuple[int, int], int]:
     """The number of each tensor that a layer was first called with, by (identity of the layer, place)."""
     layers = layers_of(twin.model)
     found: dict[tuple[int, int], int] = {}
-    for path, numbers in main.given:
-        for place, number in enumerate(numbers):
-            if path in layers and number is not None:
-                found.setdefault((id(layers[path]), place), number)
+    for call in main.given:
+        for place, number in enumerate(call.args):
+            if call.path in layers and number is not None:
+                found.setdefault((id(layers[call.path]), place), number)
     return found
 
 
@@ -262,9 +260,10 @@ def _all_over(
 def _inputs(main: Recording, twin: Twin, config: Any) -> Iterator[Use]:
     """What inner models are called with, and where the shapes of their inputs stand in the configuration."""
     layers, places = layers_of(twin.model), dict(inner_inputs(config))
-    for path, numbers in main.given:
-        shapes = places.get(layers[path].name, []) if path in layers and path else []
-        for number, place in zip(numbers, shapes, strict=False):
+    for call in main.given:
+        inner = layers.get(call.path) if call.path else None
+        shapes = [] if inner is None else places.get(inner.name, [])
+        for number, place in zip(call.args, shapes, strict=False):
             for axis, size in enumerate(main.tensors[number].shape) if number is not None else ():
                 item = place._replace(item=axis)
                 if number is not None and number_at(config, item) == size:
