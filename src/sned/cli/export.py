@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 def command(
     model: Model,
-    example: Example,
     out: Annotated[
         Path,
         typer.Option(
@@ -28,6 +27,7 @@ def command(
             help=".onnx, .tflite, .mlpackage, .pte or .xml, as the runtime has it; a folder for savedmodel.",
         ),
     ],
+    example: Example = None,
     to: Annotated[
         str,
         typer.Option(
@@ -111,7 +111,8 @@ def command(
     """
     from sned.export import export
 
-    built, inputs = load_model(model, weights), load_example(example)
+    built = load_model(model, weights)
+    inputs = load_example(example, built)
     with keeping(out.parent), progress().task("exporting and comparing", total=1) as advance:
         exported = export(
             built,

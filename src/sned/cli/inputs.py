@@ -4,7 +4,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sned.cli.keras_files import SUFFIXES, keras_model, with_keras_weights
+from sned.cli.keras_files import (
+    SUFFIXES,
+    drawn,
+    keras_example,
+    keras_inputs,
+    keras_model,
+    with_keras_weights,
+)
 from sned.cli.objects import called, load_object
 from sned.cli.zoo import LIBRARIES, from_zoo
 from sned.errors import CheckpointError, ExampleError, ModelError, NotFoundError, UserError
@@ -38,24 +45,35 @@ def load_model(spec: str, weights: Path | None = None) -> "nn.Module":
     return model if weights is None else _with_weights(model, weights)
 
 
-def load_example(spec: str) -> Any:
-    """Read example inputs: a shape such as `1,3,32,32`, or what `file.py:example` names.
+def load_example(spec: str | None, model: Any = None) -> Any:
+    """Read example inputs: a shape such as `1,3,32,32`, or what `file.py:example` names; None where the model, one of
+    Keras, knows its inputs.
 
     Raises:
-        ExampleError: the text is neither.
+        ExampleError: the text is neither, or there is none and the model does not know.
         NotFoundError: something that was named is not there.
     """
-    if ":" in spec:
+    if spec is not None and ":" in spec:
         return called(load_object(spec, what="example"), spec=spec)
-    import torch
-
+    if spec is None:
+        if (known := keras_inputs(model)) is None:
+            raise ExampleError(
+                "sned must know what the model is called with. Give `--example` a shape with its batch, such as "
+                "'1,3,32,32', or 'file.py:example'."
+            )
+        return keras_example(known)
     sizes = [size.strip() for size in spec.split(",")]
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise ExampleError(
             f"Give the example as a shape with its batch, such as '1,3,32,32', or as 'file.py:example' for "
             f"anything else (token ids, several inputs), got '{spec}'."
         )
-    return torch.randn([int(size) for size in sizes], generator=torch.Generator().manual_seed(0))
+    shape = [int(size) for size in sizes]
+    if (dtype := getattr(keras_inputs(model), "dtype", "float32")) != "float32":
+        return drawn(shape, dtype)
+    import torch
+
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def load_batches(spec: str) -> Iterable[Any]:

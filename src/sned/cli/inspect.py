@@ -27,7 +27,7 @@ _MEMBERS_SHOWN = 4
 
 def command(
     model: Model,
-    example: Example,
+    example: Example = None,
     weights: Weights = None,
     device: Device = "host",
     batch: Batch = 1,
@@ -69,7 +69,8 @@ def command(
     from sned.surgery import trace
 
     target = find_one(device, why="`sned inspect` looks at one device")
-    built, inputs = load_model(model, weights), load_example(example)
+    built = load_model(model, weights)
+    inputs = load_example(example, built)
     shown = progress()
     with shown.task("tracing", total=1) as advance:
         graph = trace(built, inputs)

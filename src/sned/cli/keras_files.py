@@ -1,10 +1,11 @@
 """Keras models named on the command line by their file."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sned.errors import CheckpointError, ModelError, NotFoundError
+from sned.errors import CheckpointError, ExampleError, ModelError, NotFoundError
 
 SUFFIXES = frozenset({".keras", ".h5", ".hdf5"})
 
@@ -35,6 +36,49 @@ def keras_model(path: Path) -> Any:
         stacklevel=2,
     )
     return model
+
+
+def keras_inputs(model: Any) -> Any:
+    """What a Keras model takes, as Keras notes it: one tensor without values, or a nest of several; None where the
+    model does not know, or is none of Keras."""
+    from sned.surgery.keras import is_keras
+
+    if model is None or not is_keras(model) or not getattr(model, "inputs", None):
+        return None
+    return model.inputs[0] if len(model.inputs) == 1 else model.input
+
+
+def keras_example(inputs: Any) -> Any:
+    """Numbers for the inputs of a Keras model, a batch of 2 where that is open.
+
+    Raises:
+        ExampleError: another size is open.
+    """
+    import keras
+
+    return keras.tree.map_structure(lambda one: drawn(_closed(one), one.dtype), inputs)
+
+
+def _closed(tensor: Any) -> tuple[int, ...]:
+    first, *rest = tensor.shape
+    if None in rest:
+        told = ", ".join("any" if size is None else str(size) for size in tensor.shape)
+        shape = ",".join(str(size or 100) for size in (first or 2, *rest))
+        raise ExampleError(
+            f"The model takes {tensor.name!r} of several sizes, [{told}], so `--example` must say of which: '{shape}', "
+            "say; or 'file.py:example' where it takes several inputs. It is traced and timed at that size."
+        )
+    return (first or 2, *rest)
+
+
+def drawn(shape: Sequence[int], dtype: str) -> Any:
+    """Normal numbers, or zeros and ones where whole ones, flags or texts are wanted; the same each time."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    if "float" in dtype:
+        return rng.standard_normal(shape).astype("float32")
+    return rng.integers(0, 2, shape).astype(str if dtype == "string" else dtype)
 
 
 def with_keras_weights(model: Any, path: Path) -> Any:

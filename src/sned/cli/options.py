@@ -14,13 +14,13 @@ Model = Annotated[
     ),
 ]
 Example = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--example",
         "-e",
         metavar="SHAPE|FILE:NAME",
         help="What the model is called with: a shape with its batch, 1,3,32,32, for normal numbers, or file.py:example "
-        "for a tensor (of ids, say), a tuple of arguments or a dict of keyword arguments.",
+        "for a tensor (of ids, say), a tuple of arguments or a dict of keyword arguments. Keras models mostly know.",
     ),
 ]
 Weights = Annotated[

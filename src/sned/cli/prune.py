@@ -31,7 +31,7 @@ def _amount(name: str, what: str) -> Any:
 
 def command(
     model: Model,
-    example: Example,
+    example: Example = None,
     weights: Weights = None,
     calibration: Annotated[
         str | None,
@@ -187,7 +187,8 @@ def command(
         fields |= RULES_ALONE.amounts
     asked = _budget(**fields)
     find_devices(asked.device)  # a wrong name is found before anything is built
-    built, inputs = load_model(model, weights), load_example(example)
+    built = load_model(model, weights)
+    inputs = load_example(example, built)
     batches = load_batches(calibration) if calibration else None
     measure = load_evaluate(evaluate) if evaluate else None
     with keeping(out):

@@ -13,7 +13,7 @@ from sned.cli.stopping import keeping
 
 def command(
     model: Model,
-    example: Example,
+    example: Example = None,
     weights: Weights = None,
     calibration: Annotated[
         str | None,
@@ -59,7 +59,8 @@ def command(
     from sned.surgery import save
     from sned.surgery.keras import is_keras
 
-    built, inputs = load_model(model, weights), load_example(example)
+    built = load_model(model, weights)
+    inputs = load_example(example, built)
     if out is not None:
         check_out(out, ".keras" if is_keras(built) else ".safetensors")
     batches = load_batches(calibration) if calibration else None
