@@ -259,6 +259,18 @@ def test_what_cannot_be_left_out_is_refused() -> None:
             sned.without(graph, [name])
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "kind"),
+    [("subclassed", "conv2d_1", "Classifier"), ("custom_layer", "block_1.dense", "Block")],
+)
+def test_what_code_calls_is_refused_with_the_reason(name: str, layer: str, kind: str) -> None:
+    graph = sned.trace(*made(name))
+    with pytest.raises(
+        PlanError, match=rf"'{layer}' is called by code, in `{kind}\.call`.*argument that says which"
+    ):
+        sned.without(graph, [layer])
+
+
 def test_names_that_are_unknown_are_answered_with_close_ones() -> None:
     graph = sned.trace(blocks(), images())
     with pytest.raises(PlanError, match=r"not so 'add_7'\. Did you mean 'add"):

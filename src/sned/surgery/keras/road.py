@@ -19,7 +19,7 @@ from sned.graph.plan import Plan, check_fits
 from sned.graph.trace import state_of
 from sned.surgery.keras.arrays import batches, tensors
 from sned.surgery.keras.depth import shortened
-from sned.surgery.keras.naming import variables_of
+from sned.surgery.keras.naming import layers_of, variables_of
 from sned.surgery.keras.network import Network
 from sned.surgery.keras.passages import Passage, passages
 from sned.surgery.keras.rebuild import cut, verify
@@ -175,7 +175,26 @@ def without_keras(graph: Graph, names: Sequence[str]) -> Graph:
 def _chosen(network: Network, names: Sequence[str]) -> list[Passage]:
     """How the named layers can be left out."""
     known = {one.layer: one for one in passages(network.keras)}
+    _refuse_coded(network.keras, names)
     return [known[layer] for layer in chosen_layers(list(known), names)]
+
+
+def _refuse_coded(model: Any, names: Sequence[str]) -> None:
+    """Refuse layers that no configuration says are called.
+
+    Raises:
+        PlanError: one is called by code of the user's own.
+    """
+    found = layers_of(model)
+    for name in (name for name in names if name in found):
+        holder = type(found[name.rpartition(".")[0]])
+        if not holder.__module__.startswith("keras."):
+            kind = holder.__name__
+            raise PlanError(
+                f"Layers can be left out of Functional and Sequential models, but {name!r} is called by code, in "
+                f"`{kind}.call`, which would miss it. Give `{kind}` an argument that says which layers it makes and "
+                "calls, or write it with the functional API."
+            )
 
 
 def _without(network: Network, chosen: Sequence[Passage], example: Example) -> Network:
