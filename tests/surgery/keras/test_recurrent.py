@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,15 @@ def test_a_file_has_one_node_for_all_steps(tmp_path: Path) -> None:
     sned.export(model, words(), out=tmp_path / "model.onnx")
     nodes = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
     assert (nodes.count("LSTM"), nodes.count("GRU"), nodes.count("Tanh")) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("kind", [layers.SimpleRNN, layers.LSTM])
+def test_very_many_steps_are_told_of_where_each_is_ops_of_its_own(kind: Any) -> None:
+    inputs = keras.Input((None, 3))
+    model = keras.Model(inputs, kind(4)(layers.Masking()(inputs)))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        sned.trace(model, np.ones((2, 150, 3), "float32"))
+    said = [str(one.message) for one in told if "step by step" in str(one.message)]
+    assert bool(said) == (kind is layers.SimpleRNN)
+    assert all("'simple_rnn'" in text and "example of fewer steps" in text for text in said)

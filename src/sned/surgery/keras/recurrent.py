@@ -7,6 +7,7 @@ network, and what a file is written from, does the same at once: hundreds of ste
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,29 @@ def at_once(graph: Graph, model: Any) -> Mapping[int, Instead]:
                 instead |= dict.fromkeys(range(call.first_op, call.last_op), _nothing)
                 instead[call.first_op] = steps.run
     return instead
+
+
+MANY = 2000
+"""Ops that take minutes to be written to a file."""
+
+
+def warn_of_steps(graph: Graph, model: Any) -> None:
+    """Say which recurrent layers make a network of very many ops."""
+    layers, instead = layers_of(model), at_once(graph, model)
+    loops = [
+        call
+        for call in graph.recorded.main.given
+        if isinstance(layers.get(call.path), keras.layers.RNN) and call.first_op not in instead
+    ]
+    count = sum(call.last_op - call.first_op for call in loops)
+    if count > MANY:
+        names = ", ".join(dict.fromkeys(repr(call.path) for call in loops))
+        warnings.warn(
+            f"Recurrent layers that go step by step, {names}, make {count:,} operations of this example, and to write "
+            "a file of them takes minutes. Where the model takes sequences of any length, give an example of fewer "
+            "steps: the same units are found. LSTM and GRU layers of Keras's own arguments are one operation.",
+            stacklevel=2,
+        )
 
 
 def _has_an_op(layer: Any) -> bool:

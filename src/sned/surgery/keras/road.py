@@ -23,6 +23,7 @@ from sned.surgery.keras.naming import layers_of, variables_of
 from sned.surgery.keras.network import Network
 from sned.surgery.keras.passages import Passage, passages
 from sned.surgery.keras.rebuild import cut, verify
+from sned.surgery.keras.recurrent import warn_of_steps
 
 SUFFIX = ".keras"
 
@@ -156,6 +157,7 @@ def recorded_network(model: Any, example_inputs: Inputs) -> Network:
 def traced(network: Network, example: Example) -> Graph:
     """The graph of a network, kept for `apply`."""
     graph = _recorded(network.keras, example, rehearse=True)
+    warn_of_steps(graph, network.keras)
     told = tuple(one.layer for one in passages(network.keras))
     network.graph = graph = replace(graph, model=network, told=told)
     _graphs[id(network.keras)] = graph
