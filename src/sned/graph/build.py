@@ -225,7 +225,26 @@ def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> Give
             before = first.setdefault(source, made)
             if before != made:
                 flow.link(before, made)
+    _link_multiples(flow, uses, first)
     return {source: TensorAxis(*made) for source, made in first.items()}
+
+
+def _link_multiples(flow: Flow, uses: Sequence[Use], first: Mapping[Attribute, tuple[int, int]]) -> None:
+    """Axes of parameters that a configuration makes some times as long as a number in it, or a part of it (`4 * width`,
+    `width // heads`), keep their proportion to the first axis that has just this size, or to the first of them."""
+    base, flow.op = dict(first), None
+    for use in uses:
+        for source in use.formula.sources if use.formula.operation else ():
+            if use.at is not None and isinstance(source, Attribute) and _proportional(use, source):
+                before = base.setdefault(source, use.at)
+                if before != use.at:
+                    flow.link(before, use.at)
+
+
+def _proportional(use: Use, source: Source) -> bool:
+    """Whether a number grows as one of its sources does."""
+    old = use.formula.old(source)
+    return all(use.formula.evaluate({source: times * old}) == times * use.value for times in (2, 3))
 
 
 def _divides(use: Use) -> bool:

@@ -62,6 +62,13 @@ class Formula(NamedTuple):
         values = [o.evaluate(news) if isinstance(o, Formula) else o for o in self.operands]
         return OPERATIONS[self.operation](*values)
 
+    def old(self, source: Source) -> int:
+        """The old value of one of its sources."""
+        if not self.operation:
+            return self.value
+        inner = (operand for operand in self.operands if isinstance(operand, Formula))
+        return next(formula.old(source) for formula in inner if source in formula.sources)
+
     def over(self, same: Mapping[Source, Source]) -> Formula:
         """The same number as a function of sources that always equal its own."""
         operands = tuple(o.over(same) if isinstance(o, Formula) else o for o in self.operands)

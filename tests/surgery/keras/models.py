@@ -349,3 +349,36 @@ def subclassed() -> Made:
     model = Classifier()
     model(images())
     return model, images()
+
+
+@keras.saving.register_keras_serializable("tests")
+class Multiples(keras.Model):
+    """Residual blocks whose layers are twice as wide as one number says, and attention whose heads share it out."""
+
+    def __init__(self, width: int = 8, heads: int = 2, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.width, self.heads = width, heads
+        self.stem = layers.Dense(width)
+        self.attention = layers.MultiHeadAttention(heads, width // heads)
+        self.blocks = [
+            keras.Sequential([layers.Dense(2 * width, activation="relu"), layers.Dense(width)])
+            for _ in range(2)
+        ]
+        self.head = layers.Dense(4)
+
+    def call(self, x: Any) -> Any:
+        x = self.stem(x)
+        x = x + self.attention(x, x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(ops.relu(x))
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "width": self.width, "heads": self.heads}
+
+
+@case
+def multiples() -> Made:
+    model = Multiples()
+    model(sequence())
+    return model, sequence()

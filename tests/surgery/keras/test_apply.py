@@ -97,3 +97,12 @@ def test_every_group_can_go_alone() -> None:
         few = answers(sned.apply(model, plan), inputs)
         if group.exact:
             close(few, answers(zeroed(made("attention_kinds")[0], graph, plan), inputs))
+
+
+def test_what_a_number_is_multiplied_or_divided_to_follows_it() -> None:
+    """All widths that a class works out from one argument lose in one proportion, and the argument says so."""
+    model, inputs = made("multiples")
+    small = sned.apply(model, sned.plan(sned.trace(model, inputs), sparsity=0.5))
+    assert small.get_config() == {**model.get_config(), "width": 4}
+    assert small.attention.key_dim == 2
+    assert [block.layers[0].units for block in small.blocks] == [8, 8]
