@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,12 @@ def test_a_network_is_at_home_where_its_tensors_are() -> None:
     whole = nn.Linear(2, 2)
     assert moved(whole, CPU) is whole
     assert values_of(nn.Linear(2, 2, device=META))["weight"].is_meta
+
+
+@pytest.mark.parametrize("given", ["model.keras", nn.Linear, None])
+def test_what_is_no_network_has_no_home(given: Any) -> None:
+    with pytest.raises(ModelError, match=r"must be an `nn.Module` or a Keras 3 model, got"):
+        home_of(given)
 
 
 def test_inputs_move_in_their_containers() -> None:

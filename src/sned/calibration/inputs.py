@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from sned.calibration.resume import digest
 from sned.calibration.store import RowStore
-from sned.errors import CalibrationError
+from sned.errors import CalibrationError, SnedError
 from sned.graph.example import Example, Inputs, Leaf, arguments
 
 NO_LABELS = "sned needs no labels: pass the inputs alone, such as `(inputs for inputs, labels in loader)`."
@@ -226,8 +226,10 @@ def _each(batches: Iterable[Any]) -> Iterator[Any]:
         for inputs in batches:
             yield inputs
             number += 1
+    except SnedError:
+        raise
     except Exception as error:
         raise CalibrationError(
-            f"`calibration` failed with {type(error).__name__} at batch {number}: {error}. "
+            f"`calibration` failed with {type(error).__name__} at batch {number}: {str(error).rstrip('.')}. "
             "Go through it once by itself, and put right what is wrong there."
         ) from error

@@ -245,11 +245,7 @@ def recorded(model: nn.Module, example: Example) -> Recorded:
     Raises:
         ModelError: the model does not run on them.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"`model` must be an `nn.Module` or a Keras 3 model, got {_told(model)}. Call the function that makes it, "
-            "or load a state dict into the network that it is of."
-        )
+    check_network(model)
     recording, batched, device = _both(model, example)
     if not recording.outputs:
         raise ModelError(
@@ -276,6 +272,19 @@ def _check_products(recording: Recording) -> None:
                     f"and {other}. Check the dtype of the example. A trace turns `autocast` off: a forward pass that "
                     "uses it must leave all casts to it, such as `x.to(torch.bfloat16)`."
                 )
+
+
+def check_network(model: Any) -> None:
+    """Refuse what is given in the place of a model.
+
+    Raises:
+        ModelError: it is no network.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"`model` must be an `nn.Module` or a Keras 3 model, got {_told(model)}. Call the function that makes it, "
+            "or load a state dict into the network that it is of."
+        )
 
 
 def _told(value: Any) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sned.errors import ModelError
-from sned.graph.trace import state_of
+from sned.graph.trace import check_network, state_of
 from sned.surgery.twin import twin
 
 CPU = torch.device("cpu")
@@ -23,8 +23,9 @@ def home_of(model: nn.Module) -> torch.device:
     """The device of a network; one without values (on the meta device) or without weights is at home on the CPU.
 
     Raises:
-        ModelError: it is spread over several.
+        ModelError: it is spread over several, or is no network.
     """
+    check_network(model)
     first: dict[torch.device, str] = {}
     for name, tensor in state_of(model).items():
         first.setdefault(CPU if tensor.is_meta else tensor.device, name)

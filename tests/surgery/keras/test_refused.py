@@ -328,6 +328,14 @@ def test_calibration_of_the_wrong_kind_is_refused(given: Any) -> None:
         list(batches(given, images()))
 
 
+def test_a_batch_of_text_is_told_of_once() -> None:
+    model, x = made("sequential_cnn")
+    with pytest.raises(
+        CalibrationError, match=r"^Calibration batch 1 must be an array of numbers.*got ndarray[^.]*\.$"
+    ):
+        sned.prune(model, x, budget=sned.Budget(macs="60%"), calibration=[images(), np.array(["a"])])
+
+
 @pytest.mark.skipif(TORCH, reason="there is a child under other backends only")
 def test_the_child_tells_its_errors_and_its_death() -> None:
     from sned.surgery.keras.client import CHILDREN
