@@ -16,13 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._decomp import decompositions
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from sned.errors import ExampleError, ExportError, ModelError
+from sned.export.steps import shapes_of_one_step
 from sned.export.structure import at_batch, batched
 from sned.graph.example import Inputs, arguments, batch_in, called, named_tensors, tensors_in
 from sned.surgery.keras import is_keras
@@ -231,31 +229,6 @@ class Subject:
             reason = first_sentence(error)
             raise ExampleError(f"The example inputs are not the model's arguments: {reason}") from error
         return dict(bound.arguments)
-
-
-@contextmanager
-def shapes_of_one_step() -> Iterator[None]:
-    """Let PyTorch learn from one step what recurrent layers return where it asks for shapes alone; it goes through all
-    of them otherwise, again and again, which takes a minute for a few hundred."""
-    kept = {name: vars(decompositions)[name] for name in ("one_layer_lstm", "one_layer_rnn")}
-
-    def wrapped(all_steps: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(all_steps)
-        def one_layer(steps: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if (
-                not isinstance(steps, FakeTensor) or get_proxy_mode() is not None
-            ):  # what it does is written down
-                return all_steps(steps, *args, **kwargs)
-            output, ends = all_steps(steps[:1], *args, **kwargs)
-            return output.repeat(len(steps), 1, 1), ends
-
-        return one_layer
-
-    vars(decompositions).update({name: wrapped(one) for name, one in kept.items()})
-    try:
-        yield
-    finally:
-        vars(decompositions).update(kept)
 
 
 def in_kind(model: nn.Module, kind: torch.dtype, coarse: frozenset[torch.dtype]) -> nn.Module:

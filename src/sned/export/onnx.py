@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from sned.errors import ExportError, MeasureError, UserError
-from sned.export.capture import Captured, first_sentence, quiet, shapes_of_one_step
+from sned.export.capture import Captured, first_sentence, quiet
 from sned.export.exported import Exported
 from sned.export.onnx_file import check, compact, module_of, save, set_apart, sparse_initializers
 from sned.export.parity import Array
 from sned.export.road import export
+from sned.export.steps import shapes_of_one_step
 from sned.export.structure import arrays, at_batch
 from sned.export.target import DYNAMIC, FP16, FP32, INT8, NONE_COARSER, NONE_SPARSE, Order, Target
 from sned.graph.example import Inputs, arguments

@@ -1,0 +1,36 @@
+"""What recurrent layers return while a network is exported: PyTorch's converters ask for shapes again and again."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch._decomp import decompositions
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+
+@contextmanager
+def shapes_of_one_step() -> Iterator[None]:
+    """Let PyTorch learn from one step what recurrent layers return where it asks for shapes alone; it goes through all
+    of them otherwise, again and again, which takes a minute for a few hundred."""
+    kept = {name: vars(decompositions)[name] for name in ("one_layer_lstm", "one_layer_rnn")}
+
+    def wrapped(all_steps: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(all_steps)
+        def one_layer(steps: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if (
+                not isinstance(steps, FakeTensor) or get_proxy_mode() is not None
+            ):  # what it does is written down
+                return all_steps(steps, *args, **kwargs)
+            output, ends = all_steps(steps[:1], *args, **kwargs)
+            return output.repeat(len(steps), 1, 1), ends
+
+        return one_layer
+
+    vars(decompositions).update({name: wrapped(one) for name, one in kept.items()})
+    try:
+        yield
+    finally:
+        vars(decompositions).update(kept)
