@@ -15,22 +15,22 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 def shapes_of_one_step() -> Iterator[None]:
     """Let PyTorch learn from one step what recurrent layers return where it asks for shapes alone; it goes through all
     of them otherwise, again and again, which takes a minute for a few hundred."""
-    kept = {name: vars(decompositions)[name] for name in ("one_layer_lstm", "one_layer_rnn")}
+    held = vars(decompositions)
+    kept = {name: held[name] for name in ("one_layer_lstm", "one_layer_rnn") if name in held}
 
     def wrapped(all_steps: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(all_steps)
         def one_layer(steps: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if (
-                not isinstance(steps, FakeTensor) or get_proxy_mode() is not None
-            ):  # what it does is written down
+            written_down = get_proxy_mode() is not None
+            if written_down or not isinstance(steps, FakeTensor):
                 return all_steps(steps, *args, **kwargs)
             output, ends = all_steps(steps[:1], *args, **kwargs)
             return output.repeat(len(steps), 1, 1), ends
 
         return one_layer
 
-    vars(decompositions).update({name: wrapped(one) for name, one in kept.items()})
+    held.update({name: wrapped(one) for name, one in kept.items()})
     try:
         yield
     finally:
-        vars(decompositions).update(kept)
+        held.update(kept)
