@@ -102,13 +102,14 @@ class Upstream:
         self._first = first_labels
         self._shapes = shapes
         self._boxes = boxes
+        self._path: Path = {}
 
     def scaling(self, op: Op) -> tuple[tuple[Site, ...] | None, Path]:
         """Where to scale so that the first input of `op` is scaled, and the way there; None if that cannot be done."""
         tensor = op.inputs[0]
         ids = self.labels(tensor)
-        path = {op.index: ids}
-        return self.sites(tensor, ids, path), path
+        self._path = {op.index: ids}
+        return self.sites(tensor, ids), self._path
 
     def labels(self, tensor: int) -> IntArray:
         """Every label that a tensor carries."""
@@ -118,16 +119,16 @@ class Upstream:
 
     def only_on(self, path: Path, sites: Sequence[Site]) -> bool:
         """Whether no op beside the path reads what is scaled (it may read other labels of the same tensors)."""
-        labels = self._labels_of(sites)
-        scaled = {n for index in path for n in self._ops[index].inputs if self._is_scaled(index, n)}
-        for index, carried in path.items():
+        self._path, scaled = path, self._labels_of(sites)
+        for index, carried in list(path.items()):
             # Labels along other axes (rows of learned queries, say) do not tell what is scaled from what is not.
-            own = carried[np.isin(carried, labels)]
+            own = carried[np.isin(carried, scaled)]
             ids = own if own.size else carried
-            for number in scaled.intersection(self._ops[index].inputs):
-                beside = (reader for reader in self._readers[number] if reader.index not in path)
-                if any(self._reads(reader, ids) for reader in beside):
-                    return False
+            op = self._ops[index]
+            for number in op.inputs:
+                for reader in self._readers.get(number, []):
+                    if reader.index not in path and self._reads(reader, number, ids):
+                        return False
         return True
 
     def _labels_of(self, sites: Sequence[Site]) -> IntArray:
@@ -140,58 +141,62 @@ class Upstream:
                 found.append(first + site.positions)
         return np.concatenate(found or [np.zeros(0, np.int64)])
 
-    def _reads(self, reader: Op, ids: IntArray) -> bool:
+    def _reads(self, reader: Op, number: int, ids: IntArray) -> bool:
+        if number not in self._scaled:
+            return False
         made = [self.labels(n) for n in reader.outputs if n is not None]
         held = np.concatenate([np.zeros(0, np.int64), *made])
         return reader.name not in PASSED or not held.size or bool(np.isin(ids, held).any())
+
+    @property
+    def _scaled(self) -> set[int]:
+        return {n for index in self._path for n in self._ops[index].inputs if self._is_scaled(index, n)}
 
     def _is_scaled(self, index: int, number: int) -> bool:
         """Of a product only the weight and the bias are scaled, of a normalisation likewise."""
         op = self._ops[index]
         if op.name in NORMS:
             return number in self._parameters
-        if op.name in PRODUCTS and self._root(op.args[PRODUCTS[op.name][1]].id, {}) is not None:
+        if op.name in PRODUCTS and self._root(op.args[PRODUCTS[op.name][1]].id) is not None:
             factor: int = op.args[PRODUCTS[op.name][0]].id
             return number != factor
         return True
 
-    def sites(self, tensor: int, ids: IntArray, path: Path, depth: int = 0) -> tuple[Site, ...] | None:
-        """Where to scale so that `tensor` is scaled where it carries the labels `ids`, with the way there added to
-        `path`; None if that cannot be done."""
+    def sites(self, tensor: int, ids: IntArray, depth: int = 0) -> tuple[Site, ...] | None:
+        """Where to scale so that `tensor` is scaled where it carries the labels `ids`; None if that cannot be done."""
         if tensor in self._parameters:
             return self._of_parameter(self._parameters[tensor], ids)
         op = self._producer.get(tensor)
         if op is None or depth > MAX_DEPTH:
             return None
-        path[op.index] = ids
+        self._path[op.index] = ids
         if op.name in PASSED:
-            passed = op.inputs[:1] if op.name in ("index", "index_select") else op.inputs
-            return self._all(passed, ids, path, depth)
+            return self._all(op.inputs[:1] if op.name in ("index", "index_select") else op.inputs, ids, depth)
         if op.name.rstrip("_") in ("add", "sub"):
-            return self._sum(op.inputs, ids, path, depth) if len(op.inputs) == 2 else None
+            return self._sum(op.inputs, ids, depth) if len(op.inputs) == 2 else None
         if op.name.rstrip("_") in ("mul", "div"):
-            return self._any(op.inputs[: 2 if op.name.startswith("mul") else 1], ids, path, depth)
+            return self._any(op.inputs[: 2 if op.name.startswith("mul") else 1], ids, depth)
         if op.name in NORMS:
             vectors = [op.args[i] for i in NORMS[op.name] if isinstance(op.args[i], Ref)]
             if not isinstance(op.args[NORMS[op.name][0]], Ref):
                 return None
             return tuple(Site(self._parameters[v.id], 0, None) for v in vectors if v.id in self._parameters)
-        return self._product(op, ids, path, depth) if op.name in PRODUCTS else None
+        return self._product(op, ids, depth) if op.name in PRODUCTS else None
 
-    def _all(self, tensors: Sequence[int], ids: IntArray, path: Path, depth: int) -> tuple[Site, ...] | None:
+    def _all(self, tensors: Sequence[int], ids: IntArray, depth: int) -> tuple[Site, ...] | None:
         found: list[Site] = []
         for tensor in tensors:
-            sites = self.sites(tensor, ids, path, depth + 1)
+            sites = self.sites(tensor, ids, depth + 1)
             if sites is None:
                 return None
             found += sites
         return _merged(found) if tensors else None
 
-    def _sum(self, tensors: Sequence[int], ids: IntArray, path: Path, depth: int) -> tuple[Site, ...] | None:
+    def _sum(self, tensors: Sequence[int], ids: IntArray, depth: int) -> tuple[Site, ...] | None:
         """Both sides are scaled; a bias at the positions at which the product before it is."""
-        biases = [self._root(t, path) for t in tensors]
+        biases = [self._root(t) for t in tensors]
         others = [t for t, bias in zip(tensors, biases, strict=True) if bias is None]
-        found = self._all(others, ids, path, depth)
+        found = self._all(others, ids, depth)
         if found is None or len(others) == 2:
             return found
         ((bias, read),) = [(b, t) for t, b in zip(tensors, biases, strict=True) if b is not None]
@@ -203,25 +208,25 @@ class Upstream:
             return None
         return (*found, Site(bias, 0, main.positions))
 
-    def _any(self, tensors: Sequence[int], ids: IntArray, path: Path, depth: int) -> tuple[Site, ...] | None:
+    def _any(self, tensors: Sequence[int], ids: IntArray, depth: int) -> tuple[Site, ...] | None:
         for tensor in tensors:
-            tried = dict(path)
-            sites = self.sites(tensor, ids, tried, depth + 1)
+            before = dict(self._path)
+            sites = self.sites(tensor, ids, depth + 1)
             if sites is not None:
-                path.update(tried)
                 return sites
+            self._path = before
         return None
 
-    def _product(self, op: Op, ids: IntArray, path: Path, depth: int) -> tuple[Site, ...] | None:
+    def _product(self, op: Op, ids: IntArray, depth: int) -> tuple[Site, ...] | None:
         left, right = (op.args[i].id for i in PRODUCTS[op.name])
-        weight = self._root(right, path)
+        weight = self._root(right)
         bias = self._bias(op)
         if weight is None:  # the weight is worked out, so all that enters is scaled, and all that is added
             made = op.outputs[0]
             if made is None or not np.isin(self.labels(made), ids).all():
                 return None
-            found = self.sites(left, self.labels(left), path, depth + 1)
-            return found if bias is None or found is None else self._with_all_of(bias, found, path)
+            found = self.sites(left, self.labels(left), depth + 1)
+            return found if bias is None or found is None else self._with_all_of(bias, found)
         axis = self._axis_of(weight, ids)
         if axis is None:  # axes that were merged ahead of the product, such as heads and what is inside them
             return (Site(weight, 0, None),) if bias is None and self._whole(op, right, weight, ids) else None
@@ -229,7 +234,7 @@ class Upstream:
         positions = np.unique(ids[(ids >= first) & (ids < first + self._size(weight, axis))]) - first
         if bias is None:
             return (Site(weight, axis, positions),)
-        biases = self._vector(bias, positions, path)
+        biases = self._vector(bias, positions)
         return None if biases is None else (Site(weight, axis, positions), *biases)
 
     def _whole(self, op: Op, right: int, weight: str, ids: IntArray) -> bool:
@@ -247,39 +252,39 @@ class Upstream:
         at = {"addmm": 0, "baddbmm": 0, "convolution": 2}.get(op.name)
         return op.args[at].id if at is not None and isinstance(op.args[at], Ref) else None
 
-    def _with_all_of(self, bias: int, found: tuple[Site, ...], path: Path) -> tuple[Site, ...] | None:
+    def _with_all_of(self, bias: int, found: tuple[Site, ...]) -> tuple[Site, ...] | None:
         shape = self._shapes[bias]
-        whole = self._vector(bias, np.arange(shape[0]), path) if len(shape) == 1 else None
+        whole = self._vector(bias, np.arange(shape[0])) if len(shape) == 1 else None
         return None if whole is None else (*found, *whole)
 
-    def _vector(self, tensor: int, positions: IntArray, path: Path) -> tuple[Site, ...] | None:
+    def _vector(self, tensor: int, positions: IntArray) -> tuple[Site, ...] | None:
         """Positions of a bias: a parameter, or several one after the other."""
-        root = self._root(tensor, path)
+        root = self._root(tensor)
         if root is not None:
             return (Site(root, 0, positions),)
         op = self._producer.get(tensor)
         if op is None or op.name != "cat":
             return None
-        path[op.index] = np.zeros(0, np.int64)
+        self._path[op.index] = np.zeros(0, np.int64)
         found: list[Site] = []
         start = 0
         for number in op.inputs:
             size = self._shapes[number][0]
             inside = positions[(positions >= start) & (positions < start + size)] - start
-            sites = self._vector(number, inside, path) if inside.size else ()
+            sites = self._vector(number, inside) if inside.size else ()
             if sites is None:
                 return None
             found += sites
             start += size
         return tuple(found)
 
-    def _root(self, tensor: int, path: Path) -> str | None:
-        """The parameter that a tensor is a view of, with the views added to `path`."""
+    def _root(self, tensor: int) -> str | None:
+        """The parameter that a tensor is a view of."""
         while tensor not in self._parameters:
             op = self._producer.get(tensor)
             if op is None or op.name not in VIEWS:
                 return None
-            path.setdefault(op.index, self.labels(tensor))
+            self._path.setdefault(op.index, self.labels(tensor))
             tensor = op.inputs[0]
         return self._parameters[tensor]
 
