@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import numpy as np
 
@@ -80,6 +81,10 @@ def matching_runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[tuple[in
     >>> matching_runs([2, 6, 5], [2, 2, 3, 5])
     [((0,), (0,)), ((1,), (1, 2)), ((2,), (3,))]
     """
+    if 0 in old:  # nothing is there: any two such shapes are views of each other
+        old, new = ([size or _NOTHING for size in shape] for shape in (old, new))
+        if prod(old) != prod(new):
+            return [(tuple(range(len(old))), tuple(range(len(new))))]
     runs: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     i = j = 0
     while i < len(old) or j < len(new):
@@ -100,6 +105,10 @@ def matching_runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[tuple[in
                 j += 1
         runs.append((tuple(left), tuple(right)))
     return runs
+
+
+_NOTHING = 2**31 - 1
+"""A prime that stands for a size of 0."""
 
 
 def varying_axes(array: IntArray) -> tuple[int, ...]:
