@@ -2,7 +2,19 @@
 
 from tests.graph.attentive import Cross
 from tests.graph.convolutional import Residual, SharedTwice
+from tests.graph.cutting import Gated, Retention, StateSpace
 from tests.graph.registry import NETWORKS
 from tests.graph.sequential import LlamaNorm, Tied, tokens
 
-__all__ = ["NETWORKS", "Cross", "LlamaNorm", "Residual", "SharedTwice", "Tied", "tokens"]
+__all__ = [
+    "NETWORKS",
+    "Cross",
+    "Gated",
+    "LlamaNorm",
+    "Residual",
+    "Retention",
+    "SharedTwice",
+    "StateSpace",
+    "Tied",
+    "tokens",
+]

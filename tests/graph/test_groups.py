@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sned import Graph, Group, trace
+from sned import Graph, Group, apply, trace
 from sned.graph.ir import Term
-from tests.graph.networks import NETWORKS, Residual, SharedTwice, Tied, tokens
-from tests.graph.oracle import example_of
+from tests.graph.networks import NETWORKS, Gated, Residual, Retention, SharedTwice, StateSpace, Tied, tokens
+from tests.graph.oracle import call, distance, example_of, lively, zeroed
 from tests.graph.random_cnn import SIDE, RandomCnn, Step, programs
 
 IMAGE = torch.randn(2, 3, 8, 8)
@@ -151,7 +151,8 @@ def test_a_layer_called_twice_loses_what_it_reads_and_what_it_writes_together() 
 def test_a_scale_that_follows_from_an_attribute_leaves_heads_and_dimensions_free() -> None:
     model, x = NETWORKS["attention_scaled_by_an_attribute"]()
     graph = trace(model, *x)
-    assert [(group.name, group.size) for group in graph.groups] == [("embed", 8), ("q", 3), ("q#2", 6)]
+    expected = [("embed", 8), ("q", 3), ("q#2", 6), ("q#3", 2)]
+    assert [(group.name, group.size) for group in graph.groups] == expected
     assert len(graph.rescales) == 1
 
 
@@ -239,6 +240,70 @@ def test_a_parameter_that_no_path_reads_is_named_and_never_cut() -> None:
     graph = trace(Unread(), ROW)
     assert set(graph.unread) == {"extra.weight", "extra.bias"}
     assert not any(s.parameter.startswith("extra") for g in graph.groups for s in g.slices)
+
+
+@pytest.mark.parametrize("rows", [16, 4096])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_positions_beyond_the_example_are_never_cut(rows: int, scaled: bool) -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 4), nn.Linear(4, 3)
+            self.positions = nn.Parameter(torch.randn(rows, 4))
+            self.register_buffer("mask", torch.rand(rows, rows))
+
+        def forward(self, x: Tensor) -> Tensor:
+            steps = x.shape[1]
+            table = self.positions * 2 if scaled else self.positions
+            return self.b(self.mask[:steps, :steps] @ (self.a(x) + table[:steps]))
+
+    (group,) = trace(Positions(), torch.randn(2, 12, 6)).groups
+    assert (group.size, set(cut_at(group))) == (
+        4, {("a.weight", 0), ("a.bias", 0), ("positions", 1), ("b.weight", 1)},
+    )  # fmt: skip
+
+
+def test_parts_that_attributes_give_need_not_lose_in_proportion() -> None:
+    graph = trace(StateSpace(), torch.randn(2, 3, 5))
+    assert [(group.name, group.size) for group in graph.groups] == [
+        ("enter", 4),
+        ("enter#2", 8),
+        ("enter#3", 6),
+    ]
+
+
+def test_slices_by_one_attribute_lose_equally_many() -> None:
+    (group,) = trace(Gated(), (torch.randn(2, 3, 6), torch.randn(2, 4, 6))).groups
+    assert cut_at(group)[("condition.weight", 0)] == [[i, i + 8, i + 16, i + 24] for i in range(8)]
+
+
+@pytest.mark.parametrize("start", [3, -3])
+def test_what_is_cut_off_by_a_number_in_the_code_stays_and_the_rest_goes(start: int) -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.b(y) + self.c(y[:, :start] if start > 0 else y[:, start:])
+
+    graph = trace(Cut(), ROW)
+    (group,) = graph.groups
+    assert cut_at(group)[("a.weight", 0)] == singles(5, 3 if start > 0 else 0)
+    (why,) = [frozen for frozen in graph.frozen if frozen.name == "a"]
+    assert (why.size, why.reason) == (3, "cut at a number in the code")
+
+
+def test_heads_go_with_the_groups_of_a_norm_that_takes_them_apart_again() -> None:
+    x = torch.randn(2, 3, 5)
+    model = lively(Retention())
+    graph = trace(model, x)
+    heads = next(group for group in graph.groups if group.size == 4)
+    assert {("q.weight", 0), ("norm.weight", 0), ("out.weight", 1)} <= set(cut_at(heads))
+    small, removed = apply(model, graph.plan({heads.name: [1, 2]})), {heads.name: [1, 2]}
+    assert small.norm.num_groups == 2
+    assert distance(call(small, x), zeroed(model, graph, removed, x)) < 1e-5
 
 
 def test_terms_give_the_size_of_every_axis_under_any_choice() -> None:

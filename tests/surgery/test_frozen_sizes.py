@@ -108,9 +108,9 @@ class LiteralWrite(Literal):
         return self.d(F.relu(self.c(F.relu(self.b(y)))))
 
 
-def test_a_literal_that_still_fits_by_size_freezes_its_group_too() -> None:
+def test_a_literal_that_still_fits_by_size_freezes_what_lies_before_it_too() -> None:
     small = right(LiteralWrite(), SEQUENCE)
-    assert small.a.weight.shape == (8, 5)
+    assert small.a.weight.shape == (7, 5)
     assert small.c.weight.shape == (4, 4)
 
 

@@ -13,7 +13,9 @@ from sned.graph.flow import Flow
 from sned.graph.ir import Graph, IntArray, Op
 from sned.graph.labels import covering, line
 from sned.graph.modules import modules_of
+from sned.graph.origins import Origins
 from sned.graph.provenance import Attribute, Formula, Source, TensorAxis, Use
+from sned.graph.reached import mark_reached
 from sned.graph.recording import BATCHES, Recorded, Recording
 from sned.graph.rescale import Lost, Rescale, Upstream, rescales
 from sned.graph.rules import RULES
@@ -77,6 +79,10 @@ def build(
             )
     _spare(flow, positions, [names[name] for name in unread])
     order = {name: i for i, name in enumerate(labels)}
+    reached = np.zeros(flow.relations.count, bool)
+    mark_reached(reached, main, flow.boxes)
+    if training is not None and recorded.trained is not None:
+        mark_reached(reached, recorded.trained, training.boxes)
     return Graph(
         ops=tuple(main.ops),
         tensors=tuple(tensors),
@@ -90,7 +96,7 @@ def build(
         batch=BATCHES[0] if recorded.batched else recorded.example.batch,
         batched=recorded.batched,
         example=recorded.example,
-        coupling=Coupling(flow.relations, positions, flow.boxes, order),
+        coupling=Coupling(flow.relations, positions, flow.boxes, order, reached),
         uses=tuple(main.uses),
         rescales=made_up,
         model=model,
@@ -111,6 +117,7 @@ def _through(flow: Flow, recording: Recording, labels: Labels, fixed: Mapping[in
             flow.boxes[number] = tuple(
                 line(ids, axis, len(tensor.shape)) for axis, ids in labels[name].items()
             )
+    flow.origins = Origins(recording.ops, recording.uses)
     for op in recording.ops:
         flow.op = op
         plain = replace(op, args=filled(op.args, BATCHES[0])) if op.grows else op
@@ -213,7 +220,7 @@ def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> Give
         if (use.last_op == use.first_op and use.at is None) or len(use.formula.sources) != 1:
             continue
         (source,) = use.formula.sources
-        op = ops[use.last_op - 1]
+        op = _shaped(ops, use)
         made = _made(flow, op, use)
         if not isinstance(source, Attribute) or made is None:
             continue
@@ -264,10 +271,19 @@ def _is_product(flow: Flow, ops: Sequence[Op], use: Use) -> bool:
     )
 
 
+def _shaped(ops: Sequence[Op], use: Use) -> Op:
+    """The op of a call that a number of it is for: the slice that ends there, else the last op."""
+    called = ops[use.first_op : use.last_op] or [ops[use.last_op - 1]]
+    return next((op for op in called if op.name == "slice" and op.args[3:4] == (use.value,)), called[-1])
+
+
 def _made(flow: Flow, op: Op, use: Use) -> tuple[int, int] | None:
-    """The axis (tensor, axis) whose size a number gives: one of a shape, or a piece of a split."""
+    """The axis (tensor, axis) whose size a number gives: one of a shape, a piece of a split, or what a slice takes from
+    the front."""
     if use.at is not None:
         return use.at
+    if op.name == "slice" and tuple(op.args[2:4]) == (0, use.value) and op.outputs[0] is not None:
+        return op.outputs[0], int(op.args[1])
     if use.from_end is not None:
         number = next((n for n in op.outputs if n is not None), None)
         if number is None or use.from_end > len(flow.tensors[number].shape):

@@ -9,7 +9,7 @@ Three levels, each a connected-components problem over the one below:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -17,12 +17,14 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.sparse.csgraph import connected_components
 
+from sned.graph.components import components, indicator, matrix, twin_slabs
 from sned.graph.ir import BoolArray, Frozen, Group, IntArray, Slices, Term
 from sned.graph.labels import Box, Boxes, covering
 from sned.graph.relations import Cells, Relations, Why
 
+CUT = Why("slice", "", "cut at a number in the code")
+UNREACHED = Why("slice", "", "no traced pass reads it")
 UNEQUAL = Why("cells", "", "its parts must lose equally many, but they are not alike")
 
 
@@ -57,12 +59,15 @@ class Coupling:
         positions: Sequence[Position],
         boxes: Mapping[int, Boxes],
         order: Mapping[str, int],
+        reached: BoolArray,
     ) -> None:
         self._relations = relations
         self._positions = positions
         self._order = order
-        self._atom = _components(relations.count, [*relations.same, *_twin_slabs(relations)])
+        self._atom = components(relations.count, [*relations.same, *twin_slabs(relations)])
         self._atoms = int(self._atom.max()) + 1 if relations.count else 0
+        self._reached = np.zeros(self._atoms, bool)
+        self._reached[self._atom[reached]] = True
         self._frozen_atoms, self._reason = self._freeze()
         self._edges = self._slab_edges()
         self._cells = self._cell_rows()
@@ -73,9 +78,9 @@ class Coupling:
     # --- solving -------------------------------------------------------------------------------------------------
 
     def _freeze(self) -> tuple[BoolArray, IntArray]:
-        """Which atoms stay, and the first event that fixed each (its number, or the count of events)."""
+        """Which atoms stay, and the first event that fixed each: its number, or one behind them."""
         events = self._relations.frozen
-        reason = np.full(self._atoms, len(events))
+        reason = np.where(self._reached, len(events) + 2, len(events) + 1)
         for number in range(len(events) - 1, -1, -1):
             reason[self._atom[events[number][0]]] = number
         return reason < len(events), reason
@@ -83,7 +88,7 @@ class Coupling:
     def _slab_edges(self) -> sparse.csr_matrix:
         """`[atoms, atoms]`: the atom of a slab to each atom that lies on it."""
         pairs = [(self._atom[a], self._atom[b]) for a, b in self._relations.slabs]
-        return _matrix(pairs, (self._atoms, self._atoms))
+        return matrix(pairs, (self._atoms, self._atoms))
 
     def _cell_rows(self) -> list[Cells]:
         """The rows that must lose equally many, as atoms, without repetition."""
@@ -92,27 +97,27 @@ class Coupling:
             rows = self._atom[cells.rows]
             if len(rows) > 1 and bool((rows != rows[0]).any()):
                 owners = self._atom[cells.owners]
-                found.setdefault((rows.shape, rows.tobytes(), owners.tobytes()), Cells(rows, owners))
+                key = (rows.shape, rows.tobytes(), owners.tobytes())
+                found[key] = Cells(rows, owners, _both(cells.instead, found.get(key, cells).instead))
         return list(found.values())
 
     def _solve(self) -> None:
         """Ties are added until every row of a cell constraint is made alike; each round only adds ties."""
         ties = [(self._atom[a], self._atom[b]) for a, b in self._relations.together]
         while True:
-            self._unit = _components(self._atoms, ties)
+            self._unit = components(self._atoms, ties)
             self._units = int(self._unit.max()) + 1 if self._atoms else 0
             self._covers = self._closure()
             self._signature = self._signatures()
-            more = self._uneven()
-            if not more:
+            ties += (more := self._uneven())
+            if not more and not self._loosened():
                 break
-            ties += more
         self.groups = self._make_groups()
 
     def _closure(self) -> sparse.csr_matrix:
         """`[units, atoms]`: every atom that leaves with a unit, slabs taking along what lies on them."""
         own = np.arange(self._atoms)
-        covers = _matrix([(self._unit, own)], (self._units, self._atoms))
+        covers = matrix([(self._unit, own)], (self._units, self._atoms))
         front = covers
         while front.nnz:
             front = (front @ self._edges).astype(bool).astype(np.int64)
@@ -124,7 +129,8 @@ class Coupling:
     def _signatures(self) -> IntArray:
         """A number for each unit: units of one number form a group; -1 for those that stay or own no parameter."""
         stays = np.asarray(self._covers @ self._frozen_atoms.astype(np.int64)).ravel() > 0
-        stays |= self._lopsided()
+        stays |= np.asarray(self._covers @ self._reached.astype(np.int64)).ravel() == 0
+        stays[self._lopsided([cells for cells in self._cells if cells.instead is None])[0]] = True
         rng = np.random.default_rng(0)
         weights = rng.integers(1, 2**62, (2, len(self._positions)), dtype=np.int64)
         each = np.diff(self._bounds)
@@ -137,19 +143,19 @@ class Coupling:
         _, signature = np.unique(hashed, return_inverse=True)
         return np.where(stays | (positions == 0), -1, signature)
 
-    def _lopsided(self) -> BoolArray:
-        """Units whose slabs would take unequal shares of rows that must lose equally many."""
-        found = np.zeros(self._units, bool)
+    def _lopsided(self, constraints: Sequence[Cells]) -> tuple[IntArray, IntArray]:
+        """Units whose slabs would take unequal shares of rows that must lose equally many, each with the number of such
+        a constraint."""
         slabbed = np.flatnonzero(
             np.diff(self._covers.indptr) > np.bincount(self._unit, minlength=self._units)
         )
-        if not slabbed.size or not self._cells:
-            return found
+        if not slabbed.size or not constraints:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
         covers = self._covers[slabbed].astype(np.int64)
-        rows = [cells.rows for cells in self._cells]
-        owners = [cells.owners for cells in self._cells]
-        taken = (covers @ _indicator(rows, self._atoms)).tocoo()
-        gone = (covers @ _indicator(owners, self._atoms)).tocoo()
+        rows = [cells.rows for cells in constraints]
+        owners = [cells.owners for cells in constraints]
+        taken = (covers @ indicator(rows, self._atoms)).tocoo()
+        gone = (covers @ indicator(owners, self._atoms)).tocoo()
         constraint = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
         total = np.array([len(r) for r in rows])
         width = len(constraint)
@@ -170,18 +176,39 @@ class Coupling:
             minlength=len(keys),
         )
         uneven = (least != most) | (there + away != total[keys % len(rows)])
-        found[slabbed[np.unique(keys[uneven] // len(rows))]] = True
-        return found
+        units, numbers = np.divmod(keys[uneven], len(rows))
+        return slabbed[units], numbers
 
     def _uneven(self) -> list[tuple[IntArray, IntArray]]:
         """Ties for the cell constraints whose rows are not made of the same groups."""
         ties = []
-        for cells in (held.rows for held in self._cells):
+        for cells in (held.rows for held in self._cells if held.instead is None and self._unlike(held)):
             units = self._unit[cells]
-            made = np.sort(self._signature[units], axis=1)
-            if bool((made != made[0]).any()) and bool((units != units[0]).any()):
-                ties += [_paired(cells[0], units[0], cells[i], units[i]) for i in range(1, len(cells))]
+            ties += [_paired(cells[0], units[0], cells[i], units[i]) for i in range(1, len(cells))]
         return ties
+
+    def _unlike(self, cells: Cells) -> bool:
+        """Whether some rows are not made of the same groups, nor of the same units."""
+        units = self._unit[cells.rows]
+        made = np.sort(self._signature[units], axis=1)
+        return bool((made != made[0]).any()) and bool((units != units[0]).any())
+
+    def _loosened(self) -> bool:
+        """Let go of loose rows that are not alike, too short to lose anything, or taken unequally by a slab; whether
+        there were any."""
+        loose = [cells for cells in self._cells if cells.instead is not None]
+        units, numbers = self._lopsided(loose)
+        taken = set(numbers[self._signature[units] >= 0].tolist())
+        gone = [
+            cells
+            for number, cells in enumerate(loose)
+            if cells.rows.shape[1] == 1 or number in taken or self._unlike(cells)
+        ]
+        for guards in (self._atom[cells.instead] for cells in gone):
+            self._frozen_atoms[guards] = True
+            self._reason[guards] = np.minimum(self._reason[guards], len(self._relations.frozen))
+        self._cells = [cells for cells in self._cells if not any(cells is each for each in gone)]
+        return bool(gone)
 
     def _cell_hashes(self) -> NDArray[np.int64]:
         """For each unit a number that tells how much of it lies in which rows of which constraints."""
@@ -263,7 +290,7 @@ class Coupling:
     def frozen(self) -> tuple[Frozen, ...]:
         """Outputs of weights that stay, with the first reason met."""
         covers = self._covers
-        events = self._relations.frozen
+        whys = [*(why for _, why in self._relations.frozen), CUT, UNREACHED, UNEQUAL]
         result: dict[tuple[str, str], Frozen] = {}
         for p in self._positions:
             units = self._unit[self._atom[p.labels]]
@@ -271,8 +298,7 @@ class Coupling:
             if not (p.output and stay.size):
                 continue
             atoms = covers[stay].indices
-            first = int(self._reason[atoms].min()) if atoms.size else len(events)
-            why = events[first][1] if first < len(events) else UNEQUAL
+            why = whys[int(self._reason[atoms].min()) if atoms.size else -1]
             name = p.parameter.rpartition(".")[0] or p.parameter
             result.setdefault((name, why.reason), Frozen(name, stay.size, why.op, why.module, why.reason))
         return tuple(result.values())
@@ -342,6 +368,11 @@ class Keep:
         return np.asarray(rows[int(rows.any(axis=1).argmax())])
 
 
+def _both(one: IntArray | None, other: IntArray | None) -> IntArray | None:
+    """What stays instead of rows that are alike where two ask for them; one that is not loose asks for more."""
+    return None if one is None or other is None else np.union1d(one, other)
+
+
 def _paired(row: IntArray, units: IntArray, other: IntArray, others: IntArray) -> tuple[IntArray, IntArray]:
     """Atoms of two rows to tie, so that the rows lose equally many.
 
@@ -365,60 +396,11 @@ def _axis_labels(box: Box, axis: int) -> tuple[IntArray, IntArray]:
     return box.rows(), np.concatenate([none, *box.slabs.values()])
 
 
-def _twin_slabs(relations: Relations) -> list[tuple[IntArray, IntArray]]:
-    """Labels of slabs on which the very same channels lie are the same: two views made the same rows."""
-    if not relations.slabs:
-        return []
-    atom = _components(relations.count, relations.same)
-    slab, lying = (atom[np.concatenate(side)] for side in zip(*relations.slabs, strict=True))
-    slab, lying = np.divmod(np.unique(slab * relations.count + lying), relations.count)
-    hashes = np.zeros(relations.count, np.int64)
-    np.add.at(
-        hashes, slab, np.random.default_rng(2).integers(1, 2**62, relations.count, dtype=np.int64)[lying]
-    )
-    found = np.unique(slab)
-    _, first, index = np.unique(hashes[found], return_index=True, return_inverse=True)
-    label = np.full(int(atom.max()) + 1, -1)
-    label[atom] = np.arange(relations.count)  # any label of each atom
-    return [(label[found], label[found[first[index]]])]
-
-
-def _components(count: int, pairs: Iterable[tuple[IntArray, IntArray]]) -> IntArray:
-    held = list(pairs)
-    if not held:
-        return np.arange(count)
-    a, b = (np.concatenate(side) for side in zip(*held, strict=True))
-    graph = sparse.csr_matrix((np.ones(len(a)), (a, b)), (count, count))  # as SciPy would make it
-    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
-
-
-def _matrix(
-    pairs: Sequence[tuple[IntArray, IntArray]], shape: tuple[int, int], *, count: bool = False
-) -> sparse.csr_matrix:
-    """A sparse matrix with ones at (row, column); repeated pairs are counted, or stay one."""
-    if not pairs:
-        return sparse.csr_matrix(shape, dtype=np.int64)
-    rows, columns = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    matrix = sparse.coo_matrix((np.ones(len(rows), np.int64), (rows, columns)), shape).tocsr()
-    if count:
-        return matrix
-    matrix.data[:] = 1
-    return matrix
-
-
 def _differ(numbers: IntArray, scratch: IntArray) -> bool:
     """Whether no number comes twice: each is the last that was written to its place in `scratch`."""
     order = np.arange(len(numbers))
     scratch[numbers] = order
     return bool((scratch[numbers] == order).all())
-
-
-def _indicator(rows: Sequence[IntArray], count: int) -> sparse.csr_matrix:
-    """`[atoms, rows in line]`: how often each atom stands in each row of each array `[rows, n]`."""
-    line = [np.repeat(np.arange(len(r)), r.shape[1]) for r in rows]
-    starts = np.cumsum([0, *(len(r) for r in rows)])
-    pairs = [(r.ravel(), at + start) for r, at, start in zip(rows, line, starts, strict=False)]
-    return _matrix(pairs, (count, int(starts[-1])), count=True)
 
 
 def _name(slices: Sequence[Slices]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from sned.graph.ir import IntArray, Op, Ref, Tensor
 from sned.graph.labels import Box, Boxes, covering, line, upright
+from sned.graph.origins import Origins
 from sned.graph.relations import Cells, Relations, Why
 
 MAX_PARTS = 64
@@ -34,6 +35,7 @@ class Flow:
         self.relations = Relations() if relations is None else relations
         self.boxes: dict[int, Boxes] = {}
         self.op: Op | None = None
+        self.origins = Origins((), ())
         self._columns: dict[tuple[bytes, tuple[int, ...], int], IntArray] = {}
 
     # --- reading -------------------------------------------------------------------------------------------------
@@ -106,25 +108,33 @@ class Flow:
             for slab in box.slabs.values():
                 self.freeze(slab, reason)
 
-    def equal_parts(self, box: Box, axis: int, cuts: Iterable[int]) -> None:
-        """An axis is cut at `cuts`: the parts keep their proportion, so each of them loses equally many."""
+    def equal_parts(
+        self, box: Box, axis: int, cuts: Iterable[int], beside: Sequence[slice] | None = None
+    ) -> None:
+        """An axis is cut at `cuts`: the parts keep their proportion, so each of them loses equally many.
+
+        They need not where the code finds those places by other numbers than the size of the axis, and only the
+        ranges `beside` must stay.
+        """
         size = box.ids.shape[axis]
         part = gcd(size, *cuts)
         if part == size or size // part > MAX_PARTS:
             return
-        if axis == box.free:
-            self.alike(box, part)
-        else:
-            self._alike(box.slabs[axis].reshape(-1, part))
+        instead = None if beside is None else self._guards(box, axis, beside)
+        self._alike(*_owned(box, axis, part), instead)
 
-    def alike(self, box: Box, part: int) -> None:
+    def _guards(self, box: Box, axis: int, ranges: Sequence[slice]) -> IntArray:
+        """Labels that keep some ranges of an axis, once they stay; a slab may still take positions along."""
+        if not ranges:
+            return np.zeros(0, np.int64)
+        ids = np.unique(np.concatenate([self.axis(box, axis)[each] for each in ranges]))
+        guards = self.fresh(ids.size)
+        self.tie(ids, guards)
+        return guards
+
+    def alike(self, box: Box, part: int, instead: IntArray | None = None) -> None:
         """Along the free axis, parts of `part` positions of every row lose equally many."""
-        rows = np.moveaxis(box.ids, box.free, -1)
-        owners = [
-            np.broadcast_to(np.moveaxis(upright(slab, axis, box.ids.ndim), box.free, -1), rows.shape)
-            for axis, slab in box.slabs.items()
-        ]
-        self._alike(rows.reshape(-1, part), [owner.reshape(-1, part)[:, 0] for owner in owners])
+        self._alike(*_owned(box, box.free, part), instead)
 
     def declare(self, box: Box, inherited: Iterable[int] = ()) -> None:
         """Note what a new rectangle asks: slabs take what lies on them along, rows lose equally many."""
@@ -139,14 +149,16 @@ class Flow:
         _, first = np.unique(slab, return_index=True)
         self.relations.slabs.append((np.repeat(slab[first], lying.shape[1]), lying[first].ravel()))
 
-    def _alike(self, rows: IntArray, owners: Sequence[IntArray] = ()) -> None:
+    def _alike(
+        self, rows: IntArray, owners: Sequence[IntArray] = (), instead: IntArray | None = None
+    ) -> None:
         held = np.stack(owners, axis=1) if owners else np.zeros((len(rows), 0), np.int64)
         if len(rows) > 64:  # a batch merged into an axis repeats rows
             _, first = np.unique(
                 np.concatenate([rows[:, :1], rows[:, -1:], held], axis=1), axis=0, return_index=True
             )
             rows, held = rows[first], held[first]
-        self.relations.cells.append(Cells(rows, held))
+        self.relations.cells.append(Cells(rows, held, instead))
 
     def link(self, source: tuple[int, int], target: tuple[int, int]) -> None:
         """The code takes the size of one axis (tensor, axis) from another: they keep their proportion."""
@@ -163,8 +175,21 @@ class Flow:
         theirs = there.rows() if target[1] == there.free else there.slabs[target[1]][None]
         if mine.shape == theirs.shape:
             self._proportion(mine.ravel(), theirs.reshape(1, -1))
+        elif mine.shape[1] == theirs.shape[1]:
+            self._as_many((here, source[1]), (there, target[1]))
         else:
             self._proportion(mine[0], theirs)
+
+    def _as_many(self, *axes: tuple[Box, int]) -> None:
+        """Axes of one size, some of them with many rows, lose equally many in every row that is there."""
+        held = [_owned(box, axis, box.ids.shape[axis]) for box, axis in axes]
+        stays = self.fresh(1)
+        slabs = max(len(owners) for _, owners in held)
+        filled = [[*owners, *[np.repeat(stays, len(rows))] * (slabs - len(owners))] for rows, owners in held]
+        self._alike(
+            np.concatenate([rows for rows, _ in held]),
+            [np.concatenate(owners) for owners in zip(*filled, strict=True)],
+        )
 
     def _proportion(self, mine: IntArray, theirs: IntArray) -> None:
         """`mine` `[size]` and the rows `theirs` `[rows, size]` of another axis lose in one proportion."""
@@ -204,6 +229,18 @@ class Flow:
             for a in axes
             if shape[a] > 1
         )
+
+
+def _owned(box: Box, axis: int, part: int) -> tuple[IntArray, list[IntArray]]:
+    """Parts of an axis as rows `[rows, part]`, and for each other axis of a rectangle the labels of their slabs."""
+    if axis != box.free:
+        return box.slabs[axis].reshape(-1, part), []
+    rows = np.moveaxis(box.ids, axis, -1)
+    owners = [
+        np.broadcast_to(np.moveaxis(upright(slab, a, box.ids.ndim), axis, -1), rows.shape)
+        for a, slab in box.slabs.items()
+    ]
+    return rows.reshape(-1, part), [owner.reshape(-1, part)[:, 0] for owner in owners]
 
 
 Rule = Callable[[Flow, Op], None]

@@ -3,7 +3,8 @@
 - *same*: two labels are one channel;
 - *together*: labels that must leave together, although each can also leave in another way;
 - *slab*: a label (a head, a group) that takes others with it when it goes;
-- *cells*: rows of labels that must lose equally many, unless one leaves whole with its slab.
+- *cells*: rows of labels that must lose equally many, unless one leaves whole with its slab; loose ones do where they
+  are alike.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ class Cells:
     """Rows of labels `[rows, size]` that must lose equally many.
 
     `owners` `[rows, slabs]` are the labels of the slabs that a row lies on: with one of them it leaves as a whole.
+    Loose rows that are not alike may lose what they like, where the labels `instead` stay; None: rows are not loose.
     """
 
     rows: IntArray
     owners: IntArray
+    instead: IntArray | None = None
 
 
 @dataclass

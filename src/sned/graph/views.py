@@ -131,8 +131,10 @@ def _align_if_crossed(flow: Flow, box: Box, merged: Iterable[tuple[int, ...]]) -
             flow.axis(box, box.free)
 
 
-def take(flow: Flow, boxes: Boxes, axis: int, index: slice, size: int) -> Boxes:
-    """Boxes after `x[index]` along one axis."""
+def take(
+    flow: Flow, boxes: Boxes, axis: int, index: slice, size: int, beside: Sequence[slice] | None = None
+) -> Boxes:
+    """Boxes after `x[index]` along one axis; `beside` as in `Flow.equal_parts`."""
     box = covering(boxes, axis)
     if box is None or index == slice(0, size, 1):
         return boxes
@@ -140,11 +142,14 @@ def take(flow: Flow, boxes: Boxes, axis: int, index: slice, size: int) -> Boxes:
     if step > 1:
         _every(flow, box, axis, step)
     elif not box.filler:
-        flow.equal_parts(box, axis, [start, stop])
+        flow.equal_parts(box, axis, [start, stop], beside)
     at: list[slice] = [slice(None)] * box.ids.ndim
     at[axis] = index
     slabs = {a: s[index] if a == axis else s for a, s in box.slabs.items()}
     taken = _shrunk(replace(box, ids=box.ids[tuple(at)], slabs=slabs))
+    for part in taken if beside is not None and axis == box.free else ():
+        if part.slabs:
+            flow.alike(part, part.ids.shape[axis])  # every row gives equally many
     return tuple(b for b in boxes if b is not box) + taken
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,15 +74,17 @@ def expand_size(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
 
 @rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "tensor_split")
 def split(flow: Flow, op: Op) -> None:
-    """Pieces along one axis; the pieces keep their proportion."""
+    """Pieces along one axis; the pieces keep their proportion, unless the code gives the size of each."""
     ref = op.args[0]
     shape = flow.shape(ref)
     axis = int(argument(op, 2, "dim", 0)) % len(shape)
-    start = 0
-    for output in range(len(op.outputs)):
-        stop = start + _out_shape(flow, op, output)[axis]
-        flow.put(op, take(flow, flow.of(ref), axis, slice(start, stop, 1), shape[axis]), output)
-        start = stop
+    ends = np.cumsum([0, *(_out_shape(flow, op, output)[axis] for output in range(len(op.outputs)))])
+    pieces = [slice(int(start), int(stop), 1) for start, stop in pairwise(ends)]
+    beside = None
+    if op.name.endswith("split_with_sizes"):
+        beside = flow.origins.beside(op, dict(enumerate(pieces)), list(op.args[1]))
+    for output, piece in enumerate(pieces):
+        flow.put(op, take(flow, flow.of(ref), axis, piece, shape[axis], beside), output)
 
 
 @resize("split", "unsafe_split")
@@ -91,7 +94,7 @@ def split_size(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
     first = op.outputs[0]
     assert first is not None
     kept, old = sizes.fraction(first, axis)
-    return (args[0], args[1] * kept // old, *args[2:])
+    return (args[0], args[1] * kept // max(old, 1), *args[2:])
 
 
 @resize("split_with_sizes", "unsafe_split_with_sizes")
@@ -102,7 +105,7 @@ def split_sizes(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
     for size, number in zip(args[1], op.outputs, strict=True):
         assert number is not None
         kept, old = sizes.fraction(number, axis)
-        pieces.append(size * kept // old)
+        pieces.append(size * kept // max(old, 1))
     return (args[0], tuple(pieces), *args[2:])
 
 
@@ -142,8 +145,11 @@ def slice_(flow: Flow, op: Op) -> None:
     ref = op.args[0]
     shape = flow.shape(ref)
     axis = int(argument(op, 1, "dim", 0)) % len(shape)
-    index = _range(op, shape[axis])
-    flow.put(op, take(flow, flow.of(ref), axis, index, shape[axis]))
+    size, index = shape[axis], _range(op, shape[axis])
+    cuts = [n for n in op.args[2:4] if isinstance(n, int) and n and -size < n < size]
+    kept = {place: slice(0, n) if n > 0 else slice(n, None) for place, n in enumerate(cuts)}
+    beside = flow.origins.beside(op, kept, cuts) if op.name == "slice" else None
+    flow.put(op, take(flow, flow.of(ref), axis, index, size, beside))
 
 
 def _range(op: Op, size: int) -> slice:
