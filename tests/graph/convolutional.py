@@ -394,3 +394,23 @@ class Windows(nn.Module):
 @network
 def windows() -> tuple[nn.Module, tuple[Any, ...]]:
     return Windows(), (torch.randn(2, 3, 8, 8),)
+
+
+class Overlapping(nn.Module):
+    """Windows of four steps, each of which shares two with the next, as a view of the memory underneath."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 6), nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).contiguous()
+        batch, steps, width = x.shape
+        strides = (steps * width, 2 * width, width, 1)
+        windows = x.as_strided((batch, (steps - 2) // 2, 4, width), strides)
+        return self.c(self.b(windows.sum(2)).relu())
+
+
+@network
+def overlapping_windows() -> tuple[nn.Module, tuple[Any, ...]]:
+    return Overlapping(), (torch.randn(2, 8, 5),)

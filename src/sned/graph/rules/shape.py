@@ -211,13 +211,16 @@ def as_strided(flow: Flow, op: Op) -> None:
 
 @resize("as_strided_", "as_strided")
 def strides(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
-    """Strides of the new shape, the axes in the same order of nearness."""
+    """Strides of the new shape, the axes in the same order of nearness; windows into the memory underneath stay."""
+    made = op.outputs[0]
+    if made is None or sizes.old(args[0]) != sizes.recorded(made):
+        return args
     old, new = args[1], sizes.scaled(op, args[1])
     near = sorted((axis for axis, size in enumerate(old) if size > 1), key=lambda axis: args[2][axis])
-    made, step = [1] * len(new), 1
+    steps, step = [1] * len(new), 1
     for axis in near:
-        made[axis], step = step, step * new[axis]
-    return (args[0], new, tuple(made), *args[3:])
+        steps[axis], step = step, step * new[axis]
+    return (args[0], new, tuple(steps), *args[3:])
 
 
 @rule("roll")
