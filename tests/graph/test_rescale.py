@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -120,3 +122,74 @@ def test_a_size_that_stays_for_its_factor_names_the_op_that_multiplies_by_it() -
     graph = trace(nn.Sequential(lively(Shared(calls=2, beside=True))), SEQUENCE)
     held = {(frozen.op, frozen.module) for frozen in graph.frozen if "derives a factor" in frozen.reason}
     assert held == {("mul", "0")}
+
+
+class Stacked(nn.Module):
+    """Heads side by side on the batch axis, as set transformers have them; the query is added to what it found."""
+
+    def __init__(self, *, added: bool) -> None:
+        super().__init__()
+        self.heads, self.width, self.added = 4, 16, added
+        self.q, self.k, self.v = (nn.Linear(5, 16) for _ in range(3))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = self.width // self.heads
+        q, k, v = (torch.cat(layer(x).split(size, 2), 0) for layer in (self.q, self.k, self.v))
+        y = torch.softmax(q.bmm(k.transpose(1, 2)) / math.sqrt(self.width), 2).bmm(v)
+        return self.head(torch.cat((q + y if self.added else y).split(x.shape[0], 0), 2))
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_a_factor_by_attributes_is_made_up_for_by_what_serves_nothing_else(added: bool) -> None:
+    model = lively(Stacked(added=added))
+    small, graph, plan = halved(model, SEQUENCE)
+    assert {site.parameter for (rescale,) in [graph.rescales] for site in rescale.sites} == (
+        {"k.weight", "k.bias"} if added else {"q.weight", "q.bias"}
+    )
+    assert small.q.weight.shape == small.v.weight.shape == (8, 5)
+    assert distance(call(small, SEQUENCE), zeroed(model, graph, plan.removed, SEQUENCE)) < 1e-5
+
+
+class Adapted(nn.Module):
+    """A query of two summands, the second of low rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.down, self.up = (
+            nn.Linear(5, 16),
+            nn.Linear(5, 2, bias=False),
+            nn.Linear(2, 16, bias=False),
+        )
+        self.k, self.v, self.head = nn.Linear(5, 16), nn.Linear(5, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.q(x) + self.up(self.down(x)) * 2.0, self.k(x), self.v(x)
+        q, k, v = (each.view(x.shape[0], x.shape[1], 4, -1).transpose(1, 2) for each in found)
+        return self.head(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_all_summands_make_up_for_the_factor_of_their_sum() -> None:
+    model = lively(Adapted())
+    small, graph, plan = halved(model, SEQUENCE)
+    assert small.up.weight.shape[0] == small.q.weight.shape[0] == 8
+    assert distance(call(small, SEQUENCE), zeroed(model, graph, plan.removed, SEQUENCE)) < 1e-5
+
+
+class Halved(nn.Module):
+    """A number worked out by a function of PyTorch's from a size alone, before anything else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = int(torch.div(x.shape[1], 2, rounding_mode="floor"))
+        return self.b(self.a(x[:, :steps]).relu())
+
+
+def test_a_quotient_of_numbers_is_no_factor() -> None:
+    model = lively(Halved())
+    small, graph, plan = halved(model, SEQUENCE)
+    assert small.a.weight.shape == (4, 5)
+    assert distance(call(small, SEQUENCE), zeroed(model, graph, plan.removed, SEQUENCE)) < 1e-5

@@ -206,7 +206,7 @@ def _link(flow: Flow, use: Use) -> None:
 
 
 def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> Given:
-    """One attribute that gives the size of several axes: they keep their proportion.
+    """One attribute, or one number that some give, that is the size of several axes: they keep their proportion.
 
     What a width is divided by to give another size (`C // num_heads`) stays: the two sizes are linked already.
     """
@@ -215,31 +215,38 @@ def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> Give
     ]
     follows = {source for use, product in divided if product for source in use.formula.sources}
     divisors = {source for use, _ in divided for source in use.formula.sources} - follows
-    first: dict[Attribute, tuple[int, int]] = {}
+    first: dict[Formula, tuple[int, int]] = {}
+    given: dict[Source, Source] = {}
     for use in uses:
-        if (use.last_op == use.first_op and use.at is None) or len(use.formula.sources) != 1:
+        sources = use.formula.sources
+        made_nothing = use.last_op == use.first_op and use.at is None
+        if made_nothing or not all(isinstance(source, Attribute) for source in sources):
             continue
-        (source,) = use.formula.sources
         op = _shaped(ops, use)
         made = _made(flow, op, use)
-        if not isinstance(source, Attribute) or made is None:
+        if made is None or not flow.tensors[made[0]].shape[made[1]] == use.value > 1:
             continue
-        if flow.tensors[made[0]].shape[made[1]] == use.value == use.formula.evaluate({source: use.value}) > 1:
-            flow.op = op
+        flow.op = op
+        formula = use.formula
+        if len(sources) == 1 and formula.evaluate(dict.fromkeys(sources, use.value)) == use.value:
+            (source,) = sources
+            formula = Formula(sources)
+            given.setdefault(source, TensorAxis(*made))
             box = covering(flow.boxes.get(made[0], ()), made[1])
             if source in divisors and box is not None:
                 flow.block(flow.axis(box, made[1]), "the code divides a width by this size")
-            before = first.setdefault(source, made)
-            if before != made:
-                flow.link(before, made)
-    _link_multiples(flow, uses, first)
-    return {source: TensorAxis(*made) for source, made in first.items()}
+        before = first.setdefault(formula, made)
+        if before != made:
+            flow.link(before, made)
+    _link_multiples(flow, uses, given)
+    return given
 
 
-def _link_multiples(flow: Flow, uses: Sequence[Use], first: Mapping[Attribute, tuple[int, int]]) -> None:
+def _link_multiples(flow: Flow, uses: Sequence[Use], given: Given) -> None:
     """Axes of parameters that a configuration makes some times as long as a number in it, or a part of it (`4 * width`,
     `width // heads`), keep their proportion to the first axis that has just this size, or to the first of them."""
-    base, flow.op = dict(first), None
+    base = {source: (axis.tensor, axis.axis) for source, axis in given.items() if isinstance(axis, TensorAxis)}
+    flow.op = None
     for use in uses:
         for source in use.formula.sources if use.formula.operation else ():
             if use.at is not None and isinstance(source, Attribute) and _proportional(use, source):
@@ -277,13 +284,21 @@ def _shaped(ops: Sequence[Op], use: Use) -> Op:
     return next((op for op in called if op.name == "slice" and op.args[3:4] == (use.value,)), called[-1])
 
 
+def _gives_first(op: Op, number: int) -> bool:
+    """Whether a number is the size of the first thing that an op makes: of all its pieces, or of what it takes from the
+    front."""
+    if op.name in ("split", "unsafe_split"):
+        return len(op.args) > 2 and bool(op.args[1] == number)
+    return op.name == "slice" and tuple(op.args[2:4]) == (0, number)
+
+
 def _made(flow: Flow, op: Op, use: Use) -> tuple[int, int] | None:
     """The axis (tensor, axis) whose size a number gives: one of a shape, a piece of a split, or what a slice takes from
     the front."""
     if use.at is not None:
         return use.at
-    if op.name == "slice" and tuple(op.args[2:4]) == (0, use.value) and op.outputs[0] is not None:
-        return op.outputs[0], int(op.args[1])
+    if _gives_first(op, use.value) and op.outputs[0] is not None:
+        return op.outputs[0], int(op.args[2 if "split" in op.name else 1])
     if use.from_end is not None:
         number = next((n for n in op.outputs if n is not None), None)
         if number is None or use.from_end > len(flow.tensors[number].shape):

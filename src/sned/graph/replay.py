@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any
 
-import numpy as np
 import torch
 
 from sned.graph.coupling import Keep
 from sned.graph.example import ArgsAndKwargs, Inputs, arguments, batch_in, tensors_in
 from sned.graph.ir import Graph, IntArray, Op, Ref, leaves
 from sned.graph.plan import Plan
-from sned.graph.provenance import Source, TensorAxis
 from sned.graph.sizes import Sizes, filled
 from sned.graph.trace import device_of
 
@@ -41,36 +39,6 @@ def cut_down(tensor: torch.Tensor, axes: Mapping[int, IntArray]) -> torch.Tensor
     for axis, kept in axes.items():
         tensor = tensor.index_select(axis, torch.from_numpy(kept).to(tensor.device))
     return tensor.contiguous(memory_format=torch.channels_last) if last else tensor
-
-
-def made_up(graph: Graph, plan: Plan, sliced: State) -> dict[str, torch.Tensor]:
-    """Sliced weights as the pruned module needs them: multiplied by what makes up for factors that it derives anew.
-
-    The replay uses the recorded factors and needs none of this.
-    """
-    state = dict(sliced)
-    if not graph.rescales:
-        return state
-    sizes = sizes_of(graph, plan)
-    for rescale in graph.rescales:
-        news: dict[Source, int] = {
-            s: sizes.shape(s.tensor)[s.axis] for s in rescale.formula.sources if isinstance(s, TensorAxis)
-        }
-        factor = (rescale.value / rescale.formula.evaluate(news)) ** rescale.power
-        if factor == 1.0:
-            continue
-        for site in rescale.sites:
-            tensor = state[site.parameter].clone()
-            if site.positions is None:
-                tensor *= factor
-            else:
-                kept = plan.kept.get(site.parameter, {}).get(site.axis)
-                everything = np.arange(graph.tensors[graph.parameters[site.parameter]].shape[site.axis])
-                there = np.flatnonzero(np.isin(everything if kept is None else kept, site.positions))
-                index = torch.from_numpy(there).to(tensor.device)
-                tensor.index_copy_(site.axis, index, tensor.index_select(site.axis, index) * factor)
-            state[site.parameter] = tensor
-    return state
 
 
 def keep_of(graph: Graph, plan: Plan | None) -> Keep:

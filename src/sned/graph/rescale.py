@@ -103,12 +103,18 @@ class Upstream:
         self._shapes = shapes
         self._boxes = boxes
         self._path: Path = {}
+        self._factor = 0
 
-    def scaling(self, op: Op) -> tuple[tuple[Site, ...] | None, Path]:
-        """Where to scale so that the first input of `op` is scaled, and the way there; None if that cannot be done."""
+    def scaling(self, op: Op, factor: int) -> tuple[tuple[Site, ...] | None, Path]:
+        """Where to scale so that the first input of `op` is scaled, and the way there; None if that cannot be done.
+
+        `factor` is which one to scale of a product of two tensors that are worked out, 0 or 1.
+        """
+        if not op.inputs:  # of two numbers, one of which is a size: `torch.div(x.shape[1], 2)`
+            return None, {}
         tensor = op.inputs[0]
         ids = self.labels(tensor)
-        self._path = {op.index: ids}
+        self._path, self._factor = {op.index: ids}, factor
         return self.sites(tensor, ids), self._path
 
     def labels(self, tensor: int) -> IntArray:
@@ -153,14 +159,19 @@ class Upstream:
         return {n for index in self._path for n in self._ops[index].inputs if self._is_scaled(index, n)}
 
     def _is_scaled(self, index: int, number: int) -> bool:
-        """Of a product only the weight and the bias are scaled, of a normalisation likewise."""
+        """Of a product only the weight and the bias are scaled, or one factor of two, of a normalisation likewise."""
         op = self._ops[index]
         if op.name in NORMS:
             return number in self._parameters
-        if op.name in PRODUCTS and self._root(op.args[PRODUCTS[op.name][1]].id) is not None:
-            factor: int = op.args[PRODUCTS[op.name][0]].id
-            return number != factor
+        if op.name in PRODUCTS:
+            left, right = (op.args[i].id for i in PRODUCTS[op.name])
+            stays = left if self._root(right) is not None or self._enters(op, left, right) == right else right
+            return bool(number != stays or left == right)
         return True
+
+    def _enters(self, op: Op, left: int, right: int) -> int:
+        """The factor that is scaled of a product of two tensors that are worked out."""
+        return (left, right)[self._factor if self._bias(op) is None else 0]
 
     def sites(self, tensor: int, ids: IntArray, depth: int = 0) -> tuple[Site, ...] | None:
         """Where to scale so that `tensor` is scaled where it carries the labels `ids`; None if that cannot be done."""
@@ -171,9 +182,10 @@ class Upstream:
             return None
         self._path[op.index] = ids
         if op.name in PASSED:
-            return self._all(op.inputs[:1] if op.name in ("index", "index_select") else op.inputs, ids, depth)
+            passed = op.inputs[:1] if op.name in ("index", "index_select") else op.inputs
+            return self._all(passed, self._of_each(op, ids), depth)
         if op.name.rstrip("_") in ("add", "sub"):
-            return self._sum(op.inputs, ids, depth) if len(op.inputs) == 2 else None
+            return self._sum(op, ids, depth) if len(op.inputs) == 2 else None
         if op.name.rstrip("_") in ("mul", "div"):
             return self._any(op.inputs[: 2 if op.name.startswith("mul") else 1], ids, depth)
         if op.name in NORMS:
@@ -192,11 +204,20 @@ class Upstream:
             found += sites
         return _merged(found) if tensors else None
 
-    def _sum(self, tensors: Sequence[int], ids: IntArray, depth: int) -> tuple[Site, ...] | None:
+    def _of_each(self, op: Op, ids: IntArray) -> IntArray:
+        """The labels that are scaled of what goes into an op: where all that it makes of several tensors is, those of
+        each, of which what it makes carries one."""
+        made = op.outputs[0]
+        if len(op.inputs) < 2 or made is None or not np.isin(self.labels(made), ids).all():
+            return ids
+        return np.concatenate([ids, *(self.labels(t) for t in op.inputs)])
+
+    def _sum(self, op: Op, ids: IntArray, depth: int) -> tuple[Site, ...] | None:
         """Both sides are scaled; a bias at the positions at which the product before it is."""
+        tensors = op.inputs
         biases = [self._root(t) for t in tensors]
         others = [t for t, bias in zip(tensors, biases, strict=True) if bias is None]
-        found = self._all(others, ids, depth)
+        found = self._all(others, self._of_each(op, ids), depth)
         if found is None or len(others) == 2:
             return found
         ((bias, read),) = [(b, t) for t, b in zip(tensors, biases, strict=True) if b is not None]
@@ -225,7 +246,8 @@ class Upstream:
             made = op.outputs[0]
             if made is None or not np.isin(self.labels(made), ids).all():
                 return None
-            found = self.sites(left, self.labels(left), depth + 1)
+            entering = self._enters(op, left, right)
+            found = self.sites(entering, self.labels(entering), depth + 1)
             return found if bias is None or found is None else self._with_all_of(bias, found)
         axis = self._axis_of(weight, ids)
         if axis is None:  # axes that were merged ahead of the product, such as heads and what is inside them
@@ -323,39 +345,55 @@ class _Factor:
     """A factor that follows from a size, in every pass of the layer that multiplies by it."""
 
     rescale: Rescale
-    ops: list[Op]
+    met: list[tuple[Scale, Op]]
     path: Path
 
 
 def rescales(ops: Sequence[Op], scales: Sequence[Scale], upstream: Upstream) -> Iterator[Rescale | Lost]:
     """For every factor that follows from a size, the weights that make up for it."""
+    met = [
+        (scale, op)
+        for scale in scales
+        for op in ops[scale.first_op : scale.last_op]
+        if op.name.rstrip("_") in ("mul", "div") and _holds(op, scale.value)
+    ]
+    for factor in (0, 1):  # what serves twice makes up for nothing: a query, say, that is added to the answer
+        found, met = _made_up(met, upstream, factor)
+        yield from found
+    yield from (Lost(scale.formula, op) for scale, op in met)
+
+
+def _made_up(
+    met: Sequence[tuple[Scale, Op]], upstream: Upstream, factor: int
+) -> tuple[list[Rescale], list[tuple[Scale, Op]]]:
+    """The weights that make up for factors by one side of the products before them, and the factors that none do."""
     factors: list[_Factor] = []
-    for scale in scales:
-        for op in ops[scale.first_op : scale.last_op]:
-            if op.name.rstrip("_") not in ("mul", "div") or not _holds(op, scale.value):
-                continue
-            sites, path = upstream.scaling(op)
-            if sites is None:
-                yield Lost(scale.formula, op)
-                continue
-            power = -1 if op.name.startswith("div") else 1
-            _add(factors, Rescale(scale.formula, scale.value, power, sites), op, path)
-    for factor in factors:
-        if upstream.only_on(factor.path, factor.rescale.sites):
-            yield factor.rescale
+    lost: list[tuple[Scale, Op]] = []
+    for scale, op in met:
+        sites, path = upstream.scaling(op, factor)
+        if sites is None:
+            lost.append((scale, op))
+            continue
+        power = -1 if op.name.startswith("div") else 1
+        _add(factors, Rescale(scale.formula, scale.value, power, sites), scale, op, path)
+    found = []
+    for each in factors:
+        if upstream.only_on(each.path, each.rescale.sites):
+            found.append(each.rescale)
         else:
-            yield from (Lost(factor.rescale.formula, op) for op in factor.ops)
+            lost += each.met
+    return found, lost
 
 
-def _add(factors: list[_Factor], rescale: Rescale, op: Op, path: Path) -> None:
+def _add(factors: list[_Factor], rescale: Rescale, scale: Scale, op: Op, path: Path) -> None:
     """Add a factor, or a further pass of one: the same weights make up for it there. What multiplies by the same number
     once more lies on the way of the first."""
     for factor in factors:
-        if factor.rescale.key == rescale.key and all(each.index not in path for each in factor.ops):
-            factor.ops.append(op)
+        if factor.rescale.key == rescale.key and all(each.index not in path for _, each in factor.met):
+            factor.met.append((scale, op))
             factor.path |= path
             return
-    factors.append(_Factor(rescale, [op], path))
+    factors.append(_Factor(rescale, [(scale, op)], path))
 
 
 def _holds(op: Op, value: float) -> bool:

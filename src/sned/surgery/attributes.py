@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from sned.errors import SurgeryError
 from sned.graph.ir import Graph, Op, leaves
 from sned.graph.modules import modules_of
-from sned.graph.provenance import Attribute, Formula, Source, TensorAxis, Use, settings
+from sned.graph.provenance import Attribute, settings
 from sned.graph.recording import BATCHES, Recording
-from sned.graph.replay import overload
-from sned.graph.sizes import Sizes, integers_in
+from sned.graph.sizes import Sizes
 from sned.graph.trace import record
+from sned.surgery.solving import factors_of, solved
 
 TIDY: Mapping[type[nn.Module], Mapping[str, tuple[str, int]]] = {
     nn.Linear: {"in_features": ("weight", 1), "out_features": ("weight", 0)},
@@ -132,123 +132,6 @@ def traced_batch(graph: Graph) -> int | None:
     return BATCHES[0] if graph.batched else None
 
 
-def solved(graph: Graph, sizes: Sizes) -> dict[Attribute, int]:
-    """New values of the attributes: first from numbers given as they are, then from formulas with one unknown."""
-    news: dict[Source, int] = {
-        source: sizes.shape(source.tensor)[source.axis]
-        for use in graph.uses
-        for source in use.formula.sources
-        if isinstance(source, TensorAxis)
-    }
-    wanted = [(use, new) for use in graph.uses if (new := _wanted(graph, sizes, use, news)) is not None]
-    wanted.sort(key=lambda pair: len(pair[0].formula.sources))
-    for use, new in wanted:
-        if use.formula.evaluate(news) == new:
-            continue
-        unknown = sorted((source for source in use.formula.sources if source not in news), key=str)
-        for source in unknown:
-            found = _invert(use, news, source, new)
-            if found is not None:
-                news[source] = found
-                break
-    return {source: new for source, new in news.items() if isinstance(source, Attribute)}
-
-
-def _invert(use: Use, news: Mapping[Source, int], source: Source, new: int) -> int | None:
-    """The value of one source that gives a formula its new value, if one up to the old values does."""
-    olds = dict(_olds(use.formula))
-    old = olds.get(source, 0)
-    in_proportion = (old * news[s] // olds[s] for s in use.formula.sources if s in news and olds.get(s))
-    for candidate in (new, *in_proportion, *range(1, max(use.value, new, *olds.values()) + 1)):
-        try:
-            if use.formula.evaluate({**news, source: candidate}) == new:
-                return int(candidate)
-        except ZeroDivisionError:
-            continue
-    return None
-
-
-def _olds(formula: Formula) -> Iterator[tuple[Source, int]]:
-    """The sources of a formula with their old values."""
-    if not formula.operation:
-        yield from ((source, formula.value) for source in formula.sources)
-    for operand in formula.operands:
-        if isinstance(operand, Formula):
-            yield from _olds(operand)
-
-
-def _wanted(graph: Graph, sizes: Sizes, use: Use, news: Mapping[Source, int]) -> int | None:
-    """What a number must become: as the size that it was compared with, by its place in a shape, or else as equal
-    numbers in the ops of the call."""
-    if use.equals is not None:
-        return int(use.equals.evaluate(news)) if use.equals.sources <= news.keys() else None
-    if use.at is not None:
-        return sizes.shape(use.at[0])[use.at[1]]
-    ops = graph.ops[use.first_op : use.last_op]
-    if use.from_end is not None:
-        number = next((n for n in ops[-1].outputs if n is not None), None)
-        if number is not None and use.from_end <= len(sizes.recorded(number)):
-            axis = len(sizes.recorded(number)) - use.from_end
-            return sizes.shape(number)[axis] if sizes.recorded(number)[axis] == use.value else None
-    if _unchanged(ops, sizes, use.value):
-        return use.value
-    if (aligned := {new for op in ops for new in _aligned(op, sizes, use)}) and len(aligned) == 1:
-        return next(iter(aligned))
-    named = {new for op in ops for old, new in _named(op, sizes, use.formula) if old == use.value}
-    found = named or {new for op in ops for old, new in _numbers(op, sizes) if old == use.value}
-    return next(iter(found)) if len(found) == 1 else None
-
-
-def _unchanged(ops: Sequence[Op], sizes: Sizes, value: int) -> bool:
-    """Whether a number is among the integers of some ops, and all of these stay."""
-    met = False
-    for op in ops:
-        old, new = sizes.integers(op)
-        if old is not new and old != new:
-            return False
-        met = met or value in old
-    return met
-
-
-def _aligned(op: Op, sizes: Sizes, use: Use) -> Iterator[int]:
-    """What becomes of the number, if the integers of the call are those of the op, one by one."""
-    if len(use.given) > 1 and sizes.integers(op)[0] == use.given:
-        yield sizes.integers(op)[1][use.place]
-
-
-def _named(op: Op, sizes: Sizes, formula: Formula) -> Iterator[tuple[int, int]]:
-    """Pairs (old, new) of the argument that is called like the attribute: `groups` of a convolution, not its stride."""
-    names = {_stem(source.name) for source in formula.sources if isinstance(source, Attribute)}
-    if len(names) != 1:
-        return
-    args, _ = sizes.arguments(op)
-    for argument, old, new in zip(_stems(op.target), sizes.plain(op), args, strict=False):
-        if argument in names:
-            yield from zip(integers_in(old), integers_in(new), strict=True)
-
-
-@cache
-def _stems(target: str) -> tuple[str, ...]:
-    """What the arguments of an op are called."""
-    return tuple(_stem(argument.name) for argument in overload(target)._schema.arguments)
-
-
-@cache
-def _stem(name: str) -> str:
-    """`num_groups` of a module is `group` of an op."""
-    return name.removeprefix("num_").removesuffix("s")
-
-
-def _numbers(op: Op, sizes: Sizes) -> Iterator[tuple[int, int]]:
-    """Pairs (old, new) of every number at an op: its arguments, then axes of its tensors that no argument gives."""
-    yield from zip(*sizes.integers(op), strict=True)
-    given = set(sizes.integers(op)[0])
-    for number in op.outputs:
-        if number is not None:
-            axes = zip(sizes.recorded(number), sizes.shape(number), strict=True)
-            yield from ((old, new) for old, new in axes if old not in given)
-
-
 def _assign(
     modules: Mapping[str, nn.Module], private: set[tuple[str, str]], source: Attribute, new: int
 ) -> Repair:
@@ -347,7 +230,7 @@ def _strayed(graph: Graph, recording: Recording, sizes: Sizes) -> int | None:
     branch of the code left out or put in."""
     expected = [op for op in graph.ops if op.name not in LAYOUT]
     got = [op for op in recording.ops if op.name not in LAYOUT]
-    factors = list(_factors(graph, sizes))
+    factors = [(rescale.value, new) for rescale, new in factors_of(graph, sizes)]
     for mine, theirs in zip(expected, got, strict=False):
         if _kind(mine) != _kind(theirs):
             # PyTorch takes a product apart in other ways at other sizes; what works element by element is the code's.
@@ -370,15 +253,6 @@ def _strayed(graph: Graph, recording: Recording, sizes: Sizes) -> int | None:
 def _elementwise(ops: Sequence[Op]) -> list[str]:
     """What is done element by element; not products of two tensors, which an einsum over a single position becomes."""
     return [op.name for op in ops if op.pointwise and (op.name != "mul" or len(op.inputs) < 2)]
-
-
-def _factors(graph: Graph, sizes: Sizes) -> Iterator[tuple[float, float]]:
-    """Old and new value of every factor that weights make up for."""
-    for rescale in graph.rescales:
-        news: dict[Source, int] = {
-            s: sizes.shape(s.tensor)[s.axis] for s in rescale.formula.sources if isinstance(s, TensorAxis)
-        }
-        yield rescale.value, rescale.formula.evaluate(news)
 
 
 def _bounds(op: Op, args: tuple[Any, ...], shape: Callable[[int], tuple[int, ...]]) -> Any:

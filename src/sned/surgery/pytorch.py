@@ -13,7 +13,7 @@ from sned.errors import ModelError, PlanError, SnedError, SurgeryError
 from sned.graph.example import ArgsAndKwargs
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan, check_fits
-from sned.graph.replay import Replay, made_up, sizes_of, slice_state
+from sned.graph.replay import Replay, sizes_of, slice_state
 from sned.graph.trace import check_values, device_of, mode_of, plain_kernels, state_of, undisturbed
 from sned.graph.untouched import Untouched
 from sned.surgery.attributes import check_sizes, repair_attributes
@@ -23,6 +23,7 @@ from sned.surgery.keras import is_keras
 from sned.surgery.masks import cut_masks, hold_masks
 from sned.surgery.outputs import answered, largest_difference, shaken
 from sned.surgery.probe import known, trace_example
+from sned.surgery.solving import made_up
 from sned.surgery.twin import twin
 
 VERIFIED = 2

@@ -15,13 +15,13 @@ from sned.errors import SnedError, SurgeryError
 from sned.graph.example import Example, tensors_in
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan
-from sned.graph.replay import Replay, made_up, sizes_of, slice_state
-from sned.surgery.attributes import solved
+from sned.graph.replay import Replay, sizes_of, slice_state
 from sned.surgery.keras.arrays import to_array, to_tensor
 from sned.surgery.keras.configuration import classes_of, configuration, edited, rebuilt
 from sned.surgery.keras.naming import layers_of, share_constants, variables_of
 from sned.surgery.keras.precision import in_single_precision
 from sned.surgery.outputs import largest_difference, shaken
+from sned.surgery.solving import made_up, solved
 
 
 def cut(model: Any, graph: Graph, plan: Plan, state: Mapping[str, torch.Tensor]) -> Any:

@@ -32,7 +32,7 @@ from sned.graph.recording import Recorded, Recording
 from sned.graph.replay import overload, sizes_of
 from sned.graph.sizes import Sizes
 from sned.graph.trace import recorded
-from sned.surgery.attributes import Unrepaired, check_sizes, solved
+from sned.surgery.attributes import Unrepaired, check_sizes
 from sned.surgery.keras.configuration import (
     configuration,
     edited,
@@ -59,6 +59,7 @@ from sned.surgery.keras.twin import (
     shapes_traced,
 )
 from sned.surgery.probe import rehearsed
+from sned.surgery.solving import solved
 
 
 class Place(str):
