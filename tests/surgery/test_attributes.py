@@ -300,3 +300,22 @@ def test_strides_keep_their_phase_whatever_goes(gone: list[int]) -> None:
     small = apply(model, graph.plan({graph.groups[0].name: gone}))
     expected = zeroed(model, graph, {graph.groups[0].name: gone}, SEQUENCE)
     assert distance(call(small, SEQUENCE), expected) < 1e-5
+
+
+class Talking(nn.Module):
+    """A layer over an axis that is moved to the end: where it keeps one position, PyTorch adds the bias elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.heads = nn.Linear(6, 4), nn.Linear(4, 4)
+        self.over, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.heads(self.before(x)).transpose(1, 2)
+        scores = (heads.unsqueeze(-1) * heads.unsqueeze(-2)).contiguous()
+        return self.head(self.over(scores.permute(0, 2, 3, 1)).sum(2))
+
+
+def test_a_bias_that_is_added_behind_its_product_is_none_of_the_code_s() -> None:
+    graph = trace(Talking(), torch.randn(2, 5, 6))
+    assert [(group.name, group.size) for group in graph.groups] == [("before", 4), ("heads", 4), ("over", 4)]

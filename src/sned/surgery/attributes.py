@@ -251,8 +251,16 @@ def _strayed(graph: Graph, recording: Recording, sizes: Sizes) -> int | None:
 
 
 def _elementwise(ops: Sequence[Op]) -> list[str]:
-    """What is done element by element; not products of two tensors, which an einsum over a single position becomes."""
-    return [op.name for op in ops if op.pointwise and (op.name != "mul" or len(op.inputs) < 2)]
+    """What is done element by element; not products of two tensors, which an einsum over a single position becomes. A
+    layer adds its bias in its product or, as strides ask for, behind it."""
+    return [
+        "add" if op.name in _ADDING else op.name
+        for op in ops
+        if op.name in _ADDING or (op.pointwise and (op.name != "mul" or len(op.inputs) < 2))
+    ]
+
+
+_ADDING = ("addmm", "baddbmm")
 
 
 def _bounds(op: Op, args: tuple[Any, ...], shape: Callable[[int], tuple[int, ...]]) -> Any:
