@@ -5,12 +5,14 @@ from tests.graph.convolutional import Residual, SharedTwice
 from tests.graph.cutting import Gated, Retention, StateSpace
 from tests.graph.registry import NETWORKS
 from tests.graph.sequential import LlamaNorm, Tied, tokens
+from tests.graph.unusual import Prototypes
 
 __all__ = [
     "NETWORKS",
     "Cross",
     "Gated",
     "LlamaNorm",
+    "Prototypes",
     "Residual",
     "Retention",
     "SharedTwice",

@@ -218,7 +218,7 @@ class Stays(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [("sort", "sorted"), ("cumsum", "running sum"), ("index", "picked by an index tensor"), ("input", "fixed size"),
-     ("grid", "fixed size"), ("fft", r"no rule for aten\._fft"), ("mask", "fixed size")],
+     ("grid", "fixed size"), ("fft", "Fourier transform"), ("mask", "fixed size")],
 )  # fmt: skip
 def test_what_cannot_go_stays_with_a_reason_and_the_rest_goes(kind: str, reason: str) -> None:
     graph = trace(Stays(kind), ROW)
@@ -355,3 +355,20 @@ def test_groups_are_sound(name: str) -> None:
 @given(programs())
 def test_groups_of_random_networks_are_sound(program: tuple[Step, ...]) -> None:
     check_sound(trace(RandomCnn(program), torch.randn(2, 3, SIDE, SIDE)))
+
+
+def test_a_loss_that_is_a_mean_notices_what_goes() -> None:
+    class Loss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 4), nn.Linear(6, 4)
+            self.classes = nn.Linear(6, 5)
+
+        def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+            return F.mse_loss(self.a(x), self.b(x)), F.cross_entropy(self.classes(x), target)
+
+    graph = trace(Loss(), (ROW, torch.tensor([1, 3])))
+    (group,) = graph.groups
+    assert (group.size, group.exact) == (4, False)
+    (why,) = [frozen for frozen in graph.frozen if frozen.name == "classes"]
+    assert why.reason == "its classes are told by number"

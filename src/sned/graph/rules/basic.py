@@ -22,7 +22,7 @@ ELEMENTWISE = (
     "nan_to_num", "clamp", "clamp_", "floor_divide", "zero_", "fill_", "bernoulli_", "div_", "add_", "mul_",
     "_conj", "_neg_view", "view_as_real_copy", "addcmul", "addcdiv", "lerp", "rsub", "threshold", "threshold_",
     "hardshrink", "softshrink", "logical_not", "isnan", "relu", "relu_", "abs_", "glu_jvp", "bitwise_not",
-    "resolve_conj",
+    "resolve_conj", "complex", "polar",
 )  # fmt: skip
 """Ops that work position by position; the `pointwise` tag of PyTorch misses some of them."""
 
@@ -47,7 +47,8 @@ def uniform(flow: Flow, op: Op) -> None:
         flow.put(op, flow.filler(shape, range(len(shape)), lifted=not op.name.endswith("zeros")))
 
 
-@rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli")
+@rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "bernoulli",
+      "uniform_", "normal_", "exponential_", "geometric_", "log_normal_", "normal")  # fmt: skip
 def like(flow: Flow, op: Op) -> None:
     """Values of the shape of another tensor."""
     boxes = flow.of(op.args[0])
@@ -64,6 +65,12 @@ def created(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
 def created_like(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
     """The size is the second argument."""
     return (args[0], sizes.scaled(op, args[1]), *args[2:])
+
+
+@rule("log_sigmoid_forward")
+def log_sigmoid(flow: Flow, op: Op) -> None:
+    """Element by element; the second output is for the way back."""
+    flow.put(op, lift(flow.of(op.args[0])))
 
 
 @rule("arange", "linspace", "eye", "scalar_tensor", "rand", "randn", "randint", "tril_indices", "_local_scalar_dense",

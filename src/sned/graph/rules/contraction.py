@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sned.graph.flow import Flow
 from sned.graph.ir import Op, Ref
 from sned.graph.joins import join
-from sned.graph.labels import Boxes
+from sned.graph.labels import Boxes, covering, lift
 from sned.graph.rules.basic import unknown
 from sned.graph.rules.registry import Arguments, resize, rule
 from sned.graph.views import reshape
@@ -70,6 +70,33 @@ def baddbmm(flow: Flow, op: Op) -> None:
     """Bias plus batched product."""
     boxes = product(flow, op.args[1], "bij", op.args[2], "bjk", "bik")
     flow.put(op, plus(flow, boxes, result_shape(flow, op), op.args[0]))
+
+
+@rule("_trilinear")
+def trilinear(flow: Flow, op: Op) -> None:
+    """Three tensors, each stretched along some axes, are multiplied and summed over some: `nn.Bilinear`."""
+    refs, stretched, summed = op.args[:3], op.args[3:6], op.args[6]
+    letters = [chr(97 + a) for a in range(len(flow.shape(refs[0])) + len(stretched[0]))]
+    operands = [
+        (flow.of(ref), flow.shape(ref), [letter for a, letter in enumerate(letters) if a not in axes])
+        for ref, axes in zip(refs, stretched, strict=True)
+    ]
+    flow.put(op, join(flow, operands, [letter for a, letter in enumerate(letters) if a not in summed]))
+
+
+@rule("_cdist_forward", "_euclidean_dist")
+def distances(flow: Flow, op: Op) -> None:
+    """The distance of every row to every other: what both lack is not noticed."""
+    rank = max(len(flow.shape(ref)) for ref in op.args[:2])
+    lead = [chr(97 + a) for a in range(rank - 2)]
+    operands = []
+    for ref, row in zip(op.args[:2], "xy", strict=True):
+        boxes, shape = flow.of(ref), flow.shape(ref)
+        operands.append((boxes, shape, [*lead, row, "z"][-len(shape) :]))
+        box = covering(boxes, len(shape) - 1)
+        if box is not None and box.lifted:
+            flow.spans(flow.axis(box, len(shape) - 1))
+    flow.put(op, lift(join(flow, operands, [*lead, "x", "y"])))
 
 
 @rule("_grouped_mm")

@@ -84,6 +84,32 @@ def norm(flow: Flow, op: Op) -> None:
     _reduce_op(flow, op, 2, exact=True)
 
 
+@rule("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "soft_margin_loss")
+def loss(flow: Flow, op: Op) -> None:
+    """Element by element, then a mean or a sum over all, unless neither is asked for."""
+    refs = [a for a in op.args if isinstance(a, Ref)]
+    letters = [chr(97 + a) for a in range(max(len(flow.shape(ref)) for ref in refs))]
+    operands = [
+        (flow.of(ref), shape, letters[len(letters) - len(shape) :])
+        for ref in refs
+        for shape in [flow.shape(ref)]
+    ]
+    boxes, number = join(flow, operands, letters, lifts=any), op.outputs[0]
+    if number is not None and flow.tensors[number].shape:
+        flow.put(op, lift(boxes))
+        return
+    for box in boxes:
+        for axis in box.axes:
+            flow.spans(flow.axis(box, axis))
+
+
+@rule("nll_loss_forward", "nll_loss2d_forward")
+def likelihood(flow: Flow, op: Op) -> None:
+    """Of every row the class that is its target."""
+    for ref in (a for a in op.args if isinstance(a, Ref)):
+        flow.freeze_boxes(flow.of(ref), "its classes are told by number")
+
+
 @rule("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax", "softmax")
 def softmax(flow: Flow, op: Op) -> None:
     """Same shape; the axis is spanned."""

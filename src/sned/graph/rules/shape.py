@@ -199,6 +199,38 @@ def stack(flow: Flow, op: Op) -> None:
     flow.put(op, join(flow, [(flow.of(ref), flow.shape(ref), letters) for ref in refs], out))
 
 
+@rule("diagonal", "diagonal_copy")
+def diagonal(flow: Flow, op: Op) -> None:
+    """Two axes become one, the last, along which both meet; beside the main diagonal they stay."""
+    ref, rank = op.args[0], len(flow.shape(op.args[0]))
+    pair = {int(argument(op, 2, "dim1", 0)) % rank, int(argument(op, 3, "dim2", 1)) % rank}
+    if argument(op, 1, "offset", 0):
+        for box in flow.of(ref):
+            for axis in box.axes & pair:
+                flow.freeze(flow.axis(box, axis), "what lies beside a diagonal depends on the position")
+    letters = ["z" if a in pair else chr(97 + a) for a in range(rank)]
+    flow.put(
+        op, join(flow, [(flow.of(ref), flow.shape(ref), letters)], [*(c for c in letters if c != "z"), "z"])
+    )
+
+
+@rule("view_as_complex")
+def pairs_as_complex(flow: Flow, op: Op) -> None:
+    """The last axis holds a real and an imaginary part, which stay; the others pass."""
+    boxes, last = flow.of(op.args[0]), len(flow.shape(op.args[0])) - 1
+    for part in (0, 1):
+        moved = pick(flow, boxes, last, part)
+    flow.put(op, moved)
+
+
+@rule("view_as_real")
+def complex_as_pairs(flow: Flow, op: Op) -> None:
+    """A new last axis holds the real and the imaginary part."""
+    rank = len(flow.shape(op.args[0]))
+    same = {axis: axis for axis in range(rank)}
+    flow.put(op, tuple(box.moved(same, rank + 1) for box in flow.of(op.args[0])))
+
+
 @rule("as_strided_", "as_strided")
 def as_strided(flow: Flow, op: Op) -> None:
     """Same shape, other strides (what pooling to one pixel does to keep channels last); anything else stays."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from sned.graph.flow import Flow
 from sned.graph.ir import Op, Ref
-from sned.graph.joins import concatenate
+from sned.graph.joins import concatenate, join
 from sned.graph.labels import Box, Boxes, covering, line
 from sned.graph.rules.registry import rule
 from sned.graph.views import reshape, take
@@ -28,10 +28,17 @@ def slide(flow: Flow, op: Op, ref: Ref, axes: set[int], reason: str) -> None:
     for axis in axes:
         if (box := covering(flow.of(ref), axis)) is not None:
             flow.freeze(flow.axis(box, axis), reason)
-    rest = tuple(box for box in flow.of(ref) if not box.axes & axes)
+    rest = tuple(part for box in flow.of(ref) for part in _beside(flow, box, axes))
     for output, number in enumerate(op.outputs):
         if number is not None:
             flow.put(op, rest, output)
+
+
+def _beside(flow: Flow, box: Box, axes: set[int]) -> Boxes:
+    """What a box says of the axes that are not among some."""
+    if not box.axes & axes:
+        return (box,)
+    return tuple(line(flow.axis(box, a), a, box.ids.ndim, lifted=box.lifted) for a in sorted(box.axes - axes))
 
 
 @rule(*POOLS)
@@ -85,6 +92,29 @@ def grid_sampler(flow: Flow, op: Op) -> None:
     """Values at given places; channels pass."""
     flow.freeze_boxes(flow.of(op.args[1]), "coordinates")
     slide(flow, op, op.args[0], set(range(2, len(flow.shape(op.args[0])))), "an axis that is sampled")
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(flow: Flow, op: Op) -> None:
+    """Values back to the places that pooling took them from: channels of both meet."""
+    axes, both = set(range(2, len(flow.shape(op.args[0])))), list(op.args[:2])
+    for ref in both:
+        slide(flow, op, ref, axes, "an axis that a window slides over")
+    letters = ["a", "b", *[None] * len(axes)]
+    operands = [
+        (tuple(b for box in flow.of(ref) for b in _beside(flow, box, axes)), flow.shape(ref), letters)
+        for ref in both
+    ]
+    flow.put(op, join(flow, operands, letters))
+
+
+@rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
+def fourier(flow: Flow, op: Op) -> None:
+    """Every frequency is made of every position along the axes that are transformed; the others pass."""
+    rank = len(flow.shape(op.args[0]))
+    slide(
+        flow, op, op.args[0], {axis % rank for axis in op.args[1]}, "an axis that a Fourier transform mixes"
+    )
 
 
 def _made(op: Op) -> int:
