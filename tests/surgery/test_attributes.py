@@ -116,6 +116,29 @@ def test_numbers_in_a_dict() -> None:
     assert small.config == {"heads": 2, "dim": 3}
 
 
+class ListConfigured(View):
+    """Reads its numbers from lists inside of an object, or of a dict."""
+
+    def __init__(self, config: SimpleNamespace | dict[str, object]) -> None:
+        super().__init__()
+        del self.heads, self.dim
+        self.config = config
+
+    def forward(self, x: Tensor) -> Tensor:
+        held = self.config if isinstance(self.config, dict) else vars(self.config)
+        y = self.a(x).view(x.shape[0], x.shape[1], held["heads"][-1], held["dims"][0])
+        y = y * torch.sigmoid(y.sum(2, keepdim=True))
+        return self.b(y.reshape(x.shape[0], -1, held["heads"][-1] * held["dims"][0]))
+
+
+@pytest.mark.parametrize("kind", [dict, SimpleNamespace])
+def test_numbers_in_lists_of_a_configuration(kind: type) -> None:
+    config = kind(heads=[7, 4], dims=(6, 9))
+    small = right(ListConfigured(config), SEQUENCE)
+    assert small.config == kind(heads=[7, 2], dims=(3, 9))
+    assert config == kind(heads=[7, 4], dims=(6, 9))
+
+
 class Derived(View):
     """Keeps the product and the number of heads, and divides."""
 

@@ -405,19 +405,24 @@ OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 def _swapped(value: Any, path: str, name: str) -> Any:
-    if value is None or isinstance(value, bool | float | str) or (_is_integer(value) and not value):
+    if value is None or isinstance(value, bool | float | str):
         return value
-    if _is_integer(value):
-        return Sized.of(value, Attribute(path, name))
-    if type(value) in (tuple, list) and all(map(_is_integer, value)) and any(value):
-        return type(value)(Sized.of(v, Attribute(path, name, item=i)) for i, v in enumerate(value))
     if type(value) is dict or is_configuration(value):
         twin = copy.copy(value)
         held = settings(twin)
         for inner, number in list(held.items()):
-            if isinstance(inner, str) and _is_integer(number):
-                held[inner] = Sized.of(number, Attribute(path, inner, holder=name))
+            if isinstance(inner, str):
+                held[inner] = _numbered(number, Attribute(path, inner, holder=name))
         return twin
+    return _numbered(value, Attribute(path, name))
+
+
+def _numbered(value: Any, source: Attribute) -> Any:
+    """An integer, or the integers of a tuple or list, as `Sized` ones."""
+    if _is_integer(value) and value:
+        return Sized.of(value, source)
+    if type(value) in (tuple, list) and all(map(_is_integer, value)) and any(value):
+        return type(value)(Sized.of(v, source._replace(item=i)) for i, v in enumerate(value))
     return value
 
 

@@ -142,16 +142,17 @@ def _assign(
             private.add((source.module, source.holder))
             shared = copy.copy(shared)
             setattr(module, source.holder, shared)
-        old = settings(shared)[source.name]
-        settings(shared)[source.name] = new
-    elif source.item is not None:
-        held = getattr(module, source.name)
-        old = held[source.item]
-        setattr(module, source.name, type(held)(new if i == source.item else v for i, v in enumerate(held)))
+        held = settings(shared)[source.name]
+        settings(shared)[source.name] = _replaced(held, source.item, new)
     else:
-        old = getattr(module, source.name)
-        setattr(module, source.name, new)
-    return Repair(source.module, source.name, int(old), new)
+        held = getattr(module, source.name)
+        setattr(module, source.name, _replaced(held, source.item, new))
+    return Repair(source.module, source.name, int(held if source.item is None else held[source.item]), new)
+
+
+def _replaced(held: Any, item: int | None, new: int) -> Any:
+    """A new number in the place of a number, or of one item of a tuple or list."""
+    return new if item is None else type(held)(new if i == item else v for i, v in enumerate(held))
 
 
 def _tidy(model: nn.Module) -> Iterator[Repair]:
