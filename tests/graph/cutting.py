@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tests.graph.registry import network
 
@@ -125,3 +126,29 @@ class Retention(nn.Module):
         q, k, v = (p(x).view(batch, steps, self.heads, -1).transpose(1, 2) for p in (self.q, self.k, self.v))
         y = (q @ k.transpose(-1, -2)) @ v
         return self.out(self.norm(y.transpose(1, 2).reshape(batch * steps, -1)).view(batch, steps, -1))
+
+
+class Modulated(nn.Module):
+    """A convolution whose weight each sample scales for itself: samples are groups, as in StyleGAN2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs, self.outputs = 8, 6
+        self.before, self.style = nn.Conv2d(3, 8, 1), nn.Linear(4, 8)
+        self.weight, self.head = nn.Parameter(torch.randn(1, 6, 8, 3, 3)), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        x = self.before(x)
+        batch, channels, height, width = x.shape
+        weight = self.weight * self.style(style).view(batch, 1, channels, 1, 1)
+        strength = torch.rsqrt(weight.pow(2).sum([2, 3, 4]) + 1e-6)
+        weight = (weight * strength.view(batch, self.outputs, 1, 1, 1)).view(
+            batch * self.outputs, channels, 3, 3
+        )
+        y = F.conv2d(x.reshape(1, batch * channels, height, width), weight, padding=1, groups=batch)
+        return self.head(y.view(batch, self.outputs, height, width))
+
+
+@network
+def modulated_convolution() -> tuple[nn.Module, tuple[Any, ...]]:
+    return Modulated(), (torch.randn(2, 3, 5, 5), torch.randn(2, 4))

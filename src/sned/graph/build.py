@@ -200,6 +200,8 @@ def _link(flow: Flow, use: Use) -> None:
     sources = [s for s in use.formula.sources if isinstance(s, TensorAxis)]
     if made is None or len(sources) != 1 or use.from_end > len(flow.tensors[made].shape):
         return
+    if len(use.formula.sources) > 1 and not _changes(flow, sources[0]):
+        return  # the batch times an attribute
     axis = len(flow.tensors[made].shape) - use.from_end
     if flow.tensors[made].shape[axis] == use.value > 1:
         flow.link((sources[0].tensor, sources[0].axis), (made, axis))
@@ -211,7 +213,7 @@ def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> Give
     What a width is divided by to give another size (`C // num_heads`) stays: the two sizes are linked already.
     """
     divided = [
-        (use, _is_product(flow, ops, use)) for use in uses if use.from_end is not None and _divides(use)
+        (use, _is_product(flow, ops, use)) for use in uses if use.from_end is not None and _divides(flow, use)
     ]
     follows = {source for use, product in divided if product for source in use.formula.sources}
     divisors = {source for use, _ in divided for source in use.formula.sources} - follows
@@ -261,10 +263,15 @@ def _proportional(use: Use, source: Source) -> bool:
     return all(use.formula.evaluate({source: times * old}) == times * use.value for times in (2, 3))
 
 
-def _divides(use: Use) -> bool:
-    """Whether a number was worked out from one axis and from attributes."""
+def _divides(flow: Flow, use: Use) -> bool:
+    """Whether a number was worked out from one axis, which may change, and from attributes."""
     axes = [source for source in use.formula.sources if isinstance(source, TensorAxis)]
-    return len(axes) == 1 < len(use.formula.sources)
+    return len(axes) == 1 < len(use.formula.sources) and _changes(flow, axes[0])
+
+
+def _changes(flow: Flow, source: TensorAxis) -> bool:
+    """Whether an axis has labels; that of the batch has none."""
+    return covering(flow.boxes.get(source.tensor, ()), source.axis) is not None
 
 
 def _is_product(flow: Flow, ops: Sequence[Op], use: Use) -> bool:
