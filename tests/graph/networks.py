@@ -2,7 +2,7 @@
 
 from tests.graph.attentive import Cross
 from tests.graph.convolutional import Residual, SharedTwice
-from tests.graph.cutting import Gated, Retention, StateSpace
+from tests.graph.cutting import Gated, Modulated, Retention, StateSpace
 from tests.graph.registry import NETWORKS
 from tests.graph.sequential import LlamaNorm, Tied, tokens
 from tests.graph.unusual import Prototypes
@@ -12,6 +12,7 @@ __all__ = [
     "Cross",
     "Gated",
     "LlamaNorm",
+    "Modulated",
     "Prototypes",
     "Residual",
     "Retention",

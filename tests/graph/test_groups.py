@@ -13,7 +13,17 @@ from torch.nn import functional as F
 
 from sned import Graph, Group, apply, trace
 from sned.graph.ir import Term
-from tests.graph.networks import NETWORKS, Gated, Residual, Retention, SharedTwice, StateSpace, Tied, tokens
+from tests.graph.networks import (
+    NETWORKS,
+    Gated,
+    Modulated,
+    Residual,
+    Retention,
+    SharedTwice,
+    StateSpace,
+    Tied,
+    tokens,
+)
 from tests.graph.oracle import call, distance, example_of, lively, zeroed
 from tests.graph.random_cnn import SIDE, RandomCnn, Step, programs
 
@@ -270,6 +280,11 @@ def test_parts_that_attributes_give_need_not_lose_in_proportion() -> None:
         ("enter#2", 8),
         ("enter#3", 6),
     ]
+
+
+def test_the_batch_times_an_attribute_leaves_both_free() -> None:
+    graph = trace(Modulated(), (torch.randn(2, 3, 5, 5), torch.randn(2, 4)))
+    assert [(group.name, group.size) for group in graph.groups] == [("before", 8), ("weight", 6)]
 
 
 def test_slices_by_one_attribute_lose_equally_many() -> None:

@@ -45,10 +45,11 @@ class Sizes:
         mask = self._keep.mask(tensor, axis)
         return mask is None or bool(mask.all())
 
-    def rows(self, tensor: int, axis: int, count: int) -> int:
-        """Of `count` equal parts of an axis, how many keep something."""
+    def rows(self, tensor: int, axis: int, count: Any) -> int:
+        """Of as many equal parts of an axis as an op was recorded with, how many keep something at this batch size."""
+        now, then = filled(count, self._batch), filled(count, self._graph.batch)
         mask = self._keep.mask(tensor, axis)
-        return count if mask is None else int(mask.reshape(count, -1).any(axis=1).sum())
+        return int(now if mask is None else now * int(mask.reshape(then, -1).any(axis=1).sum()) // then)
 
     def fraction(self, tensor: int, axis: int) -> tuple[int, int]:
         """Kept and recorded positions of an axis."""

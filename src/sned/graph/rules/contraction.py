@@ -179,4 +179,4 @@ def _still(flow: Flow, op: Op, rank: int) -> Iterator[bool]:
 @resize("convolution")
 def convolution_groups(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
     """Whole groups may have left, though not the only one."""
-    return args if args[8] == 1 else (*args[:8], sizes.rows(args[0].id, 1, args[8]), *args[9:])
+    return args if args[8] == 1 else (*args[:8], sizes.rows(args[0].id, 1, op.args[8]), *args[9:])

@@ -76,4 +76,4 @@ def group_norm(flow: Flow, op: Op) -> None:
 def group_norm_size(sizes: Sizes, op: Op, args: Arguments) -> Arguments:
     """`native_group_norm(x, weight, bias, N, C, HxW, groups, eps)`: channels follow, and whole groups may leave."""
     x = args[0].id
-    return (*args[:4], sizes.fraction(x, 1)[0], args[5], sizes.rows(x, 1, args[6]), *args[7:])
+    return (*args[:4], sizes.fraction(x, 1)[0], args[5], sizes.rows(x, 1, op.args[6]), *args[7:])
