@@ -404,3 +404,22 @@ class ScaledByAttribute(nn.Module):
 @network
 def attention_scaled_by_an_attribute() -> tuple[nn.Module, tuple[Any, ...]]:
     return ScaledByAttribute(), (torch.randn(2, 6, 5),)
+
+
+class LearnedQueries(nn.Module):
+    """Learned queries look at inputs of another width, a step of time after the other; one bias serves three products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.embed = nn.Parameter(torch.randn(3, 1, 8)), nn.Linear(5, 6)
+        self.attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=6)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory, queries = self.embed(x).transpose(0, 1), self.queries.expand(-1, x.shape[0], -1)
+        return self.head(self.attention(queries, memory, memory, need_weights=False)[0].transpose(0, 1))
+
+
+@network
+def attention_of_learned_queries() -> tuple[nn.Module, tuple[Any, ...]]:
+    return LearnedQueries(), (torch.randn(2, 6, 5),)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sned import apply, trace
+from tests.graph.networks import NETWORKS
 from tests.graph.oracle import call, distance, halved, lively, random_units, zeroed
 
 SEQUENCE = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
@@ -193,3 +194,11 @@ def test_a_quotient_of_numbers_is_no_factor() -> None:
     small, graph, plan = halved(model, SEQUENCE)
     assert small.a.weight.shape == (4, 5)
     assert distance(call(small, SEQUENCE), zeroed(model, graph, plan.removed, SEQUENCE)) < 1e-5
+
+
+def test_a_part_of_a_bias_makes_up_for_the_factor_beside_its_weight() -> None:
+    model, inputs = NETWORKS["attention_of_learned_queries"]()
+    graph = trace(model, *inputs)
+    assert [(group.name, group.size) for group in graph.groups] == [
+        ("embed", 6), ("attention", 8), ("attention.out_proj", 8),
+    ]  # fmt: skip

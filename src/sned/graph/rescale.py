@@ -225,9 +225,13 @@ class Upstream:
         main = found[0]
         if main.positions is None:
             return (main, Site(bias, 0, None)) if len(found) == 1 and self._entire(read, bias) else None
-        if len(shape) != 1 or self._size(main.parameter, main.axis) != shape[0]:
+        part = self.labels(read) - self._first.get(
+            (bias, 0), 0
+        )  # which of a bias that several products share
+        size = self._size(main.parameter, main.axis)
+        if len(shape) != 1 or size not in (shape[0], len(part)):
             return None
-        return (*found, Site(bias, 0, main.positions))
+        return (*found, Site(bias, 0, main.positions if size == shape[0] else part[main.positions]))
 
     def _any(self, tensors: Sequence[int], ids: IntArray, depth: int) -> tuple[Site, ...] | None:
         for tensor in tensors:
