@@ -387,3 +387,8 @@ def test_a_loss_that_is_a_mean_notices_what_goes() -> None:
     assert (group.size, group.exact) == (4, False)
     (why,) = [frozen for frozen in graph.frozen if frozen.name == "classes"]
     assert why.reason == "its classes are told by number"
+
+
+def test_a_packed_sequence_keeps_its_width_free() -> None:
+    model, inputs = NETWORKS["packed_sequence"]()
+    assert ("embed", 8) in {(group.name, group.size) for group in trace(model, *inputs).groups}

@@ -96,6 +96,25 @@ def bilinear() -> tuple[nn.Module, tuple[Any, ...]]:
     return Pairs(), (torch.randn(2, 5), torch.randn(2, 4))
 
 
+class Packed(nn.Module):
+    """Texts of several lengths, packed for a recurrent layer and padded again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.cells = nn.Embedding(20, 8), nn.LSTM(8, 6, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, words: Tensor) -> Tensor:
+        lengths = torch.full((words.shape[0],), words.shape[1])
+        packed = nn.utils.rnn.pack_padded_sequence(self.embed(words), lengths, batch_first=True)
+        return self.head(nn.utils.rnn.pad_packed_sequence(self.cells(packed)[0], batch_first=True)[0])
+
+
+@network
+def packed_sequence() -> tuple[nn.Module, tuple[Any, ...]]:
+    return Packed(), (torch.randint(0, 20, (2, 6)),)
+
+
 class Prototypes(nn.Module):
     """Distances to learned points; the correlation of two layers on its diagonal; what a loss says of both."""
 

@@ -100,6 +100,14 @@ def written(flow: Flow, op: Op) -> None:
     flow.put(op, flow.of(op.args[0]))
 
 
+@rule("_pack_padded_sequence")
+def packed(flow: Flow, op: Op) -> None:
+    """The steps of all samples on one axis, as their lengths ask: both axes stay, what lies behind them passes."""
+    ref, rank = op.args[0], len(flow.shape(op.args[0]))
+    _freeze_along(flow, flow.of(ref), [0, 1], "packed by lengths")
+    flow.put(op, _without(flow, flow.of(ref), {0, 1}, {a: a - 1 for a in range(2, rank)}, rank - 1))
+
+
 def _indexed(flow: Flow, indices: Sequence[Ref | None], rank: int) -> tuple[list[int], int, dict[int, int]]:
     """The axes that are indexed, how many axes their indices make, and where the other axes stand beside these, by
     PyTorch's rule. A mask takes as many axes as it has, and makes one."""
