@@ -152,6 +152,27 @@ def test_a_factor_by_attributes_is_made_up_for_by_what_serves_nothing_else(added
     assert distance(call(small, SEQUENCE), zeroed(model, graph, plan.removed, SEQUENCE)) < 1e-5
 
 
+class StackedTwice(Stacked):
+    """Attends once more by the same factor, where nothing but the sum itself could make up for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, found = self.width // self.heads, []
+        q, k, v = (torch.cat(layer(x).split(size, 2), 0) for layer in (self.q, self.k, self.v))
+        for _ in range(2):
+            q = q + torch.softmax(q.bmm(k.transpose(1, 2)) / math.sqrt(self.width), 2).bmm(v)
+            k = v = q
+            found.append(torch.cat(q.split(x.shape[0], 0), 2))
+        return self.head(found[-1])
+
+
+def test_a_factor_by_attributes_that_nothing_makes_up_for_keeps_their_sizes() -> None:
+    model = lively(StackedTwice(added=True))
+    graph = trace(model, SEQUENCE)
+    apply(model, graph.plan(random_units(graph)))
+    held = {frozen.reason for frozen in graph.frozen if frozen.name in "qkv"}
+    assert held == {"the code derives a factor from this size"}
+
+
 class Adapted(nn.Module):
     """A query of two summands, the second of low rank."""
 

@@ -330,10 +330,10 @@ def _make_up(
             yield found
         else:
             flow.op = found.op
-            _hold_sizes(flow, found.formula, "the code derives a factor from this size")
+            _hold_sizes(flow, recording, found.formula, "the code derives a factor from this size")
     flow.op = None
     for formula in recording.leaks:
-        _hold_sizes(flow, formula, "the code makes a tensor that holds this size")
+        _hold_sizes(flow, recording, formula, "the code makes a tensor that holds this size")
 
 
 def _hold_others(
@@ -347,9 +347,11 @@ def _hold_others(
     known = {rescale.key for rescale in made_up}
     for found in _rescales(flow, recording, positions, given) if recording.scales else ():
         if isinstance(found, Lost) or found.key not in known:
-            _hold_sizes(flow, found.formula, "the code derives a factor from this size in training")
+            _hold_sizes(
+                flow, recording, found.formula, "the code derives a factor from this size in training"
+            )
     for formula in recording.leaks:
-        _hold_sizes(flow, formula, "the code makes a tensor that holds this size in training")
+        _hold_sizes(flow, recording, formula, "the code makes a tensor that holds this size in training")
 
 
 def _rescales(
@@ -366,10 +368,15 @@ def _rescales(
     yield from rescales(recording.ops, scales, upstream)
 
 
-def _hold_sizes(flow: Flow, formula: Formula, reason: str) -> None:
-    """The axes that a number was taken from stay."""
-    for source in formula.sources:
-        if isinstance(source, TensorAxis):
-            box = covering(flow.boxes.get(source.tensor, ()), source.axis)
-            if box is not None:
-                flow.block(flow.axis(box, source.axis), reason)
+def _hold_sizes(flow: Flow, recording: Recording, formula: Formula, reason: str) -> None:
+    """The axes that a number was taken from stay, and those of which an attribute that it was taken from tells."""
+    axes = [source for source in formula.sources if isinstance(source, TensorAxis)]
+    attributes = formula.sources.difference(axes)
+    for use in recording.uses if attributes else ():
+        if attributes & use.formula.sources and (use.at is not None or use.first_op < use.last_op):
+            made = _made(flow, _shaped(recording.ops, use), use)
+            axes += [] if made is None else [TensorAxis(*made)]
+    for source in axes:
+        box = covering(flow.boxes.get(source.tensor, ()), source.axis)
+        if box is not None:
+            flow.block(flow.axis(box, source.axis), reason)
