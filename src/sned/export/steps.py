@@ -16,7 +16,8 @@ def shapes_of_one_step() -> Iterator[None]:
     """Let PyTorch learn from one step what recurrent layers return where it asks for shapes alone; it goes through all
     of them otherwise, again and again, which takes a minute for a few hundred."""
     held = vars(decompositions)
-    kept = {name: held[name] for name in ("one_layer_lstm", "one_layer_rnn") if name in held}
+    names: tuple[str, ...] = ("one_layer_lstm", "one_layer_rnn")
+    kept = {name: held[name] for name in names if name in held}
 
     def wrapped(all_steps: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(all_steps)
