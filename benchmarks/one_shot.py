@@ -5,7 +5,8 @@
     python -m benchmarks.one_shot --latency 50%                               and by latency, beside the same by MACs
     python -m benchmarks.one_shot --parameters 50% --match-seconds 240        half of the parameters
     python -m benchmarks.one_shot --network resnet20 --speed-up 1.5           also: shufflenetv2_x0_5
-    python -m benchmarks.one_shot --without layer1.3 layer2.4                 blocks left out alone, no widths cut
+    python -m benchmarks.one_shot --latency 50% --without auto                and with whole blocks left out too
+    python -m benchmarks.one_shot --without layer1.3 layer2.4                 those blocks left out, no widths cut
 
 Calibration inputs are unlabelled training images; the test set is read once, at the end, for every row. Latencies are
 medians over interleaved runs in ONNX Runtime. The data are read from SNED_DATA (see `benchmarks/data.py`).
@@ -71,7 +72,7 @@ def networks(
     example = calibration[0][:1]
     yield "dense", dense, 0.0
     share = 1 / options.speed_up
-    if options.without:
+    if options.without not in ([], ["auto"]):
         yield "those blocks left out", sned.prune(dense, example, without=options.without).model, 0.0
         start = time.perf_counter()
         result = sned.prune(
@@ -87,17 +88,21 @@ def networks(
     if options.latency:
         budgets[f"sned, {options.latency} of the latency"] = sned.Budget(latency_ms=options.latency)
     for name, budget in budgets.items():
-        for seconds in [None, options.match_seconds] if options.match_seconds else [None]:
+        ways: list[tuple[str, str | tuple[str, ...], float | None]] = [("", (), None)]
+        ways += [(", matched", (), options.match_seconds)] if options.match_seconds else []
+        ways += [(", blocks left out too", "auto", None)] if options.without else []
+        for how, without, seconds in ways:
             start = time.perf_counter()
             result = sned.prune(
                 dense,
                 example,
                 budget=budget,
                 calibration=[*calibration, *further] if seconds else calibration,
+                without=without,
                 match_seconds=seconds,
                 progress=RichProgress(),
             )
-            yield f"{name}, matched" if seconds else name, result.model, time.perf_counter() - start
+            yield f"{name}{how}", result.model, time.perf_counter() - start
     for criterion in ("l1-global", "l2-uniform"):
         try:
             peer = torch_pruning(dense, example, share, criterion=criterion, ignored=["fc"])
@@ -126,7 +131,7 @@ def main() -> None:
         "--match-seconds", type=float, default=0.0, help="also with this long of label-free matching"
     )
     parser.add_argument(
-        "--without", nargs="+", default=[], help="instead leave these blocks out, and cut nothing else"
+        "--without", nargs="+", default=[], help="leave these blocks out instead, or, with auto, some too"
     )
     parser.add_argument("--inputs", type=int, default=1024, help="unlabelled calibration images")
     parser.add_argument(

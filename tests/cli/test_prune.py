@@ -45,7 +45,7 @@ def test_a_layer_is_left_out(shell: Shell, user_file: Path) -> None:
     report = from_json(ended.out)
     assert [(group.name, group.before, group.after) for group in report.groups] == [("features.0", 8, 8)]
     assert report.before.parameters - report.after.parameters == 8 * 8 * 9 + 8 + 2 * 8
-    assert any("Left out, as asked: more." in note for note in report.notes)
+    assert any("Left out: more." in note for note in report.notes)
 
 
 def test_every_field_of_a_budget_is_a_flag() -> None:

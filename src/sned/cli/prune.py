@@ -119,7 +119,7 @@ def command(
         typer.Option(
             "--without",
             metavar="LAYER",
-            help="A layer or residual branch to leave out altogether; may be given again for more.",
+            help="A layer or residual branch to leave out altogether, may be given again for more; or auto.",
             rich_help_panel=_CHOICE,
         ),
     ] = None,

@@ -247,7 +247,9 @@ def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> Give
 def _link_multiples(flow: Flow, uses: Sequence[Use], given: Given) -> None:
     """Axes of parameters that a configuration makes some times as long as a number in it, or a part of it (`4 * width`,
     `width // heads`), keep their proportion to the first axis that has just this size, or to the first of them."""
-    base = {source: (axis.tensor, axis.axis) for source, axis in given.items() if isinstance(axis, TensorAxis)}
+    base = {
+        source: (axis.tensor, axis.axis) for source, axis in given.items() if isinstance(axis, TensorAxis)
+    }
     flow.op = None
     for use in uses:
         for source in use.formula.sources if use.formula.operation else ():

@@ -21,6 +21,24 @@ RULES_ALONE = Budget(macs="100%")
 """What is asked where rules or layers alone say what goes: nothing may get larger."""
 
 
+AUTO = "auto"
+"""Stands for the layers to leave out where `prune` is to choose them."""
+
+
+def check_deep(budget: Budget, calibrated: bool) -> None:
+    """Refuse to choose layers where there is nothing to choose by."""
+    if not budget.amounts or budget.max_loss is not None or budget == RULES_ALONE:
+        raise BudgetError(
+            f"`without={AUTO!r}` shares out between layers and units what a cost is to lose, so it takes a budget with "
+            'a cost, such as Budget(latency_ms="50%"), and no `max_loss`. Give one, or name the layers.'
+        )
+    if not calibrated:
+        raise CalibrationError(
+            f"`without={AUTO!r}` compares the answers of repaired networks, which takes calibration inputs, a few "
+            "hundred without labels. Give `calibration`, or name the layers."
+        )
+
+
 def one_of(sparsity: float | None, budget: Budget | None, rules: Rules) -> Budget:
     """What is asked, as a budget."""
     if budget is not None and not isinstance(budget, Budget):

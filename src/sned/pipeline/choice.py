@@ -156,7 +156,7 @@ def _left_out(study: Study) -> tuple[str, ...]:
     repaired = "" if told is None else ", repaired towards yours"
     first = "" if told is None else f" {repaired_by(told)}"
     return (
-        f"Left out, as asked: {names}.{first} Search, repair and trade-off curve then hold answers against the network "
+        f"Left out: {names}.{first} Search, repair and trade-off curve then hold answers against the network "
         f"without them{repaired}; agreement, accuracy and all figures before are those of yours.",
     )
 
@@ -169,7 +169,7 @@ def _ranked_by(study: Study) -> str:
             f"Units were ranked by '{name}', each group's error weighed by what it does to the answers: the default "
             "where there are calibration inputs."
         )
-    if not study.asked_for_saliency:
+    if study.saliency is None:
         return f"Units were ranked by '{name}': the default, for want of calibration inputs, is their weights alone."
     random = study.calibration.synthetic and criterion_named(name).calibrated
     caution = (
@@ -184,7 +184,9 @@ def _labels_unused(study: Study) -> tuple[str, ...]:
     name = study.scores.criterion
     used = name in CRITERIA and CRITERIA[name].labelled
     return (
-        (f"Labels were given and not looked at: '{name}' needs none.",) if study.labelled and not used else ()
+        (f"Labels were given and not looked at: '{name}' needs none.",)
+        if study.labels is not None and not used
+        else ()
     )
 
 

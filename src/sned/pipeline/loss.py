@@ -40,7 +40,7 @@ def within_loss(
     def keeps(found: Found) -> bool:
         loss = 0.0
         if found.changes:
-            small, _ = made(study, found)
+            small = made(study, found).small
             loss = base - evaluated(small.model, evaluate)
         lost[id(found)] = loss
         if loss <= allowed + ROUNDING:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
+from sned.graph.replay import Replay
+from sned.graph.trace import state_of
 from sned.pipeline.study import Study, timed
 from sned.repair import RepairReport, repair
 from sned.repair.match import match_on
@@ -21,20 +23,30 @@ Watch = Callable[[str, nn.Module], None]
 """Is told what was done to a network, and the network."""
 
 
-def made(
-    study: Study, found: Found, watch: Watch = lambda done, model: None
-) -> tuple[Pruned, tuple[str, ...]]:
-    """The pruned network of a plan, verified, and repaired where there are inputs to do so; and what was done."""
+class Made(NamedTuple):
+    """A network that was cut and verified; what repair did, where there are inputs for it; and both in words."""
+
+    small: Pruned
+    told: RepairReport | None
+    notes: tuple[str, ...]
+
+
+def made(study: Study, found: Found, watch: Watch = lambda done, model: None) -> Made:
+    """The pruned network of a plan."""
     with timed(study.seconds, "surgery"), study.progress.task("cutting and verifying", total=1):
         small = pruned(study.graph.model, study.graph, found.plan)
     watch("as cut", small.model)
     if study.calibration.synthetic:
-        return small, ("Nothing was repaired: that takes calibration inputs, a few hundred without labels.",)
+        unrepaired = "Nothing was repaired: that takes calibration inputs, a few hundred without labels."
+        return Made(small, None, (unrepaired,))
     with timed(study.seconds, "repair"):
-        state, told = repair(study.graph, study.state, found.plan, study.calibration, progress=study.progress)
+        whole = None if study.shortened is None else Replay(study.whole.graph, state_of(study.model))
+        state, told = repair(
+            study.graph, study.state, found.plan, study.calibration, whole=whole, progress=study.progress
+        )
         fill(small.model, study.graph, found.plan, state)
     watch("after repair", small.model)
-    return small, (repaired_by(told), *told.notes)
+    return Made(small, told, (repaired_by(told), *told.notes))
 
 
 def repaired_by(told: RepairReport) -> str:

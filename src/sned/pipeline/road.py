@@ -25,8 +25,10 @@ from sned.graph.example import Inputs
 from sned.measure import Latency, agreement, evaluated
 from sned.memory import reused
 from sned.pipeline.asked import (
+    AUTO,
     RULES_ALONE,
     Evaluate,
+    check_deep,
     check_names,
     checked,
     default_search,
@@ -35,6 +37,7 @@ from sned.pipeline.asked import (
     rules_of,
 )
 from sned.pipeline.choice import Choice, choose
+from sned.pipeline.depth import deepest
 from sned.pipeline.making import handed, made, matched, trained
 from sned.pipeline.study import ASIDE, Study, check_groups, keep, measure, scored, study_of, timed
 from sned.progress import SILENT, Progress
@@ -170,7 +173,9 @@ def prune(
             a criterion that only ranks units (without calibration), else "knapsack".
         rules: groups to protect, counts to keep to: `sned.search.Rules`, a dict with its fields, or a TOML file of it.
         without: layers and residual branches to leave out altogether, by their names in `graph.layers`. With
-            calibration inputs what remains is repaired first, towards the answers of the whole network.
+            calibration inputs what remains is repaired first, towards the answers of the whole network. "auto" tries
+            more and more of them, those first that the answers miss least for what they save, and takes what, once
+            repaired, answers most like the whole network; that takes a budget, calibration inputs, and thrice the time.
         match_seconds: time to spend, after repair, on gradient steps towards the dense network's answers and features
             on the calibration inputs; no labels are needed. None for no such steps.
         finetune: what `sned.finetune` takes, `data` among it: the repaired network is trained so, by default with the
@@ -200,7 +205,10 @@ def prune(
     check_names(saliency, search_by)
     respected = rules_of(rules)
     without = layers_of(without)
+    deep = without == (AUTO,)
     asked = RULES_ALONE if budget is None and without else one_of(None, budget, respected)
+    if deep:
+        check_deep(asked, calibration is not None)
     if asked.max_loss is not None and evaluate is None:
         raise BudgetError("`max_loss` is measured by `evaluate`: pass a function from a model to a number.")
     if out is not None:
@@ -236,7 +244,7 @@ def prune(
             labels,
             saliency,
             respected,
-            without,
+            () if deep else without,
             folder,
             progress,
             resume,
@@ -244,6 +252,8 @@ def prune(
         )
         base = evaluated(model, evaluate) if evaluate else None
         chosen = choose(study, search_by, evaluate, base)
+        if deep:
+            study, chosen = deepest(study, chosen, search_by)
         result = _finish(study, chosen, evaluate, base, match_seconds, finetune, stays=out is not None)
         resume.clear()
         return result if home == CPU else replace(result, model=moved(result.model, home))
@@ -266,7 +276,7 @@ def _finish(
             stages[done] = evaluated(model, evaluate)
 
     keep(study, choice.found)
-    small, notes = made(study, choice.found, watch)
+    small, _, notes = made(study, choice.found, watch)
     keep(study, choice.found, small.model)
     if match_seconds is not None:
         small, said = matched(study, small, match_seconds)

@@ -27,7 +27,12 @@ class Mended(NamedTuple):
 
 
 def mended(
-    dense: Graph, short: Graph, batches: Iterable[Any], further: int, progress: Progress, resume: Resume
+    dense: Graph,
+    short: Graph,
+    batches: Iterable[Any] | Calibration,
+    further: int,
+    progress: Progress,
+    resume: Resume,
 ) -> Mended:
     """Repair what layers that are left out have left, towards the answers of the whole network.
 

@@ -83,11 +83,15 @@ class Study:
     folder: Path
     exported: Exported
     progress: Progress
-    weigh: bool
-    asked_for_saliency: bool
-    labelled: bool
+    saliency: str | None
+    labels: torch.Tensor | None
     shortened: RepairReport | None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def weigh(self) -> bool:
+        """Whether errors of groups are weighed by what they do to the answers."""
+        return self.saliency is None and not self.calibration.synthetic
 
     @property
     def problem(self) -> Problem:
@@ -167,7 +171,6 @@ def study_of(
         costs = [
             cost_for(each, budget, progress=progress) for each in ([dense, graph] if without else [dense])
         ]
-    weigh = saliency is None and not learnt.synthetic
     return Study(
         model,
         example,
@@ -182,11 +185,28 @@ def study_of(
         folder,
         exported,
         progress,
-        weigh,
-        saliency is not None,
-        labels is not None,
+        saliency,
+        labels,
         shortened,
         seconds,
+    )
+
+
+def shorter(study: Study, names: Sequence[str]) -> Study:
+    """The study of the same network without some of its layers."""
+    dense, known, progress = study.whole.graph, study.calibration, study.progress
+    with timed(study.seconds, "shorten"):
+        graph, inputs, told = mended(dense, leave_out(dense, names), known, 0, progress, known.resume)
+    state = state_of(graph.model)
+    with timed(study.seconds, "calibrate"):
+        learnt = calibrate(graph, state, inputs, progress=progress, resume=known.resume)
+    with timed(study.seconds, "score"):
+        evidence = Evidence(graph, state, learnt, checked(study.labels, learnt), progress=progress)
+        scores = scored(evidence, study.saliency)
+    with timed(study.seconds, "cost model"):
+        cost = cost_for(graph, study.budget, progress=progress)
+    return replace(
+        study, graph=graph, state=state, calibration=learnt, scores=scores, cost=cost, shortened=told
     )
 
 

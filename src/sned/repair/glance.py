@@ -30,7 +30,12 @@ def glance(
         calibration: of the dense network.
         inputs: how many calibration inputs to use; 16 of a large network to 64 of a small one when None.
     """
-    asked = calibration.within(MACS, FEWEST, MOST) if inputs is None else inputs
-    count = whole_batches(graph, min(asked, calibration.count))
+    given = None if inputs is None else whole_batches(graph, min(inputs, calibration.count))
+    count = inputs_for(graph, calibration) if given is None else given
     answers = answers_by_batch(graph, slice_state(state, plan), calibration.batches(0, count), plan)
     return divergence(calibration.outputs(0, count), answers)
+
+
+def inputs_for(graph: Graph, calibration: Calibration) -> int:
+    """How many calibration inputs are enough for a glance."""
+    return whole_batches(graph, min(calibration.within(MACS, FEWEST, MOST), calibration.count))
