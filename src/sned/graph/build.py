@@ -234,9 +234,8 @@ def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> Give
             (source,) = sources
             formula = Formula(sources)
             given.setdefault(source, TensorAxis(*made))
-            box = covering(flow.boxes.get(made[0], ()), made[1])
-            if source in divisors and box is not None:
-                flow.block(flow.axis(box, made[1]), "the code divides a width by this size")
+            if source in divisors:
+                _stays(flow, made)
         before = first.setdefault(formula, made)
         if before != made:
             flow.link(before, made)
@@ -246,17 +245,29 @@ def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> Give
 
 def _link_multiples(flow: Flow, uses: Sequence[Use], given: Given) -> None:
     """Axes of parameters that a configuration makes some times as long as a number in it, or a part of it (`4 * width`,
-    `width // heads`), keep their proportion to the first axis that has just this size, or to the first of them."""
+    `width // heads`), keep their proportion to the first axis that has just this size, or to the first of them; what
+    the number is divided by stays."""
     base = {
         source: (axis.tensor, axis.axis) for source, axis in given.items() if isinstance(axis, TensorAxis)
     }
     flow.op = None
     for use in uses:
-        for source in use.formula.sources if use.formula.operation else ():
-            if use.at is not None and isinstance(source, Attribute) and _proportional(use, source):
+        if not use.formula.operation or use.at is None:
+            continue
+        for source in use.formula.sources:
+            if isinstance(source, Attribute) and _proportional(use, source):
                 before = base.setdefault(source, use.at)
                 if before != use.at:
                     flow.link(before, use.at)
+            elif len(use.formula.sources) > 1 and source in base:
+                _stays(flow, base[source])
+
+
+def _stays(flow: Flow, made: tuple[int, int]) -> None:
+    """Keep an axis whose size a width is divided by."""
+    box = covering(flow.boxes.get(made[0], ()), made[1])
+    if box is not None:
+        flow.block(flow.axis(box, made[1]), "the code divides a width by this size")
 
 
 def _proportional(use: Use, source: Source) -> bool:
