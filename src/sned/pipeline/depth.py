@@ -109,5 +109,4 @@ def _without(graph: Graph, names: Sequence[str]) -> Graph | None:
 
 def _saved(study: Study, short: Graph, axis: str) -> float:
     """Which share of a cost is saved where layers are left out."""
-    cost = cost_for(short, study.budget, progress=study.progress)
-    return 1 - Whole(short, cost).costs()[axis] / study.whole.costs()[axis]
+    return 1 - Whole(short, cost_for(short, study.budget)).costs()[axis] / study.whole.costs()[axis]
