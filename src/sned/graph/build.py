@@ -235,7 +235,7 @@ def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> Give
             formula = Formula(sources)
             given.setdefault(source, TensorAxis(*made))
             if source in divisors:
-                _stays(flow, made)
+                _stay(flow, made, DIVIDES)
         before = first.setdefault(formula, made)
         if before != made:
             flow.link(before, made)
@@ -260,14 +260,18 @@ def _link_multiples(flow: Flow, uses: Sequence[Use], given: Given) -> None:
                 if before != use.at:
                     flow.link(before, use.at)
             elif len(use.formula.sources) > 1 and source in base:
-                _stays(flow, base[source])
+                _stay(flow, base[source], DIVIDES)
 
 
-def _stays(flow: Flow, made: tuple[int, int]) -> None:
-    """Keep an axis whose size a width is divided by."""
-    box = covering(flow.boxes.get(made[0], ()), made[1])
+DIVIDES = "the code divides a width by this size"
+
+
+def _stay(flow: Flow, at: tuple[int, int], reason: str) -> None:
+    """Keep an axis (tensor, axis), where it has labels."""
+    tensor, axis = at
+    box = covering(flow.boxes.get(tensor, ()), axis)
     if box is not None:
-        flow.block(flow.axis(box, made[1]), "the code divides a width by this size")
+        flow.block(flow.axis(box, axis), reason)
 
 
 def _proportional(use: Use, source: Source) -> bool:
@@ -383,13 +387,11 @@ def _rescales(
 
 def _hold_sizes(flow: Flow, recording: Recording, formula: Formula, reason: str) -> None:
     """The axes that a number was taken from stay, and those of which an attribute that it was taken from tells."""
-    axes = [source for source in formula.sources if isinstance(source, TensorAxis)]
-    attributes = formula.sources.difference(axes)
+    sources = [source for source in formula.sources if isinstance(source, TensorAxis)]
+    axes, attributes = [(s.tensor, s.axis) for s in sources], formula.sources.difference(sources)
     for use in recording.uses if attributes else ():
         if attributes & use.formula.sources and (use.at is not None or use.first_op < use.last_op):
             made = _made(flow, _shaped(recording.ops, use), use)
-            axes += [] if made is None else [TensorAxis(*made)]
-    for source in axes:
-        box = covering(flow.boxes.get(source.tensor, ()), source.axis)
-        if box is not None:
-            flow.block(flow.axis(box, source.axis), reason)
+            axes += [] if made is None else [made]
+    for at in axes:
+        _stay(flow, at, reason)

@@ -225,9 +225,8 @@ class Upstream:
         main = found[0]
         if main.positions is None:
             return (main, Site(bias, 0, None)) if len(found) == 1 and self._entire(read, bias) else None
-        part = self.labels(read) - self._first.get(
-            (bias, 0), 0
-        )  # which of a bias that several products share
+        # Which part it is of a bias that several products share.
+        part = self.labels(read) - self._first.get((bias, 0), 0)
         size = self._size(main.parameter, main.axis)
         if len(shape) != 1 or size not in (shape[0], len(part)):
             return None

@@ -77,7 +77,7 @@ def _solved(graph: Graph, sizes: Sizes) -> dict[Source, int]:
 
 def _invert(use: Use, news: Mapping[Source, int], source: Source, new: int) -> int | None:
     """The value of one source that gives a formula its new value, if one up to the old values does."""
-    olds = dict(_olds(use.formula))
+    olds = {each: use.formula.old(each) for each in use.formula.sources}
     old = olds.get(source, 0)
     in_proportion = (old * news[s] // olds[s] for s in use.formula.sources if s in news and olds.get(s))
     for candidate in (new, *in_proportion, *range(1, max(use.value, new, *olds.values()) + 1)):
@@ -87,15 +87,6 @@ def _invert(use: Use, news: Mapping[Source, int], source: Source, new: int) -> i
         except ZeroDivisionError:
             continue
     return None
-
-
-def _olds(formula: Formula) -> Iterator[tuple[Source, int]]:
-    """The sources of a formula with their old values."""
-    if not formula.operation:
-        yield from ((source, formula.value) for source in formula.sources)
-    for operand in formula.operands:
-        if isinstance(operand, Formula):
-            yield from _olds(operand)
 
 
 def _wanted(graph: Graph, sizes: Sizes, use: Use, news: Mapping[Source, int]) -> int | None:

@@ -6,11 +6,11 @@ network, and what a file is written from, does the same at once: hundreds of ste
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import keras
 import torch
@@ -25,9 +25,18 @@ KINDS = {keras.layers.LSTM: keras.layers.LSTMCell, keras.layers.GRU: keras.layer
 """The layers that are taken, and the cells that they must have."""
 
 
-@functools.lru_cache(maxsize=2)  # a dense network and a pruned one, side by side
+_known: WeakKeyDictionary[Graph, Mapping[int, Instead]] = WeakKeyDictionary()
+"""What was found for the graphs that are in use."""
+
+
 def at_once(graph: Graph, model: Any) -> Mapping[int, Instead]:
     """What is done in the place of the steps of recurrent layers, for `Replay.run`."""
+    if graph not in _known:
+        _known[graph] = _found(graph, model)
+    return _known[graph]
+
+
+def _found(graph: Graph, model: Any) -> Mapping[int, Instead]:
     layers = layers_of(model)
     names = {id(held.variable): held.path for held in variables_of(model)}
     instead: dict[int, Instead] = {}
@@ -135,14 +144,12 @@ class Steps:
             sequences, mask = sequences.flip(1), None if mask is None else mask.flip(1)
         if mask is None:
             outputs, *ends = self._all(sequences, states, weights)
-            last = outputs[:, -1]
         else:
             packed = Packed.of(mask)
             outputs, *ends = self._all(packed.ahead(sequences), states, weights)
             ends[0] = packed.last(outputs, states[0])
             outputs = packed.back(outputs, held=not self.layer.zero_output_for_mask)
-            last = outputs[:, -1]
-        returned = [outputs if self.layer.return_sequences else last, *ends]
+        returned = [outputs if self.layer.return_sequences else outputs[:, -1], *ends]
         return {number: made for number, made in zip(self.made, returned, strict=False) if number is not None}
 
     def _zeros(self, sequences: Tensor) -> list[Tensor]:
