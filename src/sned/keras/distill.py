@@ -17,11 +17,14 @@ TINY = 1e-7
 class Distiller(keras.Model):  # type: ignore[misc]
     """Trains `student` through `fit` to answer as `teacher` does, and as the labels say where there are any.
 
-    `loss = (1 - weight) * loss(y, s(x)) + weight * T² * KL(p_T(t(x)) || p_T(s(x)))` with `p_T` the softmax of the
-    logits over the temperature `T`, averaged over the inputs. Each output is taken for what its answers are: classes
+    `loss = (1 - weight) * loss(y, s(x)) + weight * T² * KL(p_T(t(x)) || p_T(s(x))) + penalties` with `p_T` the softmax
+    of the logits over the temperature `T`, averaged over the inputs, whose weights count for the labels alone, and
+    with what the regularizers of the student ask for. Each output is taken for what its answers are: classes
     where they are probabilities that sum to 1, or logits of several classes; units that are on or off, each by itself
     (`p_T` is then a sigmoid), where they are in [0, 1]. What one unit answers beyond that is a quantity: there, and
     with `temperature=None` everywhere, the second term is the mean squared difference of the outputs.
+
+    What `save` writes, and `ModelCheckpoint` by it, is the student, which loads without sned.
 
     Args:
         student: a built model, such as a pruned one; `fit` trains it in place.
@@ -52,10 +55,10 @@ class Distiller(keras.Model):  # type: ignore[misc]
             if not isinstance(model, keras.Model):
                 raise ModelError(f"The {role} must be a Keras model, got {type(model).__name__}.")
         super().__init__(name=f"{student.name}_distiller")
-        if temperature is not None and temperature <= 0:
-            raise UserError(f"`temperature` must be above 0, got {temperature}.")
-        if not 0 < weight <= 1:
-            raise UserError(f"`weight` must be in (0, 1], got {weight}.")
+        if temperature is not None and not (isinstance(temperature, int | float) and temperature > 0):
+            raise UserError(f"`temperature` must be a number above 0, or None, got {temperature!r}.")
+        if not (isinstance(weight, int | float) and 0 < weight <= 1):
+            raise UserError(f"`weight` must be a number in (0, 1], got {weight!r}.")
         if not student.built:
             raise ModelError("The student must have its variables: call it on an input once.")
         self.student = student
@@ -69,6 +72,10 @@ class Distiller(keras.Model):  # type: ignore[misc]
         """What the student answers."""
         return self.student(inputs, training=training)
 
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save the student, as `keras.Model.save` does."""
+        self.student.save(*args, **kwargs)
+
     def compute_loss(
         self,
         x: Any = None,
@@ -79,13 +86,16 @@ class Distiller(keras.Model):  # type: ignore[misc]
     ) -> Any:
         """The loss of a batch; see the class."""
         labelled = y is not None and self.weight < 1
-        own = super().compute_loss(x, y, y_pred, sample_weight, training) if labelled else 0.0
+        penalties = sum(map(self._aggregate_additional_loss, self.losses))
+        own = super().compute_loss(x, y, y_pred, sample_weight, training) if labelled else penalties
         if not training and labelled:
             return own
         wanted = self._teacher.model(x, training=False)
         pairs = _pairs(wanted, y_pred)
-        soft = sum(self._difference(ops.stop_gradient(theirs), mine) for theirs, mine in pairs)
-        return (1 - self.weight) * own + self.weight * soft
+        soft = self._aggregate_additional_loss(
+            sum(self._difference(ops.stop_gradient(theirs), mine) for theirs, mine in pairs)
+        )
+        return (1 - self.weight) * own + self.weight * (soft + penalties)  # `own` has them too
 
     def _difference(self, wanted: Any, got: Any) -> Any:
         """Of an output: `T² * KL`, or of squares where it is not of classes."""

@@ -65,7 +65,8 @@ class GradualSparsity(HoldZeros):
     """A callback that makes more and more of the smallest weights zero while a model is trained, and keeps them so.
 
     After the batch `t` of those from `begin` to `end` the share `s_t = s * (1 - (1 - (t - begin) / (end - begin))³)` of
-    every kernel is zero. What it made zero stays so. Batches are counted over all calls of `fit` that it is given to.
+    every kernel is zero. What it made zero stays so. Batches are counted over all calls of `fit` that it is given to
+    with one model, and with those before a crash where `BackupAndRestore` goes on after it.
 
     Args:
         sparsity: `s`, the share of zeros at the end, in (0, 1).
@@ -90,28 +91,40 @@ class GradualSparsity(HoldZeros):
             raise UserError(
                 f"`sparsity` is the share of weights that become zero, a number in (0, 1), got {sparsity!r}."
             )
-        if not 0 <= begin < end or every < 1:
-            raise UserError(f"`begin` < `end` and `every` >= 1 are needed, got {begin}, {end} and {every}.")
+        if not all(isinstance(n, int) for n in (begin, end, every)) or not 0 <= begin < end or every < 1:
+            raise UserError(
+                f"Whole numbers `begin` < `end` and `every` >= 1 are needed, got {begin!r}, {end!r} and {every!r}."
+            )
         self.sparsity, self.begin, self.end, self.every = sparsity, begin, end, every
         self._batches = self._before = 0
         self._round = -1
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Find the kernels; no zeros but its own are held."""
+        """Find the kernels; no zeros but its own are held. Of another model everything begins anew."""
         del logs
         known = {id(v): mask for v, mask in self._masks}
         found = kernels(self.model, self.only)
+        if known.keys().isdisjoint(map(id, found)):
+            self._batches, self._round = 0, -1
         self._masks = [(v, known.get(id(v), np.ones(tuple(v.shape), np.bool_))) for v in found]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Note how many batches there were."""
+        """Note how many batches there were; those, too, of a run that `BackupAndRestore` goes on with."""
         del epoch, logs
+        restored = getattr(self.model, "_initial_epoch", None) or 0  # what it leaves there has no other name
+        done = restored * (self.params.get("steps") or 0)
+        if done > self._batches:
+            super().on_train_begin()
+            self._reach(done)
         self._before = self._batches
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Make more of them zero where it is time, and hold those that are."""
         del logs
-        self._batches = self._before + batch + 1  # an execution may be of several
+        self._reach(self._before + batch + 1)  # an execution may be of several
+
+    def _reach(self, batches: int) -> None:
+        self._batches = batches
         if (now := self._round_at(self._batches)) > self._round:
             self._round = now
             _synchronised(self.model)
@@ -149,6 +162,7 @@ def kernels(model: Any, only: Sequence[str] | None = None) -> list[Any]:
         NotFoundError: a pattern fits none; close names are listed.
     """
     matrices = [v for v in model.trainable_variables if len(v.shape) > 1]
+    only = [only] if isinstance(only, str) else only
     if only is None:
         return [v for v in matrices if "bias" not in v.name]
     for pattern in only:
