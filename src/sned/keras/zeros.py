@@ -111,11 +111,10 @@ class GradualSparsity(HoldZeros):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Note how many batches there were; those, too, of a run that `BackupAndRestore` goes on with."""
         del epoch, logs
-        restored = getattr(self.model, "_initial_epoch", None) or 0  # what it leaves there has no other name
-        done = restored * (self.params.get("steps") or 0)
-        if done > self._batches:
+        restored = getattr(self.model, "_initial_epoch", None)  # where it leaves the epoch's number
+        if restored is not None and not self._batches:
             super().on_train_begin()
-            self._reach(done)
+            self._reach(restored * (self.params.get("steps") or 0))
         self._before = self._batches
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
