@@ -249,3 +249,28 @@ def test_tables_of_inputs_are_in_the_order_of_the_models_inputs() -> None:
 
 def test_what_trains_keras_models_is_at_hand() -> None:
     assert sned.keras.Distiller.__name__ == "Distiller"
+
+
+class Scaled(keras.metrics.MeanSquaredError):
+    """A metric that does not tell what it was made with."""
+
+    def __init__(self, scale: float, name: str = "scaled", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self.scale = scale
+
+
+def test_what_cannot_be_compiled_again_is_told() -> None:
+    model, x = made("residual")
+    model.compile("adam", "mse", metrics=[Scaled(2.0)])
+    with pytest.warns(UserWarning, match=r"could not be compiled.*'scale'.*Call its `compile`.*`get_config`"):
+        small = pruned(model, x)
+    assert not small.compiled
+    assert small.count_params() < model.count_params()
+
+
+def test_a_variable_that_is_not_trained_stays_so() -> None:
+    model, x = made("residual")
+    model.layers[1].bias.trainable = False
+    small = pruned(model, x)
+    assert [v.trainable for v in small.layers[1].weights] == [True, False]
+    assert len(small.trainable_variables) == len(model.trainable_variables)

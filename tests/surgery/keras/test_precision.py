@@ -99,3 +99,11 @@ def test_variables_in_bfloat16_go_to_no_file(tmp_path: Path) -> None:
         sned.export(model, images(), out=tmp_path / "model.onnx", runs=0)
     with pytest.raises(ModelError, match="Variables in bfloat16"):
         sned.prune(model, images(), budget=sned.Budget(macs="50%"))
+
+
+def test_quantised_models_are_told_to_be_pruned_before() -> None:
+    hidden = keras.layers.Dense(8, name="hidden")
+    model = keras.Sequential([keras.Input((6,)), hidden, keras.layers.Dense(3)])
+    model.quantize("int8")
+    with pytest.raises(ModelError, match=r"Dense \(layer 'hidden'\) was quantised to int8\. Prune the model as"):
+        sned.trace(model, np.ones((2, 6), "float32"))

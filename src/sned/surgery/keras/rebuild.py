@@ -17,7 +17,7 @@ from sned.graph.ir import Graph
 from sned.graph.plan import Plan
 from sned.graph.replay import Replay, sizes_of, slice_state
 from sned.surgery.keras.arrays import to_array, to_tensor
-from sned.surgery.keras.configuration import classes_of, configuration, edited, rebuilt
+from sned.surgery.keras.configuration import classes_of, configuration, edited, reason_of, rebuilt
 from sned.surgery.keras.naming import layers_of, share_constants, variables_of
 from sned.surgery.keras.precision import in_single_precision
 from sned.surgery.outputs import largest_difference, shaken
@@ -111,6 +111,10 @@ def hand_over(model: Any, small: Any) -> None:
             theirs[path].trainable = layer.trainable
         if path in theirs and theirs[path].dtype_policy != layer.dtype_policy:
             theirs[path].dtype_policy = layer.dtype_policy  # a model itself does not write its own down
+    flags = {held.path: held.variable.trainable for held in variables_of(model)}
+    for held in variables_of(small):  # those of a layer may differ from it
+        if held.variable.trainable != flags.get(held.path, held.variable.trainable):
+            held.variable.trainable = flags[held.path]
     for path, layer in ours.items():
         if path in theirs and hasattr(layer, "save_assets"):
             with tempfile.TemporaryDirectory() as folder:
@@ -123,17 +127,22 @@ def hand_over(model: Any, small: Any) -> None:
 def _compile_alike(model: Any, small: Any) -> None:
     """Compile as a model was: losses and functions are shared, optimisers and metrics made anew, registered or not."""
     noted = getattr(model, "_compile_config", None)  # what `compile` was given, before it is written down
-    if noted is None or type(model).compile is not keras.Model.compile:
-        with classes_of(model):
-            small.compile_from_config(model.get_compile_config())
-        if not small.compiled:
-            warnings.warn(
-                f"{type(model).__name__} has a `compile` of its own, so that the pruned model could not be compiled as "
-                "it was. Call its `compile` before you train or evaluate it.",
-                stacklevel=2,
-            )
+    reason = f"{type(model).__name__} has a `compile` of its own"
+    try:
+        if noted is None or type(model).compile is not keras.Model.compile:
+            with classes_of(model):
+                small.compile_from_config(model.get_compile_config())
+        else:
+            small.compile(**keras.tree.map_structure(_fresh, dict(noted.config)))
+    except Exception as error:  # noqa: BLE001 (an optimiser or a metric of the user's own may raise anything)
+        reason = f"{type(error).__name__}: {reason_of(error)}"
+    if not small.compiled:
+        warnings.warn(
+            f"The pruned model could not be compiled as the original was: {reason}. Call its `compile` before you train "
+            "or evaluate it; optimisers and metrics are made anew, from what their `get_config` returns.",
+            stacklevel=2,
+        )
         return
-    small.compile(**keras.tree.map_structure(_fresh, dict(noted.config)))
     if getattr(small, "optimizer", None) is not None and small.built:
         small.optimizer.build(small.trainable_variables)
 

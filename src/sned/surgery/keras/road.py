@@ -155,7 +155,17 @@ def recorded_network(model: Any, example_inputs: Inputs) -> Network:
 
 
 def traced(network: Network, example: Example) -> Graph:
-    """The graph of a network, kept for `apply`."""
+    """The graph of a network, kept for `apply`.
+
+    Raises:
+        ModelError: a layer of it cannot lose units, since its weights are no longer numbers that can be chosen among.
+    """
+    for layer in network.keras._flatten_layers():
+        if (mode := getattr(layer, "quantization_mode", None)) is not None:
+            raise ModelError(
+                f"Units are taken from weights in floats, but {type(layer).__name__} (layer {layer.name!r}) was quantised "
+                f"to {mode}. Prune the model as it was before, and call `quantize` on what comes of it."
+            )
     graph = _recorded(network.keras, example, rehearse=True)
     warn_of_steps(graph, network.keras)
     told = tuple(one.layer for one in passages(network.keras))
