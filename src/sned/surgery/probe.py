@@ -21,7 +21,7 @@ from sned.graph.example import Example, Inputs, describe
 from sned.graph.ir import IntArray
 from sned.graph.modules import modules_of
 from sned.graph.replay import cut_down, sizes_of
-from sned.graph.trace import state_of, undisturbed
+from sned.graph.trace import check_network, state_of, undisturbed
 from sned.graph.trace import trace_example as recorded_example
 from sned.surgery.attributes import Unrepaired, check_sizes, check_training, repair_attributes
 from sned.surgery.keras import is_keras
@@ -56,6 +56,7 @@ def trace(model: Any, example_inputs: Inputs) -> Graph:
         from sned.surgery.keras.road import trace_keras
 
         return trace_keras(model, example_inputs)
+    check_network(model)
     return trace_example(model, describe(example_inputs))
 
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
+from typing import Any
 
-from sned.surgery.keras.client import Child
+import keras
+import pytest
+
+from sned.errors import ModelError
+from sned.surgery.keras.client import Child, _objects
 
 
 def test_the_last_words_of_a_child_are_not_those_of_its_libraries() -> None:
@@ -21,3 +27,26 @@ def test_the_last_words_of_a_child_are_not_those_of_its_libraries() -> None:
     )
     told = child._last_words()
     assert "ended with code 3. It said last: MemoryError: no room The model" in told
+
+
+def test_a_python_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    with pytest.raises(
+        ModelError, match=r"PyTorch backend.*`sys\.executable`.*none' could not be run: .*No such"
+    ):
+        Child("torch").ask(tmp_path)
+
+
+class Typed(keras.layers.Layer):
+    """A layer that was typed in, or stands in a notebook."""
+
+    def call(self, x: Any) -> Any:
+        return x
+
+
+def test_layers_that_stand_in_no_file_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = keras.Sequential([keras.Input((6,)), Typed(), keras.layers.Dense(3)])
+    monkeypatch.setattr(Typed, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>")
+    with pytest.raises(ModelError, match=r"'Typed' must be importable.*\.py file.*KERAS_BACKEND=torch"):
+        _objects(model, "torch")

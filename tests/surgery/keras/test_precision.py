@@ -105,5 +105,7 @@ def test_quantised_models_are_told_to_be_pruned_before() -> None:
     hidden = keras.layers.Dense(8, name="hidden")
     model = keras.Sequential([keras.Input((6,)), hidden, keras.layers.Dense(3)])
     model.quantize("int8")
-    with pytest.raises(ModelError, match=r"Dense \(layer 'hidden'\) was quantised to int8\. Prune the model as"):
+    with pytest.raises(
+        ModelError, match=r"Dense \(layer 'hidden'\) was quantised to int8\. Prune the model as"
+    ):
         sned.trace(model, np.ones((2, 6), "float32"))

@@ -130,6 +130,10 @@ def test_where_nothing_can_go_the_plan_says_why() -> None:
 def test_a_layer_alone_is_refused() -> None:
     with pytest.raises(ModelError, match=r"whole Keras models, got the layer Dense.*Sequential"):
         sned.trace(layers.Dense(3), sequence())
+    with pytest.raises(
+        ModelError, match=r"`model` must be .* or a Keras 3 model, got an object of type list"
+    ):
+        sned.trace([made("residual")[0]], sequence())
 
 
 def test_models_of_keras_2_are_told_what_to_do() -> None:
@@ -193,6 +197,10 @@ def test_what_a_layer_says_of_inputs_that_it_does_not_take_is_told_in_a_line() -
     with pytest.raises(ModelError, match=r"must run on the example inputs") as told:
         sned.trace(model, sequence(4))
     assert not {"\n", "\x1b"} & {*str(told.value)}
+    with pytest.raises(
+        ModelError, match=r"but Model failed: [^\x1b\n]*`call\(\)` method implemented[^\x1b\n]*$"
+    ):
+        sned.trace(keras.Model(), sequence())
 
 
 def test_states_and_tables_that_cannot_be_followed_are_told() -> None:

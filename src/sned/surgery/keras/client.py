@@ -109,10 +109,12 @@ def _objects(model: Any, backend: str) -> dict[str, dict[str, str | None]]:
     for name, kind in own_objects(model).items():
         home = sys.modules.get(kind.__module__)
         file = getattr(home, "__file__", None)
-        if "<locals>" in kind.__qualname__ or (kind.__module__ == "__main__" and file is None):
+        nowhere = file is None or not Path(file).is_file()  # a notebook, or what is typed in
+        if "<locals>" in kind.__qualname__ or (kind.__module__ == "__main__" and nowhere):
             raise ModelError(
                 f"{kind.__qualname__!r} must be importable by another process, which has the model under the "
-                f"{TITLES[backend]} backend: define it at the top of a .py file and import it from there."
+                f"{TITLES[backend]} backend: define it at the top of a .py file and import it from there. Where "
+                f"KERAS_BACKEND={backend} was set before Keras was imported, no other process is needed."
             )
         found[name] = {
             "module": kind.__module__,
@@ -137,7 +139,7 @@ class Child:
 
         Raises:
             SnedError: what the child raised.
-            ModelError: it died.
+            ModelError: it could not be started, or died.
         """
         with self._lock:
             process = self._running()
@@ -177,14 +179,20 @@ class Child:
                 "CUDA_VISIBLE_DEVICES": "",
                 "PYTHONPATH": os.pathsep.join(paths),
             }
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "sned.surgery.keras.child"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._said,
-                text=True,
-                env={**os.environ, **extra},
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "sned.surgery.keras.child"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._said,
+                    text=True,
+                    env={**os.environ, **extra},
+                )
+            except OSError as error:
+                raise ModelError(
+                    f"Keras models are looked at under the {TITLES[self._backend]} backend by another process, which "
+                    f"`sys.executable` must be able to start, but {sys.executable!r} could not be run: {error}."
+                ) from error
         return self._process
 
     def _last_words(self) -> str:

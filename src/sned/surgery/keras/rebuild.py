@@ -138,8 +138,8 @@ def _compile_alike(model: Any, small: Any) -> None:
         reason = f"{type(error).__name__}: {reason_of(error)}"
     if not small.compiled:
         warnings.warn(
-            f"The pruned model could not be compiled as the original was: {reason}. Call its `compile` before you train "
-            "or evaluate it; optimisers and metrics are made anew, from what their `get_config` returns.",
+            f"The pruned model could not be compiled as the original was: {reason}. Call its `compile` before you "
+            "train or evaluate it; optimisers and metrics are made anew, from what their `get_config` returns.",
             stacklevel=2,
         )
         return

@@ -18,6 +18,7 @@ from sned.graph.layers import chosen_layers
 from sned.graph.plan import Plan, check_fits
 from sned.graph.trace import state_of
 from sned.surgery.keras.arrays import batches, tensors
+from sned.surgery.keras.configuration import classes_of, reason_of
 from sned.surgery.keras.depth import shortened
 from sned.surgery.keras.naming import layers_of, variables_of
 from sned.surgery.keras.network import Network
@@ -113,7 +114,7 @@ def network_for(model: Any, example_inputs: Inputs) -> Network:
             model(keras.tree.map_structure(keras.ops.convert_to_tensor, example_inputs))
         except Exception as error:
             raise ModelError(
-                f"The model must run on the example inputs, but {type(model).__name__} failed: {error}"
+                f"The model must run on the example inputs, but {type(model).__name__} failed: {reason_of(error)}."
             ) from error
     return network_of(model)
 
@@ -163,8 +164,8 @@ def traced(network: Network, example: Example) -> Graph:
     for layer in network.keras._flatten_layers():
         if (mode := getattr(layer, "quantization_mode", None)) is not None:
             raise ModelError(
-                f"Units are taken from weights in floats, but {type(layer).__name__} (layer {layer.name!r}) was quantised "
-                f"to {mode}. Prune the model as it was before, and call `quantize` on what comes of it."
+                f"Units are taken from weights in floats, but {type(layer).__name__} (layer {layer.name!r}) was "
+                f"quantised to {mode}. Prune the model as it was before, and call `quantize` on what comes of it."
             )
     graph = _recorded(network.keras, example, rehearse=True)
     warn_of_steps(graph, network.keras)
@@ -306,8 +307,6 @@ def load_keras(model: Any, path: Path) -> Any:
     Raises:
         CheckpointError: the file is missing or damaged, or a class in it is not known.
     """
-    from sned.surgery.keras.configuration import classes_of, reason_of
-
     if not path.is_file():
         raise CheckpointError(f"There is no file {path}. Check the path.")
     try:
