@@ -97,6 +97,19 @@ def test_coarser_files_are_smaller_and_stay_close(tmp_path: Path, to: str, preci
     assert file.size_bytes < fine or to == "onnx"  # of so small a network the text of the graph is the most
 
 
+def test_loops_are_told_to_go_to_8_bits_without_ranges(tmp_path: Path) -> None:
+    needed("litert")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the same under each backend, and a process more")
+    model, x = model_and_inputs("lstm")
+    with pytest.raises(ExportError, match=r"in int8: .*loops, which LSTM and GRU.*`quantize='int8-dynamic'`"):
+        sned.export(
+            model, x, to="litert", quantize="int8", calibration=[x] * 8, out=tmp_path / "m.tflite", runs=0
+        )
+    file = sned.export(model, x, to="litert", quantize="int8-dynamic", out=tmp_path / "m.tflite", runs=0)
+    assert error(file, model, x) < ERRORS[DYNAMIC]
+
+
 def test_onnx_files_have_the_inputs_by_the_names_of_the_model(tmp_path: Path) -> None:
     import onnxruntime
 

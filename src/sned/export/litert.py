@@ -145,25 +145,36 @@ def coarser(plain: Path, levels: Mapping[str, Level], order: Order, last: Mappin
     recipes = {INT8: partial(_static, attends), DYNAMIC: recipe.dynamic_wi8_afp32, FP16: _halves}
     made = quantizer.Quantizer(str(plain))
     made.load_quantization_recipe(recipes[order.precision]())
-    if order.precision == INT8:
-        samples = {
-            name or DEFAULT: [
-                {
-                    key: _fed(array, place in last[name])
-                    for place, (key, array) in enumerate(zip(level.inputs, row, strict=True))
-                }
-                for row in order.samples(name)
-            ]
-            for name, level in levels.items()
-        }
-        result = made.quantize(_ranges(plain, made, samples))
-    else:
-        result = made.quantize()
+    try:
+        ranges = (_ranges(plain, made, _samples(levels, order, last)),) if order.precision == INT8 else ()
+        result = made.quantize(*ranges)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ExportError(
+            f"ai-edge-quantizer cannot write this network in {order.precision}: {first_sentence(error)} It finds no "
+            "ranges inside of loops, which LSTM and GRU layers of Keras become in LiteRT: ask for "
+            f"`quantize={DYNAMIC!r}`, which needs none, or for another target."
+        ) from error
     coarse = plain.with_name("coarse.tflite")
     result.export_model(str(coarse), overwrite=True)
     model = flatbuffer.read_model(str(coarse))
     _follow_ends(flatbuffer.read_model(str(plain)), model)
     return model
+
+
+def _samples(
+    levels: Mapping[str, Level], order: Order, last: Mapping[str, Sequence[int]]
+) -> dict[str, list[dict[str, Array]]]:
+    """The calibration inputs of each signature, by their names."""
+    return {
+        name or DEFAULT: [
+            {
+                key: _fed(array, place in last[name])
+                for place, (key, array) in enumerate(zip(level.inputs, row, strict=True))
+            }
+            for row in order.samples(name)
+        ]
+        for name, level in levels.items()
+    }
 
 
 def _follow_ends(before: Any, model: Any) -> None:
