@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import pytest
 from keras import layers
 
 import sned
-from sned.errors import ModelError
 from sned.graph.trace import state_of
 from sned.surgery.keras.naming import variables_of
 from sned.surgery.keras.network import Network
-from tests.surgery.keras.models import sequence
-from tests.surgery.keras.test_apply import answers, close
+from tests.surgery.keras.models import images, sequence
+from tests.surgery.keras.test_apply import answers, close, zeroed
 
 TORCH = keras.backend.backend() == "torch"
 
@@ -40,10 +41,26 @@ def test_a_model_of_such_names_is_cut() -> None:
 
 
 @pytest.mark.skipif(TORCH, reason="under PyTorch there can be no such model")
-def test_dots_in_names_are_told() -> None:
-    model = keras.Sequential([keras.Input((6,)), layers.Dense(8, name="block.up"), layers.Dense(3)])
-    with pytest.raises(ModelError, match=r"no layers with a dot in their name, got 'block\.up'"):
-        sned.trace(model, sequence(1, 6)[:, 0])
+def test_models_inside_may_have_dots_in_their_names() -> None:
+    """As MobileNets have, which others are made of."""
+
+    def made() -> Any:
+        keras.utils.set_random_seed(0)
+        inside = keras.Input((8, 8, 3))
+        x = layers.Conv2D(8, 3, name="block.up")(inside)
+        base = keras.Model(inside, layers.Conv2D(6, 3, bias_initializer="ones")(x), name="net_0.35")
+        inputs = keras.Input((8, 8, 3))
+        return keras.Model(inputs, layers.Dense(3, name="my.head")(layers.Flatten()(base(inputs))))
+
+    model = made()
+    graph = sned.trace(model, images())
+    assert [group.name for group in graph.groups] == ["net_0_35.block_up", "net_0_35.conv2d"]
+    plan = sned.plan(graph, sparsity=0.5)
+    small = sned.apply(model, plan)
+    for one in (small, model):
+        assert [layer.name for layer in one.layers[1:]] == ["net_0.35", *(o.name for o in model.layers[2:])]
+        assert one.layers[1].layers[1].name == "block.up"
+    close(answers(small, images()), answers(zeroed(made(), graph, plan), images()))
 
 
 def test_a_model_may_have_a_dot_in_its_own_name() -> None:

@@ -63,13 +63,6 @@ def asked(backend: str, function: str, model: Any, *arguments: Any) -> Any:
         SnedError: what the function raised.
         ModelError: the model cannot be saved, or loaded by the child; or the child died.
     """
-    if backend == "torch" and (
-        dotted := [one.name for one in model._flatten_layers() if "." in one.name and one is not model]
-    ):
-        raise ModelError(
-            f"Under the PyTorch backend, which Keras models are recorded under, Keras takes no layers with a dot in "
-            f"their name, got {dotted[0]!r}. Give it another name."
-        )
     with tempfile.TemporaryDirectory(prefix="sned-") as made:
         folder = Path(made)
         try:
@@ -94,13 +87,16 @@ def asked(backend: str, function: str, model: Any, *arguments: Any) -> Any:
 
 @contextmanager
 def _named_plainly(model: Any) -> Iterator[None]:
-    """Within the block, a model's own name has no dots, which PyTorch would not take (MobileNets have)."""
-    name = model.name
-    model.name = name.replace(".", "_")
+    """Within the block, no layer has a dot in its name, which PyTorch would not take (MobileNets have, inside of other
+    models too)."""
+    dotted = [(layer, layer.name) for layer in model._flatten_layers() if "." in layer.name]
+    for layer, name in dotted:
+        layer.name = name.replace(".", "_")
     try:
         yield
     finally:
-        model.name = name
+        for layer, name in dotted:
+            layer.name = name
 
 
 def _objects(model: Any, backend: str) -> dict[str, dict[str, str | None]]:
