@@ -12,7 +12,7 @@ import pytest
 import sned
 from sned.graph import Graph, Plan
 from sned.surgery.keras.naming import variables_of
-from tests.surgery.keras.models import BUILDERS, made
+from tests.surgery.keras.models import BUILDERS, Classifier, images, made
 
 
 def answers(model: Any, inputs: Any) -> list[np.ndarray]:
@@ -106,3 +106,12 @@ def test_what_a_number_is_multiplied_or_divided_to_follows_it() -> None:
     assert small.get_config() == {**model.get_config(), "width": 4}
     assert small.attention.key_dim == 2
     assert [block.layers[0].units for block in small.blocks] == [8, 8]
+
+
+def test_models_that_only_count_as_built_are_called_first() -> None:
+    model = Classifier()
+    with pytest.warns(UserWarning, match=r"does not have a `build\(\)`"):
+        model.build((None, 8, 8, 3))
+    assert not model.weights
+    graph = sned.trace(model, images())
+    assert sned.apply(model, sned.plan(graph, sparsity=0.5)).width == 4

@@ -109,7 +109,8 @@ def network_for(model: Any, example_inputs: Inputs) -> Network:
     if isinstance(model, Network):
         return model
     _check_shapes(model, example_inputs)
-    if not model.built:
+    # A model whose class has no `build` of its own counts as built once that was called, and has no variables.
+    if not all(layer.built for layer in model._flatten_layers()):
         try:
             model(keras.tree.map_structure(keras.ops.convert_to_tensor, example_inputs))
         except Exception as error:
