@@ -110,12 +110,13 @@ def test_loops_are_told_to_go_to_8_bits_without_ranges(tmp_path: Path) -> None:
     assert error(file, model, x) < ERRORS[DYNAMIC]
 
 
-def test_onnx_files_have_the_inputs_by_the_names_of_the_model(tmp_path: Path) -> None:
+def test_onnx_files_have_inputs_and_outputs_by_the_names_of_the_model(tmp_path: Path) -> None:
     import onnxruntime
 
     file = exported(tmp_path, "shared", "onnx")
     session = onnxruntime.InferenceSession(file.path)
     assert [entry.name for entry in session.get_inputs()] == [*file.inputs] == ["a", "b"]
+    assert [entry.name for entry in session.get_outputs()] == [*file.outputs] == ["raw", "score"]
     model, x = model_and_inputs("shared")
     got = session.run(file.outputs, x)
     for ours, theirs in zip(got, answers(model, x), strict=True):
@@ -127,10 +128,10 @@ def test_onnx_files_have_the_inputs_by_the_names_of_the_model(tmp_path: Path) ->
 def test_a_name_of_an_input_that_is_used_inside_is_told_apart(tmp_path: Path) -> None:
     first, second = keras.Input((6,), name="add"), keras.Input((6,), name="x")
     both = layers.Add(name="both")([first, second])
-    model = keras.Model([first, second], layers.Add(name="again")([both, first]))
+    model = keras.Model([first, second], {"add_1": layers.Add(name="again")([both, first])})
     x = np.ones((2, 6), np.float32)
     file = sned.export(model, [x, 2 * x], out=tmp_path / "m.onnx", runs=0)
-    assert file.inputs == ("add_2", "x")
+    assert (file.inputs, file.outputs) == (("add_2", "x"), ("add_1_2",))
     assert float(file.module()([torch.from_numpy(x), torch.from_numpy(2 * x)])[0, 0]) == 4.0
 
 

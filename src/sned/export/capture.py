@@ -71,11 +71,11 @@ class Captured:
         """
         return _Positional(self.module, self.program.example_inputs, change)
 
-    def renamed(self, inputs: Iterable[str]) -> "Captured":
-        """The same pass, with other names of what enters, apart from those inside."""
-        inside = {node.name for node in self.program.graph.nodes} - {*self.inputs}
+    def renamed(self, inputs: Iterable[str], outputs: Iterable[str]) -> "Captured":
+        """The same pass, with other names of what enters and leaves, apart from those inside."""
+        inside = {node.name for node in self.program.graph.nodes if node.op != "output"} - {*self.inputs}
         names = _distinct(inputs, inside)
-        return replace(self, inputs=names, outputs=_distinct(self.outputs, names))
+        return replace(self, inputs=names, outputs=_distinct(outputs, {*names, *inside}))
 
     def origin(self, error: BaseException) -> str:
         """Which operation of which module a converter failed on, going by the texts of its exceptions.
@@ -210,7 +210,9 @@ class Subject:
             program, names, _distinct(self.outputs, names), given, self.module, dynamic_batch, which
         )
         network: Any = self.module
-        return captured.renamed(network.input_names(len(names))) if is_keras(network) else captured
+        if not is_keras(network):
+            return captured
+        return captured.renamed(network.input_names(len(names)), network.output_names(captured.outputs))
 
     def _dynamic_shapes(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], which: Iterable[bool]

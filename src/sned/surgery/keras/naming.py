@@ -12,8 +12,8 @@ import keras
 from torch import nn
 
 TAKEN = frozenset(dir(nn.Module())) | {
-    "before", "entering", "graph", "input_names", "inputs_kept", "keras", "named_tensors", "of", "places", "plans",
-    "pull", "push", "tensors", "_graph", "_held", "_sned_paths", "_variables",
+    "before", "entering", "graph", "input_names", "inputs_kept", "keras", "named_tensors", "of", "output_names",
+    "places", "plans", "pull", "push", "tensors", "_graph", "_held", "_sned_paths", "_variables",
 }  # fmt: skip
 """Attributes of the modules that hold the tensors (`network.Network`, `recording.Forward`)."""
 

@@ -136,6 +136,11 @@ class Network(Holder):
             return tuple(given)
         return ("input",) if count == 1 else tuple(f"input_{place}" for place in range(count))
 
+    def output_names(self, plain: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the outputs, in order: the keys of a table, or else the `plain` ones."""
+        answer = getattr(self.keras, "output", None)
+        return tuple(sorted(answer)) if isinstance(answer, dict) and len(answer) == len(plain) else plain
+
     def inputs_kept(self, dense: Network) -> dict[str, Tensor | None]:
         """The channels of what enters each layer of `dense` that are left here, by the name of its weight; None where
         all are."""
