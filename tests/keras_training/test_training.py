@@ -331,7 +331,7 @@ def test_zeros_go_on_growing_after_a_crash(save_freq: Any, tmp_path: Path) -> No
 
 
 def test_another_model_begins_anew() -> None:
-    callback = sned.keras.GradualSparsity(0.5, end=16, every=2)
+    callback = sned.keras.GradualSparsity(np.float32(0.5), end=np.int64(16), every=2)
     for width in (16, 24):
         assert sned.keras.sparsity_of(fitted(network(width), callback)) == pytest.approx(0.5, abs=0.01)
 

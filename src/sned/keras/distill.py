@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from sned.errors import ModelError, UserError
@@ -55,9 +56,11 @@ class Distiller(keras.Model):  # type: ignore[misc]
             if not isinstance(model, keras.Model):
                 raise ModelError(f"The {role} must be a Keras model, got {type(model).__name__}.")
         super().__init__(name=f"{student.name}_distiller")
-        if temperature is not None and not (isinstance(temperature, int | float) and temperature > 0):
+        if temperature is not None and not (
+            isinstance(temperature, int | float | np.number) and temperature > 0
+        ):
             raise UserError(f"`temperature` must be a number above 0, or None, got {temperature!r}.")
-        if not (isinstance(weight, int | float) and 0 < weight <= 1):
+        if not (isinstance(weight, int | float | np.number) and 0 < weight <= 1):
             raise UserError(f"`weight` must be a number in (0, 1], got {weight!r}.")
         if not student.built:
             raise ModelError("The student must have its variables: call it on an input once.")

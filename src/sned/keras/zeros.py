@@ -87,11 +87,15 @@ class GradualSparsity(HoldZeros):
         self, sparsity: float, *, end: int, begin: int = 0, every: int = 20, only: Sequence[str] | None = None
     ) -> None:
         super().__init__(only)
-        if not isinstance(sparsity, int | float) or not 0 < sparsity < 1:
+        if not isinstance(sparsity, int | float | np.number) or not 0 < sparsity < 1:
             raise UserError(
                 f"`sparsity` is the share of weights that become zero, a number in (0, 1), got {sparsity!r}."
             )
-        if not all(isinstance(n, int) for n in (begin, end, every)) or not 0 <= begin < end or every < 1:
+        if (
+            not all(isinstance(n, int | np.integer) for n in (begin, end, every))
+            or not 0 <= begin < end
+            or every < 1
+        ):
             raise UserError(
                 f"Whole numbers `begin` < `end` and `every` >= 1 are needed, got {begin!r}, {end!r} and {every!r}."
             )
