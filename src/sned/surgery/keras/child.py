@@ -31,7 +31,7 @@ def serve(folder: Path) -> None:
     """Call the function that a job names with the model in its folder, and leave there what it returns."""
     import keras
 
-    from sned.surgery.keras.naming import number_from
+    from sned.surgery.keras.naming import call_alike
     from sned.surgery.keras.outside import within_keras
 
     with (folder / JOB).open("rb") as opened:
@@ -39,7 +39,7 @@ def serve(folder: Path) -> None:
     found = {name: _found(**where) for name, where in job["objects"].items()}
     with within_keras():
         model = keras.saving.load_model(folder / MODEL, custom_objects=found, compile=False, safe_mode=False)
-    number_from(model, job["firsts"])
+    call_alike(model, job["paths"])
     module, _, name = job["function"].partition(":")
     answer = getattr(importlib.import_module(module), name)(model, *job["arguments"])
     with (folder / ANSWER).open("wb") as opened:

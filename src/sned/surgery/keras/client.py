@@ -24,7 +24,7 @@ from sned.graph.example import Example
 from sned.graph.ir import Graph
 from sned.surgery.keras.child import ANSWER, JOB, MODEL
 from sned.surgery.keras.configuration import own_objects
-from sned.surgery.keras.naming import firsts_of
+from sned.surgery.keras.naming import paths_of
 
 TITLES = {"torch": "PyTorch", "tensorflow": "TensorFlow"}
 """What backends are called."""
@@ -77,7 +77,7 @@ def asked(backend: str, function: str, model: Any, *arguments: Any) -> Any:
             "function": function,
             "objects": _objects(model, backend),
             "arguments": arguments,
-            "firsts": firsts_of(model),
+            "paths": paths_of(model),
         }
         (folder / JOB).write_bytes(pickle.dumps(job))
         CHILDREN[backend].ask(folder)

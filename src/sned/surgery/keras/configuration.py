@@ -16,7 +16,7 @@ import keras
 
 from sned.errors import ModelError
 from sned.graph.provenance import Attribute, Sized
-from sned.surgery.keras.naming import firsts_of, number_from
+from sned.surgery.keras.naming import call_alike, paths_of
 
 NO_SIZES = frozenset({
     "axes", "axis", "build_input_shape", "dilation_rate", "dilation", "ndim",
@@ -81,7 +81,7 @@ def rebuilt(config: Mapping[str, Any], like: Any) -> Any:
     """
     with classes_of(like):
         made = keras.saving.deserialize_keras_object(config, safe_mode=False)
-    number_from(made, firsts_of(like))
+    call_alike(made, paths_of(like))
     return made
 
 

@@ -18,7 +18,7 @@ from sned.errors import SnedError, SurgeryError
 from sned.graph.example import Example
 from sned.surgery.keras.arrays import to_tensor
 from sned.surgery.keras.configuration import configuration, rebuilt
-from sned.surgery.keras.naming import all_firsts, number_from
+from sned.surgery.keras.naming import call_shortened
 from sned.surgery.keras.passages import Passage
 from sned.surgery.keras.rebuild import answers, built, fill, hand_over, inputs_like, quickly_made
 from sned.surgery.keras.wiring import rewired
@@ -51,7 +51,7 @@ def shortened(
             f"A Keras model without {names} is made from its configuration, but that failed: {type(error).__name__}: "
             f"{error}. Leave that layer in."
         ) from error
-    number_from(small, all_firsts(model))
+    call_shortened(small, model)
     fill(small, state)
     hand_over(model, small)
     _check(small, model, chosen, example)

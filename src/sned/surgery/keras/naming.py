@@ -46,8 +46,8 @@ WIRED = ("Functional", "Sequential")
 Firsts = Mapping[tuple[str, str], int]
 """Where numbers begin: the first of each stem in a model, by its path and the stem."""
 
-_firsts: WeakKeyDictionary[Any, Firsts] = WeakKeyDictionary()
-"""Of models without some of their layers: what is left of them is called as in the whole one."""
+_called: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
+"""The paths in models made from others, in order: whatever their layers call themselves, they are called as there."""
 
 
 def layers_of(model: Any) -> dict[str, Any]:
@@ -57,9 +57,32 @@ def layers_of(model: Any) -> dict[str, Any]:
 
 def operations_of(model: Any) -> dict[str, Any]:
     """The layers of a model by their paths, and what Functional models call beside layers (`x + y`)."""
+    found, names = _walked(model, {}), _called.get(model, ())
+    if len(names) != len(found) or found.keys() == {*names}:
+        return found
+    # Not by their own names: those may hold the name of the layer around them, or a number of their process.
+    return dict(zip(names, found.values(), strict=True))
+
+
+def paths_of(model: Any) -> tuple[str, ...]:
+    """The paths of a model's layers in order, for `call_alike` in this process or another."""
+    return tuple(operations_of(model))
+
+
+def call_alike(model: Any, paths: tuple[str, ...]) -> None:
+    """Let the layers of a model that was made from another one be called as there."""
+    _called[model] = paths
+
+
+def call_shortened(small: Any, model: Any) -> None:
+    """Let the layers of a model without some of its layers be called as in the whole one."""
+    _called[small] = tuple(_walked(small, _firsts(model)))
+
+
+def _walked(model: Any, firsts: Firsts) -> dict[str, Any]:
+    """The layers of a model by what they call themselves, numbered from the given first ones or their own."""
     found: dict[str, Any] = {}
     seen: set[int] = set()
-    firsts = firsts_of(model)
 
     def visit(one: Any, path: str) -> None:
         seen.add(id(one))
@@ -74,31 +97,22 @@ def operations_of(model: Any) -> dict[str, Any]:
     return found
 
 
-def firsts_of(model: Any) -> Firsts:
-    """Where the numbers of a model's layers begin, if not with the first that it has."""
-    return _firsts.get(model, {})
-
-
-def number_from(model: Any, firsts: Firsts) -> None:
-    """Let the numbers of a model's layers begin where those of another one do."""
-    if firsts:
-        _firsts[model] = firsts
-
-
-def all_firsts(model: Any) -> Firsts:
+def _firsts(model: Any) -> Firsts:
     """Where the numbers of all layers of a model begin, whose names are in its configuration."""
     found: dict[tuple[str, str], int] = {}
     wired: set[str] = set()
     for path, one in operations_of(model).items():
-        outer = path.rpartition(".")[0]
+        outer, _, name = path.rpartition(".")
         if path and outer not in wired:
             continue
         if type(one).__name__ in WIRED:
             wired.add(path)
         if path and (numbered := _numbered(one)) is not None:
             stem, number = numbered
-            found[outer, stem] = min(number, found.get((outer, stem), number))
-    return {**found, **firsts_of(model)}
+            place = re.fullmatch(rf"{stem}_?(\d*)", name)
+            first = number - int(place[1] or 0) if place else number
+            found[outer, stem] = min(first, found.get((outer, stem), first))
+    return found
 
 
 def _inner(one: Any) -> list[Any]:

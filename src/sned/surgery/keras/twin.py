@@ -77,13 +77,30 @@ class Unmade(ModelError):
         )
 
 
+@dataclass(frozen=True)
+class _Always:
+    """An initialiser that gives one value."""
+
+    value: Any
+
+    def __call__(self, shape: Any, dtype: Any = None) -> Any:
+        return self.value
+
+
 @contextmanager
 def _variables_noted(made: list[tuple[Any, Shape]]) -> Iterator[None]:
     """Note every variable as it is made, with the shape that was asked for."""
     original = keras.Variable.__init__
 
-    def noted(self: Any, initializer: Any, shape: Any = None, *args: Any, **kwargs: Any) -> None:
-        original(self, initializer, shape, *args, **kwargs)
+    def noted(
+        self: Any, initializer: Any, shape: Any = None, dtype: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        if not callable(initializer) and not isinstance(initializer, str):
+            # A value, which Keras takes in no such scope: models that compile themselves make an optimiser's.
+            value = keras.ops.convert_to_tensor(initializer, dtype)
+            initializer, shape = _Always(value), tuple(value.shape)
+            dtype = dtype or keras.backend.standardize_dtype(value.dtype)
+        original(self, initializer, shape, dtype, *args, **kwargs)
         made.append((self, tuple(self.shape) if shape is None else tuple(shape)))
 
     keras.Variable.__init__ = noted
