@@ -44,6 +44,7 @@ WRITES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "rows by a mask": lambda x, y: put(x.clone(), PICKED, y[PICKED]),
     "one row for all": lambda x, y: put(x.clone(), PICKED, y[0]),
     "behind an axis": lambda x, y: put(x.clone()[None], (slice(None), INTO[:2]), y[None, :2])[0],
+    "a list that is a tuple": lambda x, y: put(x.clone()[None], [slice(None), INTO[:2]], y[None, :2])[0],
     "around an axis": lambda x, y: put(x[None, ..., None].clone(), (0, slice(None), slice(None), 0), y)[
         0, ..., 0
     ],

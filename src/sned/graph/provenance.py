@@ -353,9 +353,17 @@ def _unflattened(tensor: torch.Tensor, dim: int | str, sizes: Any) -> tuple[int,
 
 def _tensor_of_list(index: Any) -> Any:
     """Lists in an index as tensors: on the device of a tensor without values, theirs would be lost."""
+    if isinstance(index, list) and any(
+        item is None or item is ... or isinstance(item, _AXES) for item in index
+    ):
+        index = tuple(index)  # as PyTorch takes a list that holds more than numbers
     if isinstance(index, tuple):
-        return tuple(map(_tensor_of_list, index))
+        return tuple(torch.tensor(item) if isinstance(item, list) else item for item in index)
     return torch.tensor(index) if isinstance(index, list) else index
+
+
+_AXES = slice | list | tuple | torch.Tensor
+"""What stands for an axis of its own in a list that is an index."""
 
 
 def _integers(value: Any) -> Iterator[int]:
