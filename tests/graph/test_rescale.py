@@ -223,3 +223,31 @@ def test_a_part_of_a_bias_makes_up_for_the_factor_beside_its_weight() -> None:
     assert [(group.name, group.size) for group in graph.groups] == [
         ("embed", 6), ("attention", 8), ("attention.out_proj", 8),
     ]  # fmt: skip
+
+
+class Written(nn.Module):
+    """Makes a tensor of its factor first, and reads that as a factor alone, or for something else too."""
+
+    def __init__(self, *, alone: bool) -> None:
+        super().__init__()
+        self.alone, self.q, self.k, self.out = alone, nn.Linear(5, 16), nn.Linear(5, 16), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = self.q(x)
+        factor = torch.tensor(query.shape[-1] ** -0.5).to(x.dtype)
+        query = query * (factor if self.alone else torch.exp(factor))
+        return self.out(query @ self.k(x).transpose(1, 2))
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_factor_may_be_made_a_tensor_first(alone: bool) -> None:
+    model = lively(Written(alone=alone))
+    graph = trace(model, SEQUENCE)
+    assert [group.size for group in graph.groups] == ([16] if alone else [])
+    assert alone or {frozen.reason for frozen in graph.frozen} >= {
+        "the code makes a tensor that holds this size"
+    }
+    if alone:
+        small, graph, plan = halved(model, SEQUENCE)
+        assert small.q.weight.shape == (8, 5)
+        assert distance(call(small, SEQUENCE), zeroed(model, graph, plan.removed, SEQUENCE)) < 1e-5

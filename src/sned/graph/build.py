@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -244,22 +245,30 @@ def _link_attributes(flow: Flow, ops: Sequence[Op], uses: Sequence[Use]) -> Give
 
 
 def _link_multiples(flow: Flow, uses: Sequence[Use], given: Given) -> None:
-    """Axes of parameters that a configuration makes some times as long as a number in it, or a part of it (`4 * width`,
-    `width // heads`), keep their proportion to the first axis that has just this size, or to the first of them; what
-    the number is divided by stays."""
+    """Axes of parameters that a configuration makes some times as long as a number in it or as an axis, or a part of it
+    (`4 * width`, `width // heads`), keep their proportion to that axis, or to the first axis of this size, or to the
+    first of them, which loses whole times; what the number is divided by stays, and so does what is rounded."""
     base = {
         source: (axis.tensor, axis.axis) for source, axis in given.items() if isinstance(axis, TensorAxis)
     }
     flow.op = None
     for use in uses:
-        if not use.formula.operation or use.at is None:
+        if use.at is None:
             continue
+        alone = len(use.formula.sources) == 1
         for source in use.formula.sources:
-            if isinstance(source, Attribute) and _proportional(use, source):
-                before = base.setdefault(source, use.at)
+            if isinstance(source, Attribute) and not use.formula.operation:
+                continue  # linked already
+            if _proportional(use, source):
+                axis = (source.tensor, source.axis) if isinstance(source, TensorAxis) else None
+                before = axis or base.setdefault(source, use.at)
                 if before != use.at:
                     flow.link(before, use.at)
-            elif len(use.formula.sources) > 1 and source in base:
+                elif alone and (box := covering(flow.boxes.get(before[0], ()), before[1])) is not None:
+                    flow.alike(box, _whole(use, source))
+            elif alone and not _follows(use, source):
+                _stay(flow, use.at, "the code rounds this size")
+            elif not alone and source in base:
                 _stay(flow, base[source], DIVIDES)
 
 
@@ -276,8 +285,24 @@ def _stay(flow: Flow, at: tuple[int, int], reason: str) -> None:
 
 def _proportional(use: Use, source: Source) -> bool:
     """Whether a number grows as one of its sources does."""
-    old = use.formula.old(source)
-    return all(use.formula.evaluate({source: times * old}) == times * use.value for times in (2, 3))
+    old, parts = (
+        use.formula.old(source),
+        _whole(use, source),
+    )  # one more tells what is rounded, to eights, say
+    return all(
+        use.formula.evaluate({source: old * n // parts}) == use.value * n // parts
+        for n in (parts + 1, 2 * parts, 3 * parts)
+    )
+
+
+def _whole(use: Use, source: Source) -> int:
+    """How many steps there are to a number and to one of its sources, if they keep their proportion."""
+    return math.gcd(use.formula.old(source), use.value)
+
+
+def _follows(use: Use, source: Source) -> bool:
+    """Whether a number grows by one where one of its sources does."""
+    return bool(use.formula.evaluate({source: use.formula.old(source) + 1}) == use.value + 1)
 
 
 def _divides(flow: Flow, use: Use) -> bool:
@@ -380,6 +405,7 @@ def _rescales(
         {(p.parameter, p.axis): int(p.labels[0]) for p in positions},
         [tensor.shape for tensor in recording.tensors],
         flow.boxes,
+        {scale.tensor for scale in recording.scales if scale.tensor is not None},
     )
     scales = [replace(scale, formula=scale.formula.over(given)) for scale in recording.scales]
     yield from rescales(recording.ops, scales, upstream)

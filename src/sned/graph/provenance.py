@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from sned.graph.carriers import Carriers
 from sned.graph.ir import leaves
 from sned.graph.modules import modules_of
 
@@ -159,6 +160,10 @@ _ARITHMETIC = ("add", "sub", "mul", "floordiv", "mod", "pow", "truediv")
 OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "sqrt": _plain_sqrt,
     "float": float,
+    "int": int,
+    "round": round,
+    "floor": math.floor,
+    "ceil": math.ceil,
     **{name: getattr(operator, name) for name in _ARITHMETIC},
 }
 """What a formula may do with its operands."""
@@ -169,21 +174,37 @@ for _operation in _ARITHMETIC:
         setattr(_kind, f"__r{_operation}__", _arithmetic(_operation, swapped=True))
 
 
-class _Floats(type):
-    def __instancecheck__(cls, value: object) -> bool:
-        return isinstance(value, float)
+def _rounding(name: str) -> Callable[[Any], Any]:
+    compute = OPERATIONS[name]
+
+    def method(self: Any) -> Any:
+        return _with_formula(compute(_plain(self)), name, (self,))
+
+    return method
 
 
-class _Float(metaclass=_Floats):
-    """Stands for `float` in PyTorch's own functions: a size keeps its formula through `float(size)`."""
-
-    def __new__(cls, value: Any = 0.0) -> Any:
-        plain = float(value)
-        return _with_formula(plain, "float", (value,)) if isinstance(value, Sized | SizedFloat) else plain
+for _operation in ("floor", "ceil", "round"):
+    setattr(SizedFloat, f"__{_operation}__", _rounding(_operation))
 
 
-opened_float: Any = _Float
-"""Stands for `float` in code that derives factors from sizes: see `functions_opened`."""
+def _opened(kind: type) -> Any:
+    """Stands for `int` or `float` in code that converts sizes: they keep their formula."""
+
+    class Kind(type):
+        def __instancecheck__(cls, value: object) -> bool:
+            return isinstance(value, kind)
+
+    class Opened(metaclass=Kind):
+        def __new__(cls, *given: Any) -> Any:
+            plain = kind(*given)
+            known = len(given) == 1 and isinstance(given[0], Sized | SizedFloat)
+            return _with_formula(plain, kind.__name__, given) if known else plain
+
+    return Opened
+
+
+OPENED: Mapping[str, Any] = {kind.__name__: _opened(kind) for kind in (int, float)}
+"""What stands for `int` and `float` in code that derives widths and factors from sizes: see `functions_opened`."""
 
 
 def _sqrt(value: Any) -> Any:
@@ -218,12 +239,14 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True)
 class Scale:
-    """A factor that was worked out from sizes and arrived in a call: its old value, and the ops that the call made."""
+    """A factor that was worked out from sizes and arrived in a call: its old value, the ops that the call made, and the
+    tensor that holds it, if one does."""
 
     formula: Formula
     value: float
     first_op: int
     last_op: int
+    tensor: int | None = None
 
 
 @dataclass
@@ -246,6 +269,7 @@ class Watch(TorchFunctionMode):
     uses: list[Use] = field(default_factory=list)
     scales: list[Scale] = field(default_factory=list)
     leaks: list[Formula] = field(default_factory=list)
+    carriers: Carriers = field(default_factory=Carriers)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -275,13 +299,22 @@ class Watch(TorchFunctionMode):
             args, kwargs = (*(*args, *(kwargs or {}).values())[:2], False), None
         if name == "unflatten" and args and (shape := _unflattened(*args, **(kwargs or {}))) is not None:
             func, name, args, kwargs = torch.Tensor.view, "view", (args[0], shape), None
+        carried = [] if name == "__get__" else self.carriers.among(args, kwargs)
+        factor = self.carriers.factor(name, args) if carried and name.strip("_") in FACTORS else None
         result = func(*args, **(kwargs or {}))
+        if factor is not None:
+            number = self.number(factor)
+            self.scales.append(Scale(carried[0].formula, float(carried[0]), start, self.position(), number))
+        elif name == "to" and carried:
+            self.carriers.carry(result, carried[0])
+        else:
+            self.leaks += [number.formula for number in carried]
         if name in ("tensor", "as_tensor") and not isinstance(args[0], torch.Tensor):
-            self.leaks += [
-                v.formula
-                for v in (*_integers(args), *leaves(args, SizedFloat))
-                if isinstance(v, Sized | SizedFloat)
-            ]
+            if isinstance(args[0], SizedFloat):
+                self.carriers.carry(result, args[0])
+            else:
+                held = (*_integers(args), *leaves(args, SizedFloat))
+                self.leaks += [v.formula for v in held if isinstance(v, Sized | SizedFloat)]
             if result.is_meta:
                 self.hold(result, func(*args, **{**(kwargs or {}), "device": "cpu"}))
         if not self.sources:
@@ -362,7 +395,7 @@ def _tensor_of_list(index: Any) -> Any:
     return torch.tensor(index) if isinstance(index, list) else index
 
 
-_AXES = slice | list | tuple | torch.Tensor
+_AXES = (slice, list, tuple, torch.Tensor)
 """What stands for an axis of its own in a list that is an index."""
 
 
@@ -388,7 +421,7 @@ def functions_opened() -> Iterator[None]:
         for module, name, _ in patched:
             setattr(module, name, lambda *_: False)
         math.sqrt = _sqrt
-        vars(torch.nn.functional)["float"] = _Float
+        vars(torch.nn.functional)["float"] = OPENED["float"]
         yield
     finally:
         for module, name, original in patched:

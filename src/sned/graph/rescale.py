@@ -7,7 +7,7 @@ are multiplied by what makes up for it. Where no weights can, the size must not 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +90,7 @@ class Upstream:
         first_labels: Mapping[tuple[str, int], int],
         shapes: Sequence[tuple[int, ...]],
         boxes: Mapping[int, Boxes],
+        factors: Set[int],
     ) -> None:
         self._ops = {op.index: op for op in ops}
         self._producer = {n: op for op in ops for n in op.outputs if n is not None and n not in op.inputs}
@@ -102,6 +103,7 @@ class Upstream:
         self._first = first_labels
         self._shapes = shapes
         self._boxes = boxes
+        self._factors = factors
         self._path: Path = {}
         self._factor = 0
 
@@ -110,9 +112,9 @@ class Upstream:
 
         `factor` is which one to scale of a product of two tensors that are worked out, 0 or 1.
         """
-        if not op.inputs:  # of two numbers, one of which is a size: `torch.div(x.shape[1], 2)`
+        tensor = next((number for number in op.inputs if number not in self._factors), None)
+        if tensor is None:  # of two numbers, one of which is a size: `torch.div(x.shape[1], 2)`
             return None, {}
-        tensor = op.inputs[0]
         ids = self.labels(tensor)
         self._path, self._factor = {op.index: ids}, factor
         return self.sites(tensor, ids), self._path
@@ -161,6 +163,8 @@ class Upstream:
     def _is_scaled(self, index: int, number: int) -> bool:
         """Of a product only the weight and the bias are scaled, or one factor of two, of a normalisation likewise."""
         op = self._ops[index]
+        if number in self._factors:
+            return False
         if op.name in NORMS:
             return number in self._parameters
         if op.name in PRODUCTS:
@@ -358,7 +362,7 @@ def rescales(ops: Sequence[Op], scales: Sequence[Scale], upstream: Upstream) -> 
         (scale, op)
         for scale in scales
         for op in ops[scale.first_op : scale.last_op]
-        if op.name.rstrip("_") in ("mul", "div") and _holds(op, scale.value)
+        if op.name.rstrip("_") in ("mul", "div") and _holds(op, scale)
     ]
     for factor in (0, 1):  # what serves twice makes up for nothing: a query, say, that is added to the answer
         found, met = _made_up(met, upstream, factor)
@@ -399,5 +403,7 @@ def _add(factors: list[_Factor], rescale: Rescale, scale: Scale, op: Op, path: P
     factors.append(_Factor(rescale, [(scale, op)], path))
 
 
-def _holds(op: Op, value: float) -> bool:
-    return any(isinstance(a, int | float) and math.isclose(a, value) for a in op.args)
+def _holds(op: Op, scale: Scale) -> bool:
+    if scale.tensor is not None:
+        return scale.tensor in op.inputs
+    return any(isinstance(a, int | float) and math.isclose(a, scale.value) for a in op.args)

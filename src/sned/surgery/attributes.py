@@ -232,6 +232,12 @@ def _strayed(graph: Graph, recording: Recording, sizes: Sizes) -> int | None:
     expected = [op for op in graph.ops if op.name not in LAYOUT]
     got = [op for op in recording.ops if op.name not in LAYOUT]
     factors = [(rescale.value, new) for rescale, new in factors_of(graph, sizes)]
+
+    def known(old: float, new: float) -> bool:
+        return any(
+            math.isclose(old, a, rel_tol=1e-6) and math.isclose(new, b, rel_tol=1e-6) for a, b in factors
+        )
+
     for mine, theirs in zip(expected, got, strict=False):
         if _kind(mine) != _kind(theirs):
             # PyTorch takes a product apart in other ways at other sizes; what works element by element is the code's.
@@ -240,13 +246,13 @@ def _strayed(graph: Graph, recording: Recording, sizes: Sizes) -> int | None:
             theirs, theirs.args, lambda n: recording.tensors[n].shape
         ):
             return mine.index
-        if any(_written_anew(*pair) for pair in _constants(mine, theirs, graph, recording)):
-            return mine.index
+        for before, after in _constants(mine, theirs, graph, recording):
+            if _written_anew(before, after) and not (before.ndim == 0 and known(float(before), float(after))):
+                return mine.index
         whole = mine.pointwise or mine.name == "native_group_norm"  # elsewhere shapes tell
         wanted = _numbers_in(sizes.arguments(mine)[0], whole=whole)
         for old, new in zip(wanted, _numbers_in(theirs.args, whole=whole), strict=False):
-            known = any(math.isclose(old, a) and math.isclose(new, b) for a, b in factors)
-            if not (known or math.isclose(old, new, rel_tol=1e-6) or math.isnan(old)):
+            if not (known(old, new) or math.isclose(old, new, rel_tol=1e-6) or math.isnan(old)):
                 return mine.index
     return None
 

@@ -47,18 +47,6 @@ def configuration(model: Any) -> dict[str, Any]:
         ) from error
 
 
-def plainly_attending(config: Any) -> Any:
-    """The configuration with attention that never drops anything, as in inference.
-
-    Keras then calls one op for it; otherwise it multiplies by a tensor that it makes of the head dimension.
-    """
-    if isinstance(config, dict):
-        attends = config.get("class_name") in ("MultiHeadAttention", "GroupQueryAttention")
-        inner = {key: plainly_attending(value) for key, value in config.items()}
-        return {**inner, "config": {**inner["config"], "dropout": 0.0}} if attends else inner
-    return type(config)(map(plainly_attending, config)) if isinstance(config, list | tuple) else config
-
-
 def sized(config: Any) -> Any:
     """The configuration with every number that may be a size swapped for a `Sized` that remembers its place."""
     return _walk(config, lambda value, place: Sized.of(value, place))
@@ -141,6 +129,11 @@ def owner(config: Any, place: Attribute) -> str:
     return [name for name in names if isinstance(name, str)][-1]
 
 
+def name_of(place: Attribute) -> str:
+    """The argument in which a number stands, in a list or in lists of lists too."""
+    return next(step for step in (place.name, *reversed(place.module.split("/"))) if not step.isdigit())
+
+
 def number_at(config: Any, place: Attribute) -> Any:
     """What stands at a place of a configuration."""
     *_, holder = _down(config, place)
@@ -172,11 +165,15 @@ def _walk(config: Any, change: Callable[[int, Attribute], int], path: str = "") 
 def _walk_item(value: Any, change: Callable[[int, Attribute], int], path: str, key: str) -> Any:
     if type(value) is int:
         return change(value, Attribute(path, key))
-    if isinstance(value, list | tuple) and value and all(v is None or type(v) is int for v in value):
+    inner = f"{path}/{_ALIKE.get(key, key)}"
+    if isinstance(value, list | tuple) and not any(isinstance(item, str) for item in value):
         return type(value)(
-            v if v is None else change(v, Attribute(path, key, item=i)) for i, v in enumerate(value)
+            change(item, Attribute(path, key, item=i))
+            if type(item) is int
+            else _walk_item(item, change, inner, str(i))
+            for i, item in enumerate(value)
         )
-    return _walk(value, change, f"{path}/{_ALIKE.get(key, key)}")
+    return _walk(value, change, inner)  # a list that holds a name says which call of a layer is read
 
 
 def _without_shapes(config: Any) -> Any:

@@ -27,6 +27,7 @@ from sned.graph.provenance import (
     Source,
     TensorAxis,
     Use,
+    functions_opened,
 )
 from sned.graph.recording import Recorded, Recording
 from sned.graph.replay import overload, sizes_of
@@ -37,9 +38,9 @@ from sned.surgery.keras.configuration import (
     configuration,
     edited,
     inner_inputs,
+    name_of,
     number_at,
     owner,
-    plainly_attending,
     reason_of,
     sized,
 )
@@ -53,8 +54,8 @@ from sned.surgery.keras.twin import (
     Twin,
     Unmade,
     check_alike,
+    conversions_traced,
     dtypes_told,
-    factors_traced,
     make_twin,
     shapes_traced,
 )
@@ -127,9 +128,9 @@ def record(model: Any, example: Example, backend: str = "torch") -> Graph:
     Raises:
         ModelError: the model does not run on them, or cannot be made anew from its configuration.
     """
-    config = plainly_attending(configuration(model))
+    config = configuration(model)
     state = {name: tensor.detach() for name, tensor in Holder(model).named_tensors()}
-    with factors_traced(), shapes_traced():
+    with functions_opened(), conversions_traced(model), shapes_traced():
         twin = make_twin(sized(config), model, example)
     check_alike(model, twin.model)
     run = _run(twin.model, state, example)
@@ -159,7 +160,7 @@ def _run(model: Any, state: Mapping[str, torch.Tensor], example: Example) -> Rec
     Raises:
         ModelError: it draws random numbers, so that no other one could be held against it.
     """
-    with within_keras(), dtypes_told(), in_single_precision(model):
+    with within_keras(), dtypes_told(), conversions_traced(model), in_single_precision(model):
         run = recorded(Forward.of(model, state), example)
     read = set(run.main.outputs)
     for op in reversed(run.main.ops):
@@ -207,18 +208,22 @@ def _placed(found: Recorded, twin: Twin, config: Any) -> Recorded:
     return replace(found, main=main, outputs_last=True)
 
 
-def _first_given(main: Recording, twin: Twin) -> dict[tuple[int, int], int]:
-    """The number of each tensor that a layer was first called with, by (identity of the layer, place)."""
+Entered = Mapping[tuple[int, str], int]
+"""The tensors that layers were first called with, by (identity of the layer, place or name of the argument)."""
+
+
+def _first_given(main: Recording, twin: Twin) -> Entered:
     layers = layers_of(twin.model)
-    found: dict[tuple[int, int], int] = {}
+    found: dict[tuple[int, str], int] = {}
     for call in main.given:
-        for place, number in enumerate(call.args):
+        named = {name: numbers[0] for name, numbers in call.named.items() if len(numbers) == 1}
+        for place, number in (*enumerate(call.args), *named.items()):
             if call.path in layers and number is not None:
-                found.setdefault((id(layers[call.path]), place), number)
+                found.setdefault((id(layers[call.path]), str(place)), number)
     return found
 
 
-def _known(formula: Formula, entered: Mapping[tuple[int, int], int]) -> Formula | int | float:
+def _known(formula: Formula, entered: Entered) -> Formula | int | float:
     """A formula over the axes that layers were called with, in the place of what they were built for.
 
     A number where nothing is left that it could depend on.
@@ -227,7 +232,8 @@ def _known(formula: Formula, entered: Mapping[tuple[int, int], int]) -> Formula 
         (source,) = formula.sources
         if not isinstance(source, Attribute) or not source.module.startswith(BUILT):
             return formula
-        number = entered.get((int(source.module.removeprefix(BUILT)), int(source.name)))
+        layer, (place, _, argument) = int(source.module.removeprefix(BUILT)), source.name.partition(" ")
+        number = entered.get((layer, argument), entered.get((layer, place)))
         if number is None or source.item is None:
             return formula.value
         return Formula(frozenset([TensorAxis(number, source.item)]), formula.value)
@@ -237,7 +243,7 @@ def _known(formula: Formula, entered: Mapping[tuple[int, int], int]) -> Formula 
     return made if sources else made.evaluate({})
 
 
-def _all_known(uses: Sequence[Use], entered: Mapping[tuple[int, int], int]) -> Iterator[Use]:
+def _all_known(uses: Sequence[Use], entered: Entered) -> Iterator[Use]:
     for use in uses:
         formula = _known(use.formula, entered)
         equals = _known(use.equals, entered) if use.equals is not None else None
@@ -245,9 +251,7 @@ def _all_known(uses: Sequence[Use], entered: Mapping[tuple[int, int], int]) -> I
             yield use._replace(formula=formula, equals=equals)
 
 
-def _all_over(
-    held: Sequence[Any], entered: Mapping[tuple[int, int], int], same: Mapping[Source, Source]
-) -> list[Any]:
+def _all_over(held: Sequence[Any], entered: Entered, same: Mapping[Source, Source]) -> list[Any]:
     """Factors as functions of the axes that variables got, rather than of the numbers that gave those."""
     found = []
     for item in held:
@@ -343,5 +347,5 @@ def _not_in_configuration(graph: Graph, part: tuple[str, int], config: Mapping[s
     places = sorted({s for formula in found for s in formula.sources if isinstance(s, Attribute)}, key=str)
     if not places:
         return "its size is in no layer's configuration, so Keras could not load the model again"
-    shown = " and ".join(f"`{place.name}` of {owner(config, place)!r}" for place in places)
+    shown = " and ".join(f"`{name_of(place)}` of {owner(config, place)!r}" for place in places)
     return f"its size follows from {shown} together with others that lose differently"

@@ -20,7 +20,7 @@ from keras.src.backend.common import dtypes
 
 from sned.errors import ModelError
 from sned.graph.example import Example
-from sned.graph.provenance import Attribute, Sized, SizedFloat, functions_opened, opened_float
+from sned.graph.provenance import OPENED, Attribute, Sized, SizedFloat
 from sned.surgery.keras.configuration import reason_of, rebuilt
 from sned.surgery.keras.naming import share_constants, variables_of
 from sned.surgery.keras.outside import within_keras
@@ -127,21 +127,22 @@ def shapes_traced() -> Iterator[None]:
         def traced(*shapes: Any, **named: Any) -> Any:
             places = itertools.count()
 
-            def remembered(shape: Any) -> Any:
+            def remembered(shape: Any, argument: str = "") -> Any:
                 if isinstance(shape, dict):
                     return {name: remembered(inner) for name, inner in shape.items()}
                 if not isinstance(shape, list | tuple):
                     return shape
                 if not all(size is None or isinstance(size, int) for size in shape):
                     return type(shape)(map(remembered, shape))
-                module, name = f"{BUILT}{id(layer)}", str(next(places))
+                module, name = f"{BUILT}{id(layer)}", f"{next(places)} {argument}"
                 return type(shape)(
                     Sized.of(size, Attribute(module, name, item=axis)) if type(size) is int else size
                     for axis, size in enumerate(shape)
                 )
 
             return build(
-                *map(remembered, shapes), **{name: remembered(shape) for name, shape in named.items()}
+                *map(remembered, shapes),
+                **{name: remembered(shape, name.removesuffix("_shape")) for name, shape in named.items()},
             )
 
         layer.build = traced
@@ -155,18 +156,19 @@ def shapes_traced() -> Iterator[None]:
 
 
 @contextmanager
-def factors_traced() -> Iterator[None]:
-    """Let the layers of Keras derive factors from sizes (`1 / sqrt(float(key_dim))`) without losing their sources."""
-    layers = [
-        vars(m)
-        for name, m in list(sys.modules.items())
-        if name.startswith("keras.src.layers.") and m is not None
-    ]
-    with functions_opened(), ExitStack() as stack:
-        for held in layers:
-            if "float" not in held:
-                held["float"] = opened_float
-                stack.callback(held.pop, "float")
+def conversions_traced(model: Any) -> Iterator[None]:
+    """Let the layers of Keras, and those of a model's own classes, derive numbers from sizes (`int(width // heads)`,
+    `1 / sqrt(float(key_dim))`) without losing their sources."""
+    packages = {
+        kind.__module__.partition(".")[0] for layer in model._flatten_layers() for kind in type(layer).__mro__
+    }
+    homes = ("keras.src.layers.", *(f"{name}." for name in packages - {"keras", "torch", "builtins"}))
+    with ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            if f"{name}.".startswith(homes) and module is not None:
+                for kind in OPENED.keys() - vars(module).keys():
+                    vars(module)[kind] = OPENED[kind]
+                    stack.callback(vars(module).pop, kind)
         yield
 
 
