@@ -64,7 +64,11 @@ class Headed(keras.Model):
         pooled = layers.GlobalAveragePooling1D()(backbone(inputs))
         super().__init__(inputs=inputs, outputs=layers.Dense(classes, name="head")(pooled), **kwargs)
         self.backbone, self.classes = backbone, classes
-        self.compile(keras.optimizers.Adam(1e-4), "mse")
+        self.compile()
+
+    def compile(self, optimizer: Any = "auto", **kwargs: Any) -> None:
+        chosen = keras.optimizers.Adam(1e-4) if optimizer == "auto" else optimizer
+        super().compile(optimizer=chosen, **{"loss": "mse", **kwargs})
 
     def get_config(self) -> dict[str, Any]:
         held = keras.saving.serialize_keras_object(self.backbone)
@@ -96,6 +100,10 @@ def test_a_model_may_compile_itself_when_it_is_made() -> None:
     small = sned.apply(model, plan)
     assert (type(small), small.backbone.hidden, small.backbone.width) == (Headed, 5, 4)
     assert float(small.optimizer.learning_rate) == np.float32(1e-4)
+    model.compile(keras.optimizers.SGD(0.125))
+    small = sned.apply(model, plan)
+    assert isinstance(small.optimizer, keras.optimizers.SGD)
+    assert float(small.optimizer.learning_rate) == 0.125
     small.fit(x, np.zeros((2, 3)), verbose=0)
     close(answers(sned.apply(model, plan), x), answers(zeroed(model, graph, plan), x))
 

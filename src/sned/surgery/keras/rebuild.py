@@ -127,18 +127,20 @@ def hand_over(model: Any, small: Any) -> None:
 def _compile_alike(model: Any, small: Any) -> None:
     """Compile as a model was: losses and functions are shared, optimisers and metrics made anew, registered or not."""
     noted = getattr(model, "_compile_config", None)  # what `compile` was given, before it is written down
-    reason = f"{type(model).__name__} has a `compile` of its own"
+    unknown = type(model).compile is not keras.Model.compile and not small.compiled
+    failed = f"{type(model).__name__} has a `compile` of its own"
     try:
-        if noted is None or type(model).compile is not keras.Model.compile:
+        if noted is None or unknown:
             with classes_of(model):
                 small.compile_from_config(model.get_compile_config())
         else:
-            small.compile(**keras.tree.map_structure(_fresh, dict(noted.config)))
+            keras.Model.compile(small, **keras.tree.map_structure(_fresh, dict(noted.config)))
+        failed = "" if small.compiled else failed
     except Exception as error:  # noqa: BLE001 (an optimiser or a metric of the user's own may raise anything)
-        reason = f"{type(error).__name__}: {reason_of(error)}"
-    if not small.compiled:
+        failed = f"{type(error).__name__}: {reason_of(error)}"
+    if failed:
         warnings.warn(
-            f"The pruned model could not be compiled as the original was: {reason}. Call its `compile` before you "
+            f"The pruned model could not be compiled as the original was: {failed}. Call its `compile` before you "
             "train or evaluate it; optimisers and metrics are made anew, from what their `get_config` returns.",
             stacklevel=2,
         )
