@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sned.graph.provenance import (
+    OPENED,
     Attribute,
     Sized,
     TensorAxis,
@@ -162,3 +163,11 @@ def test_attributes_are_put_back_after_an_error() -> None:
 )  # fmt: skip
 def test_what_counts_as_a_configuration(value: object, holds: bool) -> None:
     assert is_configuration(value) is holds
+
+
+def test_what_stands_for_a_type_is_taken_for_it() -> None:
+    number = OPENED["int"](Sized.of(12, Attribute("", "width")) / 5)
+    assert (number, number.formula.evaluate({Attribute("", "width"): 20})) == (2, 4)
+    assert isinstance(3, OPENED["int"])
+    assert not isinstance(3, OPENED["float"])
+    assert ({int: "int64"}[OPENED["int"]], OPENED["int"]("7")) == ("int64", 7)

@@ -194,6 +194,12 @@ def _opened(kind: type) -> Any:
         def __instancecheck__(cls, value: object) -> bool:
             return isinstance(value, kind)
 
+        def __eq__(cls, other: object) -> bool:  # as a dtype, and as what `type` returns
+            return other is cls or other is kind
+
+        def __hash__(cls) -> int:
+            return hash(kind)
+
     class Opened(metaclass=Kind):
         def __new__(cls, *given: Any) -> Any:
             plain = kind(*given)

@@ -10,7 +10,7 @@ from keras import layers
 
 import sned
 from sned.graph.trace import state_of
-from sned.surgery.keras.naming import variables_of
+from sned.surgery.keras.naming import call_alike, operations_of, variables_of
 from sned.surgery.keras.network import Network
 from tests.surgery.keras.models import images, sequence
 from tests.surgery.keras.test_apply import answers, close, zeroed
@@ -69,3 +69,19 @@ def test_a_model_may_have_a_dot_in_its_own_name() -> None:
     small = sned.apply(model, sned.plan(sned.trace(model, sequence(1, 6)[:, 0]), sparsity=0.5))
     assert small.name == model.name == "mobilenet_1.00"
     assert small.layers[1].units == 4
+
+
+def test_layers_are_called_as_in_another_model_in_whichever_order_it_has_them() -> None:
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(4, name="mine_a"),
+            layers.ReLU(name="act"),
+            layers.Dense(3, name="mine_b"),
+        ]
+    )
+    there = {"": "Sequential", "act": "ReLU", "input_layer": "InputLayer", "a": "Dense", "b": "Dense"}
+    call_alike(model, there)
+    found = operations_of(model)
+    assert [*found] == [*there]
+    assert (found["a"], found["b"], found["act"]) == (model.layers[0], model.layers[2], model.layers[1])

@@ -46,8 +46,11 @@ WIRED = ("Functional", "Sequential")
 Firsts = Mapping[tuple[str, str], int]
 """Where numbers begin: the first of each stem in a model, by its path and the stem."""
 
-_called: WeakKeyDictionary[Any, tuple[str, ...]] = WeakKeyDictionary()
-"""The paths in models made from others, in order: whatever their layers call themselves, they are called as there."""
+Paths = Mapping[str, str]
+"""The paths of a model's layers in order, and the names of their classes."""
+
+_called: WeakKeyDictionary[Any, Paths] = WeakKeyDictionary()
+"""The paths in models made from others: whatever their layers call themselves, they are called as there."""
 
 
 def layers_of(model: Any) -> dict[str, Any]:
@@ -57,26 +60,41 @@ def layers_of(model: Any) -> dict[str, Any]:
 
 def operations_of(model: Any) -> dict[str, Any]:
     """The layers of a model by their paths, and what Functional models call beside layers (`x + y`)."""
-    found, names = _walked(model, {}), _called.get(model, ())
-    if len(names) != len(found) or found.keys() == {*names}:
+    found, known = _walked(model, {}), _called.get(model, {})
+    if len(known) != len(found) or found.keys() == known.keys():
         return found
     # Not by their own names: those may hold the name of the layer around them, or a number of their process.
-    return dict(zip(names, found.values(), strict=True))
+    kinds = _kinds(found)
+    if [*kinds.values()] == [*known.values()]:
+        return dict(zip(known, found.values(), strict=True))
+    # Backends keep the layers of a class of one's own in other orders: what is new goes by its class.
+    left = {
+        kind: [path for path in known if known[path] == kind and path not in found] for kind in kinds.values()
+    }
+    there = {
+        path if path in known or not left[kinds[path]] else left[kinds[path]].pop(0): one
+        for path, one in found.items()
+    }
+    return {path: there[path] for path in known} if there.keys() == known.keys() else found
 
 
-def paths_of(model: Any) -> tuple[str, ...]:
-    """The paths of a model's layers in order, for `call_alike` in this process or another."""
-    return tuple(operations_of(model))
+def _kinds(found: Mapping[str, Any]) -> Paths:
+    return {path: type(one).__name__ for path, one in found.items()}
 
 
-def call_alike(model: Any, paths: tuple[str, ...]) -> None:
+def paths_of(model: Any) -> Paths:
+    """The paths of a model's layers, for `call_alike` in this process or another."""
+    return _kinds(operations_of(model))
+
+
+def call_alike(model: Any, paths: Paths) -> None:
     """Let the layers of a model that was made from another one be called as there."""
     _called[model] = paths
 
 
 def call_shortened(small: Any, model: Any) -> None:
     """Let the layers of a model without some of its layers be called as in the whole one."""
-    _called[small] = tuple(_walked(small, _firsts(model)))
+    _called[small] = _kinds(_walked(small, _firsts(model)))
 
 
 def _walked(model: Any, firsts: Firsts) -> dict[str, Any]:
