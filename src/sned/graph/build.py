@@ -285,14 +285,9 @@ def _stay(flow: Flow, at: tuple[int, int], reason: str) -> None:
 
 def _proportional(use: Use, source: Source) -> bool:
     """Whether a number grows as one of its sources does."""
-    old, parts = (
-        use.formula.old(source),
-        _whole(use, source),
-    )  # one more tells what is rounded, to eights, say
-    return all(
-        use.formula.evaluate({source: old * n // parts}) == use.value * n // parts
-        for n in (parts + 1, 2 * parts, 3 * parts)
-    )
+    old, parts = use.formula.old(source), _whole(use, source)
+    steps = (parts + 1, 2 * parts, 3 * parts)  # one more tells what is rounded, to eights, say
+    return all(use.formula.evaluate({source: old * n // parts}) == use.value * n // parts for n in steps)
 
 
 def _whole(use: Use, source: Source) -> int:

@@ -47,6 +47,6 @@ class Typed(keras.layers.Layer):
 def test_layers_that_stand_in_no_file_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     model = keras.Sequential([keras.Input((6,)), Typed(), keras.layers.Dense(3)])
     monkeypatch.setattr(Typed, "__module__", "__main__")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>", raising=False)
     with pytest.raises(ModelError, match=r"'Typed' must be importable.*\.py file.*KERAS_BACKEND=torch"):
         _objects(model, "torch")
