@@ -1,7 +1,7 @@
 """MLPerf Tiny's ResNet-8 (Keras) on CIFAR-10: pruned without training, and after some epochs of distillation.
 
     KERAS_BACKEND=tensorflow python -m benchmarks.keras [--speed-up 1.5 2] [--fit 5] [--inputs 1024] [--match 60]
-                                                        [--out FILE]
+                                                        [--without add] [--out FILE]
 
 Calibration inputs are unlabelled training images; distillation sees 10,000 labelled ones; the test set is read once, at
 the end, for every row. `python -m benchmarks.keras_applications` is the benchmark of correctness. The data are read
@@ -89,6 +89,7 @@ def rows(options: argparse.Namespace) -> list[Row]:
             budget=budget,
             calibration=train[drawn],
             match_seconds=options.match,
+            without=options.without,
             progress=RichProgress(),
         )
         took = time.perf_counter() - start
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument(
         "--match", type=float, help="seconds of label-free matching after repair; none by default"
     )
+    parser.add_argument("--without", nargs="+", default=[], help="layers to leave out, such as add")
     parser.add_argument("--inputs", type=int, default=1024, help="unlabelled calibration images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 
 import pytest
 import torch
@@ -60,6 +61,33 @@ def test_a_step_that_does_harm_is_not_kept() -> None:
         assert torch.equal(found.model(images(4)), small(images(4)))
 
 
+@pytest.mark.parametrize("falls", [True, False])
+def test_a_step_size_that_leads_astray_falls(falls: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("sned.repair.match")
+    if not falls:
+        monkeypatch.setattr(module, "TOO_FAR", float("inf"))
+    small, dense = pruned()
+    found = match(small, dense, images(160).split(40), steps=100, rate=3.0)
+    nearer = distance(found.model, dense, images(64, seed=9)) < distance(small, dense, images(64, seed=9))
+    assert nearer is falls
+
+
+def test_not_more_inputs_judge_than_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("sned.repair.match")
+    monkeypatch.setattr(module, "JUDGED", 24)
+    judged: list[int] = []
+    whole = module._Judge.__init__
+
+    def noted(self: object, graph: object, teacher: object, batches: list[tuple[torch.Tensor]]) -> None:
+        judged.append(sum(len(x) for (x,) in batches))
+        whole(self, graph, teacher, batches)
+
+    monkeypatch.setattr(module._Judge, "__init__", noted)
+    small, dense = pruned()
+    match(small, dense, [images(160)], steps=2)
+    assert judged == [24]
+
+
 def test_masks_hold() -> None:
     dense = block()
     small = copy.deepcopy(dense)
@@ -78,18 +106,16 @@ def test_time_ends_it_too() -> None:
 
 
 def test_interrupting_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib
-
     module = importlib.import_module("sned.repair.match")
-    whole, calls = module._step, []
+    whole, calls = module._losses, []
 
-    def step(*arguments: object) -> None:
+    def losses(*arguments: object) -> object:
         calls.append(1)
         if len(calls) > 20:
             raise KeyboardInterrupt
-        whole(*arguments)
+        return whole(*arguments)
 
-    monkeypatch.setattr(module, "_step", step)
+    monkeypatch.setattr(module, "_losses", losses)
     small, dense = pruned()
     found = match(small, dense, images(160).split(40), steps=80, rate=1e-2)
     assert found.steps == 20

@@ -162,8 +162,8 @@ def prune(
         budget: what may remain, and on which device; None where rules or `without` alone say what goes.
         calibration: batches of inputs as the model takes them, a few hundred, without labels. Without them units are
             chosen by their weights, and nothing is repaired. Layers are scored and repaired by the first 1,024 (of a
-            small network up to 4,096); matching learns from 4,096 more, and the more the better. For a Keras model
-            also an array, a `tf.data.Dataset` or a `keras.utils.PyDataset`, whose labels are left aside.
+            small network up to 4,096); matching learns from up to 65,536 more, and the more the better. For a Keras
+            model also an array, a `tf.data.Dataset` or a `keras.utils.PyDataset`, whose labels are left aside.
         labels: int64 `[n]`, classes of the calibration inputs in their order, for criteria that take a loss ("taylor",
             "fisher", "snip", "grasp"); nothing else needs any.
         evaluate: how good a model is, a number, higher is better. Used to report; and to choose only where

@@ -5,7 +5,9 @@ one's layers, channel for channel, on the channels that are left:
 
     loss = |s(x) - t(x)|² / var(t)  +  mean over layers of |a_l(x) - b_l(x)[kept_l]|² / var(b_l[kept_l])
 
-Images are shifted and mirrored at random: that needs no label, since both networks see the same.
+Images are shifted and mirrored at random: that needs no label, since both networks see the same. The step size begins
+large, which long runs of small networks are worth most with. Where it soon takes the network further away than it was,
+as it does deep ones, the weights go back, and it falls to a third.
 Running statistics of BatchNorm stay as repair left them; everything trainable is trained. What is returned is the
 network of the step that came closest to the dense one on inputs held out, or the one that was given.
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,17 +55,27 @@ STEPS = 300
 BATCH = 64
 """Inputs a step."""
 
-RATE = 3e-4
-"""Largest step size of Adam."""
+RATE = 3e-3
+"""Largest step size of Adam, to begin with."""
+
+TOO_FAR, RECENT = 2.0, 8
+"""How much larger than at the start the mean error of answers may become in how many steps before the step size falls.
+"""
+
+SMALLER = 1 / 3
+"""What a step size that was too large falls to."""
 
 WARM_UP = 0.1
-"""Share of the steps, or of the time, in which the step size rises."""
+"""Share of the steps, or of the time, in which a step size rises."""
 
 FEWEST = 32
 """Inputs below which there is nothing to learn from."""
 
-FURTHER = 4096
+FURTHER = 65536
 """Inputs beyond those that layers are scored and repaired by, from which matching learns, at most."""
+
+JUDGED = 2048
+"""Inputs held out, at most."""
 
 Kept = Mapping[str, Tensor | None]
 
@@ -211,12 +224,14 @@ def match(
     _check_count(inputs.count)
     size = BATCH if graph.batched else graph.batch
     start_held = first_held_out(inputs.count, 1 if graph.batched else size)
+    if start_held and graph.batched:
+        start_held = max(start_held, inputs.count - JUDGED)
     learnt, held = torch.arange(start_held or inputs.count), torch.arange(start_held, inputs.count)
     generator = torch.Generator().manual_seed(seed)
     judge = _Judge(graph, teacher, [inputs.at(rows) for rows in held.split(size)])  # type: ignore[no-untyped-call]
     kept = _inputs_kept(model, dense)
     weights = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.Adam(weights, lr=rate)
+    paced = _Paced(weights, rate)
     best, state = 0, _snapshot(student)
     looks = [(0, judge(student))]
     start = time.perf_counter()
@@ -224,12 +239,13 @@ def match(
     with progress.task("matching the dense network", total=100) as advance:
         try:
             while share < 1:
-                for group in optimiser.param_groups:
-                    group["lr"] = rate * _pace(share)
                 drawn = inputs.drawn(learnt, min(size, len(learnt)), generator)
-                _step(graph, student, teacher, kept, optimiser, drawn)
+                paced.take(*_losses(graph, student, teacher, kept, drawn), share)
                 done += 1
                 before, share = share, _share(done, steps, start, seconds)
+                if paced.astray:
+                    _restore(student, state)
+                    paced.slow_down(share)
                 advance(int(100 * share) - int(100 * before))
                 if share >= len(looks) / LOOKS:
                     looks.append((done, judge(student)))
@@ -238,9 +254,7 @@ def match(
         except KeyboardInterrupt:
             pass  # the best so far is as good as it is
     learnt_from = copied(model)  # in the modes and in the precision that were given
-    with torch.no_grad():
-        for name, tensor in state_of(learnt_from).items():
-            tensor.copy_(state[name])
+    _restore(learnt_from, state)
     return Matched(learnt_from, done, best, tuple(looks), time.perf_counter() - start)
 
 
@@ -266,31 +280,60 @@ def _share(done: int, steps: int | None, start: float, seconds: float | None) ->
     return min(max(taken, spent), 1.0)
 
 
-def _pace(share: float) -> float:
-    """The step size along the way, 1 at its largest: up in a line, since Adam's first steps are all of full size
-    whatever the gradient, then down as a cosine."""
-    rising = min((share + 0.001) / WARM_UP, 1.0)
-    return rising * 0.5 * (1 + math.cos(math.pi * share))
+class _Paced:
+    """Adam whose step size rises in a line, since its first steps are all of full size whatever the gradient, and then
+    falls as a cosine.
+
+    Args:
+        weights: what is trained.
+        rate: the largest step size.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter], rate: float) -> None:
+        self._weights, self._rate = weights, rate
+        self._first = math.nan
+        self._begin(0.0)
+
+    def _begin(self, share: float) -> None:
+        self._optimiser = torch.optim.Adam(self._weights)
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._begun = share
+
+    def take(self, answers: Tensor, features: Tensor, share: float) -> None:
+        """A step down from the losses of answers and features, `share` of the way."""
+        rising = min((share - self._begun + 0.001) / WARM_UP, 1.0)
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._rate * rising * 0.5 * (1 + math.cos(math.pi * share))
+        self._optimiser.zero_grad()
+        (answers + features).backward()  # type: ignore[no-untyped-call]
+        self._optimiser.step()
+        self._recent.append(float(answers.detach()))
+        if math.isnan(self._first):
+            self._first = self._recent[0]
+
+    @property
+    def astray(self) -> bool:
+        """Whether the answers go away from where they began."""
+        full = len(self._recent) == RECENT
+        return full and not sum(self._recent) / RECENT <= TOO_FAR * self._first
+
+    def slow_down(self, share: float) -> None:
+        """Go on with smaller steps."""
+        self._rate *= SMALLER
+        self._begin(share)
 
 
-def _step(
-    graph: Graph,
-    student: nn.Module,
-    teacher: nn.Module,
-    kept: Kept,
-    optimiser: torch.optim.Optimizer,
-    inputs: Any,
-) -> None:
+def _losses(
+    graph: Graph, student: nn.Module, teacher: nn.Module, kept: Kept, inputs: Any
+) -> tuple[Tensor, Tensor]:
+    """Of the answers, and of what enters the layers."""
     with torch.no_grad(), _entering(teacher, kept) as wanted_features:
         wanted = _floating(graph, called(teacher, inputs))
     with _entering(student, dict.fromkeys(kept)) as features:
         given = _floating(graph, called(student, inputs))
-    loss = torch.stack([_apart(s, t) for s, t in zip(given, wanted, strict=True)]).sum()
-    if pairs := list(_pairs(features, wanted_features)):
-        loss = loss + torch.stack([_relative(s, t) for s, t in pairs]).mean()
-    optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
+    answers = torch.stack([_apart(s, t) for s, t in zip(given, wanted, strict=True)]).sum()
+    apart = [_relative(s, t) for s, t in _pairs(features, wanted_features)]
+    return answers, torch.stack(apart).mean() if apart else torch.zeros_like(answers)
 
 
 def _relative(given: Tensor, wanted: Tensor) -> Tensor:
@@ -390,3 +433,9 @@ class _Judge:
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state_of(model).items()}
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    for name, tensor in state_of(model).items():
+        tensor.copy_(state[name])

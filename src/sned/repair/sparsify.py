@@ -75,7 +75,7 @@ def sparsify(
             inputs such as "1x4".
         calibration: batches of inputs, a few hundred in all, without labels; random ones when None.
         match_seconds: time to spend, after that, on gradient steps of the other weights towards the dense network's
-            answers and features, on these inputs and up to 4,096 more; None for no such steps.
+            answers and features, on these inputs and up to 65,536 more; None for no such steps.
         workdir: where activations are spooled to when there are many.
         progress: shown while it runs.
 
