@@ -59,8 +59,8 @@ RATE = 3e-3
 """Largest step size of Adam, to begin with."""
 
 TOO_FAR, RECENT = 2.0, 8
-"""How much larger than at the start the mean error of answers may become in how many steps before the step size falls.
-"""
+"""How much larger than at the start the mean error of answers may become in how many steps before the step size falls;
+a single step may be so bad that it falls at once."""
 
 SMALLER = 1 / 3
 """What a step size that was too large falls to."""
@@ -314,8 +314,7 @@ class _Paced:
     @property
     def astray(self) -> bool:
         """Whether the answers go away from where they began."""
-        full = len(self._recent) == RECENT
-        return full and not sum(self._recent) / RECENT <= TOO_FAR * self._first
+        return not sum(self._recent) <= TOO_FAR * RECENT * self._first
 
     def slow_down(self, share: float) -> None:
         """Go on with smaller steps."""
