@@ -53,7 +53,8 @@ def test_both_networks_are_left_alone() -> None:
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-def test_a_step_that_does_harm_is_not_kept() -> None:
+def test_a_step_that_does_harm_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("sned.repair.match"), "TOO_FAR", float("inf"))
     small, dense = pruned()
     found = match(small, dense, [images(64)], steps=8, rate=50.0)
     assert found.best == 0
