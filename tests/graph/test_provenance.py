@@ -17,16 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from sned.graph.provenance import (
-    OPENED,
-    Attribute,
-    Sized,
-    TensorAxis,
-    Watch,
-    functions_opened,
-    instrument,
-    is_configuration,
-)
+from sned.graph.formulas import OPENED, Attribute, Sized, TensorAxis
+from sned.graph.provenance import Watch, functions_opened, instrument, is_configuration
 from sned.graph.untouched import Untouched
 
 WIDTH, HEADS = Attribute("block", "width"), Attribute("block", "heads")

@@ -11,11 +11,12 @@ from torch import nn
 
 from sned.graph.coupling import Coupling, Position
 from sned.graph.flow import Flow
+from sned.graph.formulas import Attribute, Formula, Source, TensorAxis
 from sned.graph.ir import Graph, IntArray, Op
 from sned.graph.labels import covering, line
 from sned.graph.modules import modules_of
 from sned.graph.origins import Origins
-from sned.graph.provenance import Attribute, Formula, Source, TensorAxis, Use
+from sned.graph.provenance import Use
 from sned.graph.reached import mark_reached
 from sned.graph.recording import BATCHES, Recorded, Recording
 from sned.graph.rescale import Lost, Rescale, Upstream, rescales

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sned.graph.provenance import Sized
+from sned.graph.formulas import Sized
 
 LIMIT = 20_000
 """How many calls are remembered."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sned.graph.formulas import Attribute
 from sned.graph.ir import Op
-from sned.graph.provenance import Attribute, Use
+from sned.graph.provenance import Use
 
 CUTTING = ("slice", "split_with_sizes", "unsafe_split_with_sizes")
 """Ops that cut an axis at numbers of their own."""

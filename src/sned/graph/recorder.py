@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sned.graph import memo
 from sned.graph.example import tensors_in
+from sned.graph.formulas import Sized, SizedFloat
 from sned.graph.ir import Op, Ref, Tensor
 from sned.graph.modules import modules_of
-from sned.graph.provenance import Sized, SizedFloat
 from sned.graph.recording import Call, Given, Recording
 from sned.graph.values import Values
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from sned.graph.example import Example
+from sned.graph.formulas import Formula
 from sned.graph.ir import Op, Rows, Tensor
-from sned.graph.provenance import Formula, Scale, Use
+from sned.graph.provenance import Scale, Use
 
 BATCHES = (2, 3)
 """The batch sizes traced. Not 1: a view could not be told from a merge with the batch axis."""

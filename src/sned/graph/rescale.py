@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sned.graph.formulas import Formula
 from sned.graph.ir import IntArray, Op, Ref
 from sned.graph.labels import Boxes
-from sned.graph.provenance import Formula, Scale
+from sned.graph.provenance import Scale
 
 PASSED = frozenset(
     {"view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "permute", "transpose", "t", "clone", "alias", "select",

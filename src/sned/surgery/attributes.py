@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from sned.errors import SurgeryError
+from sned.graph.formulas import Attribute
 from sned.graph.ir import Graph, Op, leaves
 from sned.graph.modules import modules_of
-from sned.graph.provenance import Attribute, settings
+from sned.graph.provenance import settings
 from sned.graph.recording import BATCHES, Recording
 from sned.graph.sizes import Sizes
 from sned.graph.trace import record

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from sned.graph import Plan
+from sned.graph.formulas import Attribute, Formula, Source, TensorAxis
 from sned.graph.ir import Graph, Op
-from sned.graph.provenance import Attribute, Formula, Source, TensorAxis, Use
+from sned.graph.provenance import Use
 from sned.graph.replay import State, overload, sizes_of
 from sned.graph.rescale import Rescale
 from sned.graph.sizes import Sizes, integers_in

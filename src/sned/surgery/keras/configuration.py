@@ -15,7 +15,7 @@ from typing import Any
 import keras
 
 from sned.errors import ModelError
-from sned.graph.provenance import Attribute, Sized
+from sned.graph.formulas import Attribute, Sized
 from sned.surgery.keras.naming import call_alike, paths_of
 
 NO_SIZES = frozenset({

@@ -17,18 +17,10 @@ import torch
 from sned.errors import ModelError
 from sned.graph.build import build
 from sned.graph.example import Example
+from sned.graph.formulas import Attribute, Formula, Sized, Source, TensorAxis
 from sned.graph.ir import Graph
 from sned.graph.plan import Plan
-from sned.graph.provenance import (
-    Attribute,
-    Formula,
-    Scale,
-    Sized,
-    Source,
-    TensorAxis,
-    Use,
-    functions_opened,
-)
+from sned.graph.provenance import Scale, Use, functions_opened
 from sned.graph.recording import Recorded, Recording
 from sned.graph.replay import overload, sizes_of
 from sned.graph.sizes import Sizes

@@ -20,7 +20,7 @@ from keras.src.backend.common import dtypes
 
 from sned.errors import ModelError
 from sned.graph.example import Example
-from sned.graph.provenance import OPENED, Attribute, Sized, SizedFloat
+from sned.graph.formulas import OPENED, Attribute, Sized, SizedFloat
 from sned.surgery.keras.configuration import reason_of, rebuilt
 from sned.surgery.keras.naming import share_constants, variables_of
 from sned.surgery.keras.outside import within_keras
